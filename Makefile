@@ -1,0 +1,77 @@
+# Every target sets up what it needs. `make help` lists them.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Services and tests share two cores here; more threads than cores makes each forward slower.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_OFFLINE ?= 1
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+.PHONY: setup
+setup: $(STAMP) ## Create .venv with everything pinned in constraints.txt
+
+.PHONY: demo
+demo: setup ## Watch a completion stream from a target fed by a separate draft service
+	$(BIN)/outrider demo
+
+.PHONY: test
+test: setup node-client ## Run the test suite (10 minutes or less on two cores)
+	$(BIN)/python -m pytest
+
+.PHONY: test-slow
+test-slow: setup node-client ## Run the long exactness and distribution suites
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+.PHONY: bench
+bench: setup ## Compare with transformers on the shipped pair; prints a table, writes JSON
+	$(BIN)/python -m benchmarks.compare
+
+.PHONY: check
+check: lint type proto-check ## Everything that is checked without running: lint, types, contract, imports
+
+.PHONY: lint
+lint: setup ## Lint and format-check the code and the contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+
+.PHONY: type
+type: setup ## Type-check strictly
+	$(BIN)/mypy
+
+.PHONY: format
+format: setup ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: proto
+proto: setup ## Regenerate protos/gen from the contract
+	$(BIN)/python tools/generate_protos.py
+
+.PHONY: proto-check
+proto-check: setup ## Fail when protos/gen differs from what the contract generates
+	$(BIN)/python tools/generate_protos.py --check
+
+NODE_STAMP := tests/node_client/node_modules/.package-lock.json
+$(NODE_STAMP): tests/node_client/package-lock.json
+	cd tests/node_client && npm ci --silent --no-audit --no-fund
+.PHONY: node-client
+node-client: $(NODE_STAMP)
+
+.PHONY: clean
+clean: ## Remove everything that is not source
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache tests/node_client/node_modules
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
