@@ -1,0 +1,197 @@
+"""The command `outrider-target`: flags into settings, settings into a running service."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from outrider_runtime import logs
+from outrider_runtime.server import ServerSettings
+from outrider_runtime.settings import (
+    ApiKey,
+    ConfigFile,
+    Format,
+    Grace,
+    Host,
+    Level,
+    MetricsPort,
+    Port,
+    SslCaCerts,
+    SslCertfile,
+    SslKeyfile,
+    Threads,
+    flag,
+    startup_errors,
+)
+
+from outrider_target.settings import (
+    BatchSettings,
+    ModelSettings,
+    SpeculationDefaults,
+    TargetSettings,
+)
+from outrider_target.window import SCHEDULES
+
+_BATCH = BatchSettings()
+_SPECULATION = SpeculationDefaults()
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _schedule(value: str) -> str:
+    if value not in SCHEDULES:
+        raise typer.BadParameter(f"must be one of {', '.join(SCHEDULES)}")
+    return value
+
+
+@app.command()
+def serve(
+    model: Annotated[str, flag("--model", "The target model: a local folder, or a hub id.")],
+    draft: Annotated[
+        list[str] | None,
+        flag("--draft", "Address of a draft service, HOST:PORT. May repeat, or be absent."),
+    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 50051,
+    served_model_name: Annotated[
+        str | None, flag("--served-model-name", "Name shown to clients; default: the folder's.")
+    ] = None,
+    dtype: Annotated[str, flag("--dtype", "auto, float32, bfloat16, float16 or float64.")] = "auto",
+    device: Annotated[str, flag("--device", "auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Threads = None,
+    max_model_len: Annotated[
+        int | None,
+        flag("--max-model-len", "Longest prompt plus output; default: the model's.", min=2),
+    ] = None,
+    max_num_seqs: Annotated[
+        int, flag("--max-num-seqs", "Sequences in the running batch.", min=1)
+    ] = _BATCH.max_num_seqs,
+    max_num_batched_tokens: Annotated[
+        int,
+        flag("--max-num-batched-tokens", "Rows of one forward; longer prompts are cut.", min=1),
+    ] = _BATCH.max_num_batched_tokens,
+    max_waiting_requests: Annotated[
+        int, flag("--max-waiting-requests", "Requests that may wait; more are refused.", min=0)
+    ] = _BATCH.max_waiting_requests,
+    kv_cache_tokens: Annotated[
+        int | None, flag("--kv-cache-tokens", "Size of the KV cache in tokens.", min=1)
+    ] = None,
+    kv_cache_bytes: Annotated[
+        int | None, flag("--kv-cache-bytes", "Size of the KV cache in bytes instead.", min=1)
+    ] = None,
+    block_size: Annotated[
+        int, flag("--block-size", "Tokens per block of the KV cache.", min=1)
+    ] = 16,
+    num_assistant_tokens: Annotated[
+        int,
+        flag("--num-assistant-tokens", "Window of the first round, when nobody says.", min=1),
+    ] = _SPECULATION.num_assistant_tokens,
+    num_assistant_tokens_schedule: Annotated[
+        str,
+        flag(
+            "--num-assistant-tokens-schedule",
+            "constant, heuristic or heuristic_transient, when nobody says.",
+            callback=_schedule,
+        ),
+    ] = _SPECULATION.num_assistant_tokens_schedule,
+    assistant_confidence_threshold: Annotated[
+        float,
+        flag(
+            "--assistant-confidence-threshold",
+            "Draft probability below which a draft ends, when nobody says; 0 is off.",
+            min=0,
+            max=1,
+        ),
+    ] = _SPECULATION.assistant_confidence_threshold,
+    max_assistant_tokens: Annotated[
+        int,
+        flag("--max-assistant-tokens", "Upper bound of the window.", min=1, max=64),
+    ] = _SPECULATION.max_assistant_tokens,
+    run_ahead: Annotated[
+        int,
+        flag("--run-ahead", "Tokens drafted beyond the window meanwhile.", min=0, max=64),
+    ] = _SPECULATION.run_ahead,
+    draft_timeout_ms: Annotated[
+        int,
+        flag("--draft-timeout-ms", "Longest wait for a drafter in a round.", min=0, max=60_000),
+    ] = _SPECULATION.draft_timeout_ms,
+    draft_ca_certs: Annotated[
+        Path | None,
+        flag("--draft-ca-certs", "Authorities of the drafters' certificates, PEM; then TLS."),
+    ] = None,
+    draft_api_key: Annotated[
+        str | None, flag("--draft-api-key", "Key that the draft services ask for.")
+    ] = None,
+    ssl_keyfile: SslKeyfile = None,
+    ssl_certfile: SslCertfile = None,
+    ssl_ca_certs: SslCaCerts = None,
+    api_key: ApiKey = None,
+    grace: Grace = 30,
+    metrics_port: MetricsPort = None,
+    log_level: Level = logs.LogLevel.INFO,
+    log_format: Format = logs.LogFormat.AUTO,
+    config: ConfigFile = None,  # noqa: ARG001 - its callback applies it
+) -> None:
+    """Serve a target model over gRPC, fed by draft services, if there are any."""
+    logs.configure(log_level, log_format)
+    settings = TargetSettings(
+        model=ModelSettings(
+            model=model,
+            served_model_name=served_model_name,
+            dtype=dtype,
+            device=device,
+            threads=threads,
+            max_model_len=max_model_len,
+            block_size=block_size,
+            kv_cache_tokens=kv_cache_tokens,
+            kv_cache_bytes=kv_cache_bytes,
+        ),
+        server=ServerSettings(
+            host=host,
+            port=port,
+            ssl_keyfile=ssl_keyfile,
+            ssl_certfile=ssl_certfile,
+            ssl_ca_certs=ssl_ca_certs,
+            api_key=api_key,
+            grace_seconds=grace,
+        ),
+        batch=BatchSettings(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_waiting_requests=max_waiting_requests,
+        ),
+        speculation=SpeculationDefaults(
+            num_assistant_tokens=num_assistant_tokens,
+            num_assistant_tokens_schedule=num_assistant_tokens_schedule,
+            assistant_confidence_threshold=assistant_confidence_threshold,
+            max_assistant_tokens=max_assistant_tokens,
+            run_ahead=run_ahead,
+            draft_timeout_ms=draft_timeout_ms,
+        ),
+        drafts=tuple(draft or ()),
+        draft_ca_certs=None if draft_ca_certs is None else str(draft_ca_certs),
+        draft_api_key=draft_api_key,
+        metrics_port=metrics_port,
+    )
+    with startup_errors("outrider-target"):
+        asyncio.run(_serve(settings))
+
+
+async def _serve(settings: TargetSettings) -> None:
+    # Imported late: `--help` and mistaken flags should not wait for torch.
+    from outrider_target.service import TargetService
+
+    service = TargetService(settings)
+    await service.start()
+    await service.run(announce=lambda line: print(line, flush=True))
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Which fields of GenerationConfig are served.
+
+The one table: `GetServerInfo`, the validation and `docs/generation_config.md` all come from it. A
+field is honoured with transformers' meaning, or refused by name unless it has a neutral value (one
+that asks for nothing). Knows nothing of how a field is honoured.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Support(Enum):
+    """Whether a field is served."""
+
+    HONOURED = "honoured"
+    REFUSED = "refused"
+    NOT_YET = "not yet"
+
+
+class Capability(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        support: Whether the field is served.
+        note: The meaning here, or the reason for refusing.
+        neutral: Values, in transformers' JSON form, that are accepted all the same.
+    """
+
+    support: Support
+    note: str = ""
+    neutral: tuple[object, ...] = ()
+
+
+def _honoured(note: str = "") -> Capability:
+    return Capability(Support.HONOURED, note)
+
+
+def _refused(note: str, *neutral: object) -> Capability:
+    return Capability(Support.REFUSED, note, neutral)
+
+
+def _not_yet(note: str, *neutral: object) -> Capability:
+    return Capability(Support.NOT_YET, note, neutral)
+
+
+_BEAMS = "beam search is not served yet"
+_ENCODER = "concerns encoder-decoder models; this service runs decoder-only models"
+_OWN_CACHE = "the service has a paged cache of its own"
+
+CAPABILITIES: dict[str, Capability] = {
+    "max_length": _honoured("prompt plus output; `max_new_tokens` wins"),
+    "max_new_tokens": _honoured("default 20, as in transformers"),
+    "min_length": _honoured(),
+    "min_new_tokens": _honoured(),
+    "early_stopping": _not_yet(_BEAMS, False),
+    "max_time": _honoured("from arrival; looked at once a round"),
+    "stop_strings": _honoured("exact to the token, also inside an accepted draft"),
+    "do_sample": _honoured("sampled with position-keyed noise: same seed, same text"),
+    "num_beams": _not_yet(_BEAMS, 1),
+    "use_mtp": _not_yet("multi-token prediction heads are not used yet", False),
+    "use_cache": _refused("keys and values are always cached here", True),
+    "cache_implementation": _refused(_OWN_CACHE),
+    "cache_config": _refused(_OWN_CACHE),
+    "return_legacy_cache": _refused("a cache cannot be returned over the wire", False),
+    "max_cache_len": _refused(_OWN_CACHE),
+    "prefill_chunk_size": _not_yet("the server's --max-num-batched-tokens decides"),
+    "temperature": _honoured(),
+    "top_k": _honoured("default 50, as in transformers; 0 is off"),
+    "top_p": _honoured(),
+    "min_p": _honoured(),
+    "top_h": _honoured(),
+    "typical_p": _honoured(),
+    "epsilon_cutoff": _honoured(),
+    "eta_cutoff": _honoured(),
+    "repetition_penalty": _honoured(),
+    "encoder_repetition_penalty": _not_yet("not served yet", 1.0),
+    "length_penalty": _not_yet(_BEAMS, 1.0),
+    "no_repeat_ngram_size": _honoured(),
+    "bad_words_ids": _honoured(),
+    "renormalize_logits": _honoured(),
+    "forced_bos_token_id": _honoured(),
+    "forced_eos_token_id": _honoured(),
+    "remove_invalid_values": _honoured(),
+    "exponential_decay_length_penalty": _honoured(),
+    "suppress_tokens": _honoured(),
+    "begin_suppress_tokens": _honoured(),
+    "sequence_bias": _honoured("in list form"),
+    "token_healing": _not_yet("not served yet", False),
+    "guidance_scale": _not_yet("not served yet", 1.0),
+    "watermarking_config": _not_yet("not served yet"),
+    "num_return_sequences": _honoured("more than one needs do_sample; the prompt is shared"),
+    "output_attentions": _not_yet("not served yet", False),
+    "output_hidden_states": _not_yet("not served yet", False),
+    "output_scores": _not_yet("not served yet", False),
+    "output_logits": _not_yet("not served yet", False),
+    "return_dict_in_generate": _honoured("without meaning on the wire"),
+    "pad_token_id": _honoured("without effect: nothing is padded here"),
+    "bos_token_id": _honoured("without effect: prompts come with their own"),
+    "eos_token_id": _honoured("any of the list ends a sequence"),
+    "encoder_no_repeat_ngram_size": _not_yet("not served yet", 0),
+    "decoder_start_token_id": _refused(_ENCODER),
+    "is_assistant": _refused("set by transformers on a drafter's own configuration", False),
+    "num_assistant_tokens": _honoured("default: the server's --num-assistant-tokens"),
+    "num_assistant_tokens_schedule": _honoured(
+        "default: the server's --num-assistant-tokens-schedule; the state is the request's own"
+    ),
+    "assistant_confidence_threshold": _honoured(
+        "default: the server's --assistant-confidence-threshold"
+    ),
+    "prompt_lookup_num_tokens": _honoured("drafts by prompt lookup, this many tokens a round"),
+    "max_matching_ngram_size": _honoured("default 2"),
+    "assistant_early_exit": _not_yet("not served yet"),
+    "assistant_lookbehind": _honoured("without effect: drafters have the target's tokenizer"),
+    "target_lookbehind": _honoured("without effect: drafters have the target's tokenizer"),
+    "assistant_ensemble_weight": _refused("would let the drafter change the text"),
+    "speculation_type": _refused("the server's drafters decide"),
+    "compile_config": _refused("the server decides what is compiled"),
+    "disable_compile": _honoured("nothing is compiled"),
+    "continuous_batching_config": _refused("the service batches by itself"),
+    "low_memory": _not_yet("contrastive search is not served yet", False),
+    "penalty_alpha": _not_yet("contrastive search is not served yet", 0.0),
+    "dola_layers": _not_yet("DoLa is not served yet"),
+    "diversity_penalty": _not_yet(_BEAMS, 0.0),
+    "num_beam_groups": _not_yet(_BEAMS, 1),
+    "constraints": _refused("Python objects cannot cross the wire; see force_words_ids"),
+    "force_words_ids": _not_yet("constrained beam search is not served yet"),
+    "transformers_version": _honoured("informative"),
+}
+"""By transformers' name, in the order of the contract."""

@@ -1,0 +1,1 @@
+"""Where a sequence's draft tokens come from: remote draft services, prompt lookup, or nowhere."""

@@ -1,0 +1,87 @@
+"""The port to whatever proposes tokens, and the drafter that proposes none.
+
+Everything here is called from the engine thread and must never block it. Knows nothing of gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from outrider_target.request import GenerationRequest
+
+
+class DraftSession(Protocol):
+    """A drafter's view of one sequence."""
+
+    @property
+    def active(self) -> bool:
+        """Whether a drafter stands behind it at the moment."""
+
+    def commit(self, token_ids: Sequence[int], *, window: int) -> None:
+        """Tell the tokens decided in a round, and how many are wanted for the next."""
+
+    def waiting_until(self, window: int, now: float) -> float | None:
+        """Until when a round should wait for the proposal; None when it need not wait.
+
+        Args:
+            window: Draft tokens wanted.
+            now: `time.monotonic()`.
+        """
+
+    def proposal(self, window: int) -> list[int]:
+        """The draft: at most `window` tokens that may follow the committed ones."""
+
+    def observe(self, num_draft_tokens: int, num_accepted: int) -> None:
+        """Learn what a round made of the draft."""
+
+    def close(self) -> None:
+        """Forget the sequence."""
+
+
+class Drafter(Protocol):
+    """Opens sessions."""
+
+    def open(
+        self,
+        request: GenerationRequest,
+        *,
+        sample_index: int,
+        token_ids: Sequence[int],
+        window: int,
+    ) -> DraftSession:
+        """Start drafting for a sequence with these committed tokens."""
+
+
+class NullDrafter:
+    """Plain decoding: a drafter, and a session, that never proposes anything."""
+
+    active = False
+
+    def open(
+        self,
+        request: GenerationRequest,
+        *,
+        sample_index: int,
+        token_ids: Sequence[int],
+        window: int,
+    ) -> DraftSession:
+        """It is its own session: there is nothing to remember."""
+        return self
+
+    def commit(self, token_ids: Sequence[int], *, window: int) -> None:
+        """Nothing to learn."""
+
+    def waiting_until(self, window: int, now: float) -> float | None:
+        """Never waits."""
+        return None
+
+    def proposal(self, window: int) -> list[int]:
+        """Never proposes."""
+        return []
+
+    def observe(self, num_draft_tokens: int, num_accepted: int) -> None:
+        """Nothing to learn."""
+
+    def close(self) -> None:
+        """Nothing to forget."""

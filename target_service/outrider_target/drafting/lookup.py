@@ -1,0 +1,54 @@
+"""Prompt lookup inside the target service: no link, no model, always answered at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outrider_runtime.prompt_lookup import PromptLookup
+
+from outrider_target.drafting.drafter import DraftSession
+from outrider_target.request import GenerationRequest
+
+
+class LookupSession:
+    """One sequence's index of its own text."""
+
+    active = True
+
+    def __init__(self, request: GenerationRequest, token_ids: Sequence[int]) -> None:
+        self._lookup = PromptLookup(
+            token_ids, max_ngram_size=request.speculation.max_matching_ngram_size
+        )
+
+    def commit(self, token_ids: Sequence[int], *, window: int) -> None:
+        """Index the new tokens."""
+        self._lookup.extend(token_ids)
+
+    def waiting_until(self, window: int, now: float) -> float | None:
+        """Never waits."""
+        return None
+
+    def proposal(self, window: int) -> list[int]:
+        """What followed the last tokens when they occurred before."""
+        return self._lookup.candidates(window)
+
+    def observe(self, num_draft_tokens: int, num_accepted: int) -> None:
+        """Nothing to learn."""
+
+    def close(self) -> None:
+        """Nothing to forget."""
+
+
+class LookupDrafter:
+    """Opens lookup sessions."""
+
+    def open(
+        self,
+        request: GenerationRequest,
+        *,
+        sample_index: int,
+        token_ids: Sequence[int],
+        window: int,
+    ) -> DraftSession:
+        """Index the committed tokens."""
+        return LookupSession(request, token_ids)

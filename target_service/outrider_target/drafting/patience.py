@@ -1,0 +1,78 @@
+"""How long a round waits for a draft: as long as waiting is expected to pay. Pure.
+
+Verifying a draft saves about `expected_accepted` plain rounds, so waiting up to that many round
+times breaks even. When the drafter usually answers later than that, waiting never pays and the
+round decodes plainly at once; the late answer may still agree with what was decided meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_OPTIMISM = 2.0
+"""Accepted tokens a draft that a new sequence is credited with, before anything was measured."""
+
+_SMOOTHING = 0.2
+_SILENCE = 3
+"""Unanswered waits in a row after which a drafter is taken for stalled, until it answers again."""
+
+_PROBE_INTERVAL = 64
+"""Rounds between two waits that keep the estimate of a poor draft up to date."""
+
+
+@dataclass(slots=True)
+class LinkPace:
+    """How fast a drafter answers; shared by its sessions."""
+
+    latency: float = 0.0
+    """Smoothed seconds from asking to the wanted window; 0 before the first answer."""
+    unanswered: int = 0
+
+    def answered(self, seconds: float) -> None:
+        """Learn from an answer."""
+        self.unanswered = 0
+        if self.latency == 0.0:
+            self.latency = seconds
+        else:
+            self.latency += _SMOOTHING * (seconds - self.latency)
+
+    def missed(self) -> None:
+        """Learn from a wait that ended without an answer."""
+        self.unanswered += 1
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it is not worth waiting for at all."""
+        return self.unanswered >= _SILENCE
+
+
+@dataclass(slots=True)
+class Patience:
+    """How much a sequence's drafts have been worth."""
+
+    expected_accepted: float = _OPTIMISM
+    rounds_since_probe: int = 0
+
+    def observe(self, num_accepted: int) -> None:
+        """Learn what a round made of a draft."""
+        self.expected_accepted += _SMOOTHING * (num_accepted - self.expected_accepted)
+
+    def seconds(self, pace: LinkPace, *, round_seconds: float, timeout: float) -> float:
+        """How long to wait for the next answer.
+
+        Args:
+            pace: The drafter's.
+            round_seconds: What a round costs at the moment.
+            timeout: Never longer than this.
+        """
+        if pace.stalled:
+            return 0.0
+        worth = self.expected_accepted * round_seconds
+        if pace.latency > worth:
+            self.rounds_since_probe += 1
+            if self.rounds_since_probe < _PROBE_INTERVAL:
+                return 0.0
+            self.rounds_since_probe = 0
+            return min(2 * pace.latency, 2 * round_seconds, timeout)
+        # Answers scatter: allow twice the usual time, but not more than the draft is worth.
+        return min(max(2 * pace.latency, round_seconds), worth, timeout)

@@ -1,0 +1,45 @@
+"""What the engine reports of a request. Domain terms; knows nothing of gRPC or text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from outrider_target.request import Finish
+from outrider_target.statistics import SpeculationCounters
+
+
+class TokensDecided(NamedTuple):
+    """New tokens of a sequence, and its end if this is it.
+
+    Attributes:
+        sequence_index: Which sequence of the request.
+        token_ids: The tokens; may be empty when the sequence ends without one.
+        drafted: For each token whether the drafter had proposed it.
+        finish: Set when the sequence ended.
+    """
+
+    sequence_index: int
+    token_ids: Sequence[int]
+    drafted: Sequence[bool]
+    finish: Finish | None
+
+
+class RequestCompleted(NamedTuple):
+    """The end of a request; times in seconds from its arrival."""
+
+    queue_seconds: float
+    time_to_first_token_seconds: float
+    total_seconds: float
+    num_completion_tokens: int
+    num_preemptions: int
+    speculation: SpeculationCounters
+
+
+class RequestFailed(NamedTuple):
+    """A request that ended by a fault of the server."""
+
+    error: Exception
+
+
+Event = TokensDecided | RequestCompleted | RequestFailed

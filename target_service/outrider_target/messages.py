@@ -1,0 +1,146 @@
+"""From the domain to the wire: what the servicer answers with."""
+
+from __future__ import annotations
+
+from outrider.v1 import generation_pb2, speculation_pb2
+
+from outrider_target.capabilities import CAPABILITIES, Support
+from outrider_target.drafting.link import DraftLink, LinkStatus
+from outrider_target.events import RequestCompleted
+from outrider_target.request import (
+    DraftMethod,
+    Finish,
+    FinishReason,
+    GenerationRequest,
+    SpeculationSettings,
+)
+from outrider_target.statistics import SpeculationCounters
+
+_FINISH_REASONS = {
+    FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
+    FinishReason.TIME: generation_pb2.FINISH_REASON_TIME,
+    FinishReason.CANCELLED: generation_pb2.FINISH_REASON_CANCELLED,
+}
+_METHODS = {
+    DraftMethod.NONE: speculation_pb2.DRAFT_METHOD_NONE,
+    DraftMethod.REMOTE: speculation_pb2.DRAFT_METHOD_REMOTE,
+    DraftMethod.PROMPT_LOOKUP: speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP,
+}
+_LINK_STATES = {
+    LinkStatus.CONNECTING: generation_pb2.DRAFT_LINK_STATE_CONNECTING,
+    LinkStatus.READY: generation_pb2.DRAFT_LINK_STATE_READY,
+    LinkStatus.REFUSED: generation_pb2.DRAFT_LINK_STATE_REFUSED,
+}
+_SUPPORT = {
+    Support.HONOURED: generation_pb2.FIELD_SUPPORT_HONOURED,
+    Support.REFUSED: generation_pb2.FIELD_SUPPORT_REFUSED,
+    Support.NOT_YET: generation_pb2.FIELD_SUPPORT_NOT_YET,
+}
+
+
+def started(request: GenerationRequest) -> generation_pb2.GenerateResponse:
+    """The first chunk."""
+    return generation_pb2.GenerateResponse(
+        chunk=generation_pb2.GenerateChunk(
+            started=generation_pb2.GenerationStarted(
+                request_id=request.id,
+                seed=request.seed,
+                effective_config=request.effective_config,
+                effective_speculation=_speculation(request.speculation),
+                num_prompt_tokens=len(request.prompt),
+            )
+        )
+    )
+
+
+def sequence_result(
+    index: int, finish: Finish, num_completion_tokens: int
+) -> generation_pb2.SequenceResult:
+    """How a sequence ended."""
+    return generation_pb2.SequenceResult(
+        sequence_index=index,
+        finish_reason=_FINISH_REASONS[finish.reason],
+        matched_stop_string=finish.stop_string,
+        matched_stop_token_id=finish.stop_token_id,
+        num_completion_tokens=num_completion_tokens,
+    )
+
+
+def complete(
+    request: GenerationRequest,
+    results: list[generation_pb2.SequenceResult],
+    end: RequestCompleted,
+) -> generation_pb2.GenerateResponse:
+    """The last message."""
+    return generation_pb2.GenerateResponse(
+        complete=generation_pb2.GenerateComplete(
+            sequences=sorted(results, key=lambda result: result.sequence_index),
+            usage=generation_pb2.Usage(
+                prompt_tokens=len(request.prompt),
+                completion_tokens=end.num_completion_tokens,
+                queue_seconds=end.queue_seconds,
+                time_to_first_token_seconds=end.time_to_first_token_seconds,
+                total_seconds=end.total_seconds,
+                num_preemptions=end.num_preemptions,
+            ),
+            speculation=speculation_stats(end.speculation),
+        )
+    )
+
+
+def speculation_stats(counters: SpeculationCounters) -> speculation_pb2.SpeculationStats:
+    """What speculation did."""
+    return speculation_pb2.SpeculationStats(
+        num_drafts=counters.num_drafts,
+        num_draft_tokens=counters.num_draft_tokens,
+        num_accepted_tokens=counters.num_accepted_tokens,
+        num_accepted_tokens_per_pos=counters.num_accepted_tokens_per_pos,
+        mean_acceptance_length=counters.mean_acceptance_length,
+        draft_acceptance_rate=counters.draft_acceptance_rate,
+        num_rounds=counters.num_rounds,
+        num_plain_rounds=counters.num_plain_rounds,
+        rounds=[
+            speculation_pb2.SpeculationRound(num_draft_tokens=drafted, num_accepted_tokens=accepted)
+            for drafted, accepted in counters.rounds
+        ],
+    )
+
+
+def link_info(
+    link: DraftLink, *, num_sessions: int, latency: float, num_offences: int
+) -> generation_pb2.DraftLinkInfo:
+    """The state of a link."""
+    return generation_pb2.DraftLinkInfo(
+        address=link.address,
+        state=_LINK_STATES[link.status],
+        reason=link.reason,
+        kind=link.kind,
+        num_sessions=num_sessions,
+        latency_seconds=latency,
+        num_offences=num_offences,
+    )
+
+
+def capabilities() -> list[generation_pb2.FieldCapability]:
+    """The capability table."""
+    return [
+        generation_pb2.FieldCapability(field=name, support=_SUPPORT[c.support], note=c.note)
+        for name, c in CAPABILITIES.items()
+    ]
+
+
+def _speculation(settings: SpeculationSettings) -> speculation_pb2.SpeculationConfig:
+    return speculation_pb2.SpeculationConfig(
+        enabled=settings.method is not DraftMethod.NONE,
+        method=_METHODS[settings.method],
+        verification=speculation_pb2.VERIFICATION_EXACT,
+        pacing=speculation_pb2.DRAFT_PACING_SYNCHRONOUS
+        if settings.synchronous
+        else speculation_pb2.DRAFT_PACING_ADAPTIVE,
+        max_assistant_tokens=settings.max_window,
+        run_ahead=settings.run_ahead,
+        draft_timeout_ms=round(settings.timeout_seconds * 1000),
+        draft_temperature=settings.draft_temperature,
+        report_rounds=settings.report_rounds,
+    )

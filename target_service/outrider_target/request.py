@@ -1,0 +1,86 @@
+"""A request in domain terms: what the engine needs to know of one `Generate` call.
+
+Knows nothing of gRPC: the servicer builds it, the engine serves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from outrider.v1.generation_config_pb2 import GenerationConfig
+from outrider_runtime.sampling_parameters import SamplingParameters
+
+
+class FinishReason(Enum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TIME = "time"
+    CANCELLED = "cancelled"
+
+
+class DraftMethod(Enum):
+    """Which drafter a request wants."""
+
+    SERVER_DEFAULT = "default"
+    NONE = "none"
+    REMOTE = "remote"
+    PROMPT_LOOKUP = "prompt-lookup"
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationSettings:
+    """How to speculate for a request. None of it can change the text."""
+
+    method: DraftMethod
+    synchronous: bool
+    """Wait for the drafter's whole answer, up to the time-out, as transformers does."""
+    window: int
+    """Draft tokens of the first round."""
+    schedule: str
+    """One of `window.SCHEDULES`."""
+    max_window: int
+    """Upper bound of the window."""
+    run_ahead: int
+    """Tokens beyond the window that may be drafted while the target verifies."""
+    confidence_threshold: float
+    """A draft ends after a token of lower draft probability. 0 is off."""
+    timeout_seconds: float
+    """Longest wait for the drafter in a round."""
+    draft_temperature: float
+    """Divides the drafter's scores before the shared noise is added."""
+    max_matching_ngram_size: int
+    """Longest n-gram that in-process prompt lookup matches."""
+    report_rounds: bool
+    """Whether to keep the rounds one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One validated request."""
+
+    id: str
+    prompt: Sequence[int]
+    """Prompt token ids; not empty."""
+    parameters: SamplingParameters
+    """What shapes the scores, resolved for this prompt."""
+    seed: int
+    num_sequences: int
+    stop_strings: tuple[str, ...]
+    max_time: float | None
+    """Seconds from arrival."""
+    speculation: SpeculationSettings
+    effective_config: GenerationConfig
+    """The merged configuration: echoed to the client, and passed on to drafters."""
+
+
+class Finish(NamedTuple):
+    """How a sequence ended."""
+
+    reason: FinishReason
+    stop_string: str | None = None
+    stop_token_id: int | None = None

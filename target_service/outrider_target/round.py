@@ -1,0 +1,205 @@
+"""One round of the target: admit, plan, verify, commit, retire.
+
+Owned by the engine thread. Knows nothing of gRPC, threads or text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
+
+import structlog
+from outrider_runtime.model.runner import Runner
+from outrider_runtime.model.selection import InvalidScores
+
+from outrider_target.drafting.drafter import Drafter
+from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
+from outrider_target.request import DraftMethod, Finish, FinishReason
+from outrider_target.scheduler import Scheduler, Work
+from outrider_target.sequence import RequestState, Sequence
+from outrider_target.statistics import SpeculationCounters
+from outrider_target.verifier import Verifier
+
+log = structlog.get_logger()
+
+Deliver = Callable[[RequestState, Event], None]
+
+_SMOOTHING = 0.1
+
+
+class Rounds:
+    """The running batch, round after round."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        drafters: Mapping[DraftMethod, Drafter],
+        deliver: Deliver,
+    ) -> None:
+        self._verifier = Verifier(runner)
+        self._pool = runner.pool
+        self._scheduler = scheduler
+        self._drafters = drafters
+        self._deliver = deliver
+        self.round_seconds = 0.0
+        """Smoothed duration of a round."""
+        self.totals = SpeculationCounters()
+        self.num_generated_tokens = 0
+
+    def step(self) -> float | None:
+        """Run one round if any sequence is ready.
+
+        Returns:
+            0 when there may be more to do at once, else the time (`time.monotonic()`) to come back
+            at; None when only a new event can help.
+        """
+        started = time.monotonic()
+        self._expire(started)
+        for sequence in self._scheduler.admit(started):
+            self._open_session(sequence)
+        plan = self._scheduler.plan(started)
+        if not plan.work:
+            return plan.wait_until
+        for work, own in self._verify(plan.work):
+            self._commit(work, own)
+        self._learn_pace(time.monotonic() - started)
+        return 0.0
+
+    def cancel(self, state: RequestState, *, report: bool) -> None:
+        """End a request's sequences now. `report`: its caller is still listening."""
+        for sequence in state.sequences:
+            if sequence.finish is None:
+                self._finish(sequence, Finish(FinishReason.CANCELLED))
+                if report:
+                    self._deliver(state, TokensDecided(sequence.index, (), (), sequence.finish))
+        if report:
+            self._complete(state)
+
+    def fail(self, state: RequestState, error: Exception) -> None:
+        """End a request because of a fault."""
+        for sequence in state.sequences:
+            if sequence.finish is None:
+                self._finish(sequence, Finish(FinishReason.CANCELLED))
+        self._deliver(state, RequestFailed(error))
+
+    def _expire(self, now: float) -> None:
+        """End what has run out of time, in the batch or still in the queue."""
+        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+            max_time = sequence.request.max_time
+            if max_time is not None and now - sequence.state.arrived_at >= max_time:
+                self._finish(sequence, Finish(FinishReason.TIME))
+                tokens = TokensDecided(sequence.index, (), (), sequence.finish)
+                self._deliver(sequence.state, tokens)
+                self._retire(sequence.state)
+
+    def _open_session(self, sequence: Sequence) -> None:
+        if sequence.session is None:
+            drafter = self._drafters[sequence.request.speculation.method]
+            sequence.session = drafter.open(
+                sequence.request,
+                sample_index=sequence.index,
+                token_ids=sequence.token_ids,
+                window=sequence.next_window,
+            )
+
+    def _verify(self, batch: SequenceOf[Work]) -> list[tuple[Work, list[int]]]:
+        """The target's own tokens. A fault in one request's rows ends that request alone."""
+        try:
+            return list(zip(batch, self._verifier.verify(batch), strict=True))
+        except InvalidScores as fault:
+            if len(batch) == 1:
+                self.fail(batch[0].sequence.state, fault)
+                return []
+        except Exception as fault:
+            log.exception("round_failed", num_sequences=len(batch))
+            if len(batch) == 1:
+                self.fail(batch[0].sequence.state, fault)
+                return []
+        # Somebody's rows are at fault: one by one, the others go on.
+        return [
+            result
+            for work in batch
+            if work.sequence.finish is None
+            for result in self._verify([work])
+        ]
+
+    def _commit(self, work: Work, own: list[int]) -> None:
+        """Take what the round decided for a sequence, up to the token that ends it."""
+        sequence = work.sequence
+        if work.rows is None or sequence.finish is not None:
+            return
+        assert sequence.handle is not None
+        assert sequence.session is not None
+        decided, num_accepted = sequence.strategy.commit(work.draft, own)
+        kept = self._append_until_stop(sequence, decided)
+        num_accepted = min(num_accepted, len(kept))
+        has_drafter = sequence.session.active
+        keep_round = sequence.request.speculation.report_rounds
+        sequence.counters.observe(
+            len(work.draft), num_accepted, has_drafter=has_drafter, keep_round=keep_round
+        )
+        self.totals.observe(
+            len(work.draft), num_accepted, has_drafter=has_drafter, keep_round=False
+        )
+        sequence.window.observe(len(work.draft), num_accepted)
+        sequence.session.observe(len(work.draft), num_accepted)
+        self.num_generated_tokens += len(kept)
+        if sequence.state.first_token_at is None:
+            sequence.state.first_token_at = time.monotonic()
+        drafted = [position < num_accepted for position in range(len(kept))]
+        self._deliver(sequence.state, TokensDecided(sequence.index, kept, drafted, sequence.finish))
+        if sequence.finish is not None:
+            self._finish(sequence, sequence.finish)
+            self._retire(sequence.state)
+            return
+        self._pool.truncate(sequence.handle, sequence.length - 1)
+        sequence.session.commit(kept, window=sequence.next_window)
+
+    def _append_until_stop(self, sequence: Sequence, decided: list[int]) -> list[int]:
+        for count, token_id in enumerate(decided, start=1):
+            sequence.token_ids.append(token_id)
+            sequence.finish = sequence.stop.push(token_id, sequence.length)
+            if sequence.finish is not None:
+                return decided[:count]
+        return decided
+
+    def _finish(self, sequence: Sequence, finish: Finish) -> None:
+        """Free everything a sequence holds, in the same round."""
+        sequence.finish = finish
+        self._scheduler.release(sequence)
+        if sequence.session is not None:
+            sequence.session.close()
+
+    def _retire(self, state: RequestState) -> None:
+        """Complete a request when its last sequence has ended."""
+        if state.finished:
+            self._complete(state)
+
+    def _complete(self, state: RequestState) -> None:
+        now = time.monotonic()
+        speculation = SpeculationCounters()
+        for sequence in state.sequences:
+            speculation.add(sequence.counters)
+        first_token_at = state.first_token_at or now
+        admitted_at = state.admitted_at or now
+        self._deliver(
+            state,
+            RequestCompleted(
+                queue_seconds=admitted_at - state.arrived_at,
+                time_to_first_token_seconds=first_token_at - state.arrived_at,
+                total_seconds=now - state.arrived_at,
+                num_completion_tokens=sum(
+                    s.length - len(state.request.prompt) for s in state.sequences
+                ),
+                num_preemptions=sum(s.num_preemptions for s in state.sequences),
+                speculation=speculation,
+            ),
+        )
+
+    def _learn_pace(self, seconds: float) -> None:
+        if self.round_seconds == 0.0:
+            self.round_seconds = seconds
+        self.round_seconds += _SMOOTHING * (seconds - self.round_seconds)
+        self._scheduler.round_seconds = self.round_seconds

@@ -1,0 +1,245 @@
+"""Which sequences run, and what each round computes for them. Knows nothing of models or gRPC.
+
+First come, first served. A waiting sequence is admitted when the KV pool has room for all of its
+tokens; a running one that needs a block when none is left makes the youngest give up its own. That
+one is fed again later and continues with the same text, because noise is keyed by position.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from outrider_runtime.model.kv_pool import KVPool
+
+from outrider_target.sequence import RequestState, Sequence
+from outrider_target.strategy import Rows
+
+_LINGER = 0.5
+"""Share of a round that a ready sequence waits for others whose drafts are still on their way."""
+
+
+class Work(NamedTuple):
+    """A sequence's part of a round.
+
+    Attributes:
+        sequence: The sequence.
+        token_ids: Tokens to feed.
+        rows: What is wanted from their logits; None for a prefill chunk that is not the last.
+        draft: The draft tokens at the end of `token_ids`.
+    """
+
+    sequence: Sequence
+    token_ids: list[int]
+    rows: Rows | None
+    draft: list[int]
+
+
+class Plan(NamedTuple):
+    """A round, or until when there is none.
+
+    Attributes:
+        work: What to compute. Empty when nothing is ready.
+        wait_until: When to plan again at the latest; None when only a new event can help.
+    """
+
+    work: list[Work]
+    wait_until: float | None
+
+
+class Scheduler:
+    """The running batch and the queue before it."""
+
+    def __init__(self, pool: KVPool, *, max_num_seqs: int, max_batched_tokens: int) -> None:
+        self._pool = pool
+        self._max_num_seqs = max_num_seqs
+        self._max_batched_tokens = max_batched_tokens
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.round_seconds = 0.0
+        """What a round costs at the moment; kept up to date by the round."""
+        self._ready_since: float | None = None  # when a round could have begun
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks of the KV pool that no sequence holds."""
+        return self._pool.num_free_blocks
+
+    @property
+    def num_waiting_requests(self) -> int:
+        """Requests none of whose sequences was ever admitted. Any thread."""
+        return len({s.state for s in tuple(self.waiting) if s.state.admitted_at is None})
+
+    def submit(self, state: RequestState) -> None:
+        """Put a request's sequences at the end of the queue."""
+        self.waiting.extend(state.sequences)
+
+    def release(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and free its blocks."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self._free(sequence)
+
+    def admit(self, now: float) -> list[Sequence]:
+        """Move sequences from the queue into the batch while there is room; returns them."""
+        admitted: list[Sequence] = []
+        available = self._pool.num_free_blocks - self._promised_blocks()
+        for sequence in list(self.waiting):
+            if len(self.running) >= self._max_num_seqs:
+                break
+            source = self._fork_source(sequence)
+            if source is not None and not self._prefilled(source):
+                continue  # its blocks are worth waiting for: they hold the same prompt
+            needed = self._blocks_for(sequence, source)
+            if needed > available and self.running:
+                break  # first come, first served: nobody overtakes
+            available -= needed
+            self._place(sequence, source)
+            if sequence.state.admitted_at is None:
+                sequence.state.admitted_at = now
+            admitted.append(sequence)
+        return admitted
+
+    def plan(self, now: float) -> Plan:
+        """Compose a round from the sequences that are ready."""
+        ready, deadlines = self._split_by_readiness(now)
+        if not ready:
+            self._ready_since = None
+            return Plan([], min(deadlines, default=None))
+        if deadlines and (until := self._linger_until(ready, min(deadlines), now)) is not None:
+            return Plan([], until)
+        self._ready_since = None
+        return Plan(list(self._compose(ready)), None)
+
+    def _split_by_readiness(self, now: float) -> tuple[list[Sequence], list[float]]:
+        """Sequences that can run now, and until when the others wait for their drafters."""
+        ready: list[Sequence] = []
+        deadlines: list[float] = []
+        for sequence in self.running:
+            assert sequence.session is not None
+            deadline = sequence.session.waiting_until(sequence.next_window, now)
+            if deadline is None:
+                ready.append(sequence)
+            else:
+                deadlines.append(deadline)
+        return ready, deadlines
+
+    def _linger_until(
+        self, ready: list[Sequence], first_deadline: float, now: float
+    ) -> float | None:
+        """Until when to hold a round back so that more drafts can join it; None to go now.
+
+        A larger batch costs little more than a small one, so waiting a fraction of a round for a
+        draft that is on its way pays; but nobody who does not speculate waits for those who do.
+        """
+        if not all(sequence.session and sequence.session.active for sequence in ready):
+            return None
+        if self._ready_since is None:
+            self._ready_since = now
+        until = min(first_deadline, self._ready_since + _LINGER * self.round_seconds)
+        return until if until > now else None
+
+    def _compose(self, ready: list[Sequence]) -> Iterator[Work]:
+        """Give each sequence its rows, oldest first, within the budgets of rows and blocks."""
+        budget = self._max_batched_tokens
+        reserved = 0
+        for sequence in ready:
+            if sequence.handle is None:
+                continue  # preempted by an older one a moment ago
+            if budget <= 0:
+                break
+            work = self._work(sequence, budget)
+            needed = self._reserve(work, reserved)
+            if needed is None and work.draft:
+                work = self._without_draft(work)  # a draft never costs another sequence its blocks
+                needed = self._reserve(work, reserved)
+            while needed is None:
+                victim = self.running[-1]
+                self._preempt(victim)
+                if victim is sequence:
+                    break
+                needed = self._reserve(work, reserved)
+            if needed is None:
+                continue
+            reserved += needed
+            budget -= len(work.token_ids)
+            yield work
+
+    def _work(self, sequence: Sequence, budget: int) -> Work:
+        assert sequence.handle is not None
+        assert sequence.session is not None
+        cached = self._pool.length(sequence.handle)
+        pending = sequence.length - cached
+        if pending > budget:
+            chunk = sequence.token_ids[cached : cached + budget]
+            return Work(sequence, chunk, None, [])
+        window = min(sequence.next_window, budget - pending)
+        draft = sequence.session.proposal(window) if window else []
+        rows = sequence.strategy.rows(sequence.token_ids, cached, draft)
+        return Work(sequence, list(rows.token_ids), rows, draft)
+
+    def _without_draft(self, work: Work) -> Work:
+        sequence = work.sequence
+        assert sequence.handle is not None
+        cached = self._pool.length(sequence.handle)
+        rows = sequence.strategy.rows(sequence.token_ids, cached, [])
+        return Work(sequence, list(rows.token_ids), rows, [])
+
+    def _reserve(self, work: Work, reserved: int) -> int | None:
+        """Blocks the work needs, or None when they are not free."""
+        assert work.sequence.handle is not None
+        needed = self._pool.blocks_needed(work.sequence.handle, len(work.token_ids))
+        return needed if needed <= self._pool.num_free_blocks - reserved else None
+
+    def _promised_blocks(self) -> int:
+        """Blocks that running sequences need to be fed what they have, plus one to grow."""
+        return sum(
+            1 + self._pool.blocks_needed(s.handle, s.length - self._pool.length(s.handle))
+            for s in self.running
+            if s.handle is not None
+        )
+
+    def _fork_source(self, sequence: Sequence) -> Sequence | None:
+        """A running sequence of the same request whose prompt blocks can be shared."""
+        if sequence.length > len(sequence.request.prompt):
+            return None  # preempted with output of its own
+        for sibling in sequence.state.sequences[: sequence.index]:
+            if sibling.handle is not None:
+                return sibling
+        return None
+
+    def _prefilled(self, sequence: Sequence) -> bool:
+        assert sequence.handle is not None
+        return self._pool.length(sequence.handle) >= len(sequence.request.prompt) - 1
+
+    def _blocks_for(self, sequence: Sequence, source: Sequence | None) -> int:
+        shared = 0 if source is None else len(sequence.request.prompt) - 1
+        # One block more than the tokens need: to grow into, or to copy a shared partial block.
+        return 1 + -(-(sequence.length - shared) // self._pool.block_size)
+
+    def _place(self, sequence: Sequence, source: Sequence | None) -> None:
+        if source is None:
+            sequence.handle = self._pool.create()
+        else:
+            assert source.handle is not None
+            # Its own last prompt token is fed again: that row's logits are its first ones.
+            sequence.handle = self._pool.fork(source.handle, len(sequence.request.prompt) - 1)
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        self.running.sort(key=lambda s: (s.state.arrival, s.index))
+
+    def _preempt(self, victim: Sequence) -> None:
+        self.running.remove(victim)
+        self._free(victim)
+        victim.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(victim)
+
+    def _free(self, sequence: Sequence) -> None:
+        if sequence.handle is not None:
+            self._pool.free(sequence.handle)
+            sequence.handle = None

@@ -1,0 +1,73 @@
+"""A sequence in the making: its tokens, its blocks, its drafter. Owned by the engine thread."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field
+
+from outrider_target.drafting.drafter import DraftSession
+from outrider_target.request import Finish, GenerationRequest
+from outrider_target.statistics import SpeculationCounters
+from outrider_target.stopping import StopCheck
+from outrider_target.strategy import DecodingStrategy
+from outrider_target.window import Window
+
+_arrivals = itertools.count()
+
+
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """A request while it is served."""
+
+    request: GenerationRequest
+    sequences: list[Sequence] = field(default_factory=list)
+    arrival: int = field(default_factory=lambda: next(_arrivals))
+    """Order of arrival: earlier requests are admitted first and preempted last."""
+    arrived_at: float = field(default_factory=time.monotonic)
+    admitted_at: float | None = None
+    first_token_at: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its sequences have ended."""
+        return all(sequence.finish is not None for sequence in self.sequences)
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One sequence of a request.
+
+    Invariant: while it runs, the KV pool holds `token_ids[:-1]` or less; the last committed token
+    is fed in the next round, together with the draft.
+    """
+
+    state: RequestState
+    index: int
+    token_ids: list[int]
+    """Committed tokens, prompt first."""
+    strategy: DecodingStrategy
+    stop: StopCheck
+    window: Window
+    counters: SpeculationCounters = field(default_factory=SpeculationCounters)
+    session: DraftSession | None = None
+    """Its drafter's view of it; None until it runs for the first time."""
+    handle: int | None = None
+    """Its entry in the KV pool; None while it waits."""
+    finish: Finish | None = None
+    num_preemptions: int = 0
+
+    @property
+    def request(self) -> GenerationRequest:
+        """The request it belongs to."""
+        return self.state.request
+
+    @property
+    def length(self) -> int:
+        """Committed length."""
+        return len(self.token_ids)
+
+    @property
+    def next_window(self) -> int:
+        """Draft tokens wanted in its next round."""
+        return self.window.next_size(self.length, self.request.parameters.max_length)

@@ -1,0 +1,299 @@
+"""Builds a target service from its settings, runs it, and takes it down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import structlog
+import torch
+from outrider.v1 import draft_pb2, generation_pb2_grpc
+from outrider_runtime.draft_protocol import PROTOCOL_VERSION
+from outrider_runtime.errors import StartupError
+from outrider_runtime.listening import join_address
+from outrider_runtime.metrics import CallMetrics, MetricsExporter, new_registry
+from outrider_runtime.model.loader import LoadedModel, load
+from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.server import GrpcServer, run_until_signalled
+from outrider_runtime.tokenizer import fingerprint, load_tokenizer
+from prometheus_client import CollectorRegistry
+
+from outrider_target.admission import LiveRequests
+from outrider_target.drafting.drafter import NullDrafter
+from outrider_target.drafting.link import DraftLink
+from outrider_target.drafting.lookup import LookupDrafter
+from outrider_target.drafting.remote import DraftFleet
+from outrider_target.engine import Engine
+from outrider_target.events import Event
+from outrider_target.metrics import EngineCollector, RequestMetrics
+from outrider_target.request import DraftMethod
+from outrider_target.round import Rounds
+from outrider_target.scheduler import Scheduler
+from outrider_target.sequence import RequestState
+from outrider_target.servicer import GenerationServicer
+from outrider_target.serving import ModelIdentity, Serving
+from outrider_target.settings import TargetSettings
+from outrider_target.text import TextCodec
+from outrider_target.validation import ServedModel, without_unserved
+
+log = structlog.get_logger()
+
+SERVICE_NAME = "outrider.v1.GenerationService"
+
+_TYPICAL_LENGTH = 2048
+"""Tokens a sequence is given room for when nobody sizes the KV cache."""
+
+_STOP_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class TargetService:
+    """A target service: `start` it, then `run` it or `stop` it. Lives on one event loop."""
+
+    settings: TargetSettings
+    port: int = 0
+    """The bound port, once started."""
+    serving: Serving | None = None
+    _server: GrpcServer | None = None
+    _resources: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _loop: asyncio.AbstractEventLoop | None = None
+    _death: BaseException | None = None
+
+    async def start(self) -> None:
+        """Load the model and listen.
+
+        Raises:
+            StartupError: One clear line says why not.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._resources.aclose()
+            raise
+
+    async def run(self, announce: Callable[[str], None]) -> None:
+        """Serve until a signal comes.
+
+        Args:
+            announce: Takes the one line that says that the service is up.
+
+        Raises:
+            StartupError: The engine died; the process should end with an error.
+        """
+        assert self._server is not None
+        assert self.serving is not None
+        address = join_address(self.settings.server.host, self.port)
+        announce(f"outrider-target serving {self.serving.identity.name} on {address}")
+        try:
+            await run_until_signalled(
+                self._server, drain=self.serving.requests.drain, stopping=self._stopping
+            )
+        finally:
+            await self._resources.aclose()
+        if self._death is not None:
+            raise StartupError(f"the engine died: {self._death!r}; the log has the traceback")
+
+    async def stop(self, *, grace: float = 0.0) -> None:
+        """Take the service down."""
+        if self._server is not None:
+            await self._server.stop(grace)
+        await self._resources.aclose()
+
+    async def _start(self) -> None:
+        settings = self.settings
+        self._loop = asyncio.get_running_loop()
+        if settings.model.threads is not None:
+            torch.set_num_threads(settings.model.threads)
+        loaded = await asyncio.to_thread(
+            load, settings.model.model, dtype=settings.model.dtype, device=settings.model.device
+        )
+        text = TextCodec(await asyncio.to_thread(load_tokenizer, loaded.folder))
+        registry = new_registry()
+        self.serving = self._assemble(loaded, text, registry)
+        calls = CallMetrics(registry)
+        self._server = GrpcServer(
+            settings.server,
+            services=[(SERVICE_NAME, self._register)],
+            observe=calls.observe,
+        )
+        # Taken down in reverse: first the port, then the links, the engine last.
+        self.serving.engine.start()
+        self._resources.push_async_callback(
+            asyncio.to_thread, self.serving.engine.stop, _STOP_SECONDS
+        )
+        for index, link in enumerate(self.serving.links):
+            link.start(index, self.serving.engine.report_link)
+            self._resources.push_async_callback(link.stop)
+        if settings.metrics_port is not None:
+            exporter = MetricsExporter(
+                registry, host=settings.server.host, port=settings.metrics_port
+            )
+            exporter.start()
+            self._resources.callback(exporter.stop)
+        self.port = await self._server.start()
+        self._server.set_serving(True)
+
+    def _register(self, server: grpc.aio.Server) -> None:
+        assert self.serving is not None
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(
+            GenerationServicer(self.serving), server
+        )
+
+    def _assemble(
+        self, loaded: LoadedModel, text: TextCodec, registry: CollectorRegistry
+    ) -> Serving:
+        settings = self.settings
+        num_blocks, max_model_len = _size_cache(loaded, settings)
+        runner = RaggedRunner(
+            loaded.model, num_blocks=num_blocks, block_size=settings.model.block_size
+        )
+        scheduler = Scheduler(
+            runner.pool,
+            max_num_seqs=settings.batch.max_num_seqs,
+            max_batched_tokens=settings.batch.max_num_batched_tokens,
+        )
+        print_of_tokenizer = fingerprint(text.tokenizer) if text.tokenizer else ""
+        fleet = DraftFleet(vocab_size=loaded.vocab_size)
+        links = [
+            DraftLink(
+                address,
+                draft_pb2.Hello(
+                    protocol_version=PROTOCOL_VERSION,
+                    tokenizer_fingerprint=print_of_tokenizer,
+                    model_id=loaded.name,
+                    vocab_size=loaded.vocab_size,
+                ),
+                credentials=_draft_credentials(settings),
+                api_key=settings.draft_api_key,
+            )
+            for address in settings.drafts
+        ]
+        for link in links:
+            fleet.add_link(post=link.post, expel=link.expel)
+        requests = LiveRequests(
+            max_requests=settings.batch.max_num_seqs + settings.batch.max_waiting_requests
+        )
+        outbox = _Outbox(asyncio.get_running_loop(), requests)
+        null = NullDrafter()
+        rounds = Rounds(
+            runner,
+            scheduler,
+            {
+                DraftMethod.NONE: null,
+                DraftMethod.REMOTE: fleet if links else null,
+                DraftMethod.PROMPT_LOOKUP: LookupDrafter(),
+            },
+            outbox.put,
+        )
+        engine = Engine(rounds, scheduler, fleet, flush=outbox.flush, on_death=self._on_death)
+        metrics = RequestMetrics(registry)
+        registry.register(EngineCollector(lambda: engine.loads, num_blocks=num_blocks))
+        return Serving(
+            engine=engine,
+            requests=requests,
+            text=text,
+            model=_served_model(loaded, settings, max_model_len, text),
+            identity=ModelIdentity(
+                name=settings.model.served_model_name or loaded.name,
+                architecture=loaded.architecture,
+                dtype=str(runner.dtype).removeprefix("torch."),
+                fingerprint=print_of_tokenizer,
+            ),
+            batch=settings.batch,
+            speculation_defaults=settings.speculation,
+            fleet=fleet,
+            links=links,
+            num_blocks=num_blocks,
+            block_size=settings.model.block_size,
+            metrics=metrics,
+        )
+
+    def _on_death(self, fault: BaseException) -> None:
+        """The engine thread is gone: nothing can be served any more. Called in that thread."""
+        self._death = fault
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._stop_serving)
+
+    def _stop_serving(self) -> None:
+        if self._server is not None:
+            self._server.set_serving(False)
+        if self.serving is not None and self._death is not None:
+            self.serving.requests.fail_all(self._death)
+        self._stopping.set()
+
+
+class _Outbox:
+    """Collects a round's events in the engine thread and hands them to the loop in one call."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, requests: LiveRequests) -> None:
+        self._loop = loop
+        self._requests = requests
+        self._events: list[tuple[RequestState, Event]] = []
+
+    def put(self, state: RequestState, event: Event) -> None:
+        self._events.append((state, event))
+
+    def flush(self) -> None:
+        if self._events:
+            events, self._events = self._events, []
+            self._loop.call_soon_threadsafe(self._requests.dispatch, events)
+
+
+def _size_cache(loaded: LoadedModel, settings: TargetSettings) -> tuple[int, int]:
+    """Blocks of the KV cache, and the longest sequence that may be served.
+
+    Raises:
+        StartupError: The sizes asked for make no sense.
+    """
+    model = settings.model
+    if model.max_model_len is not None and model.max_model_len > loaded.max_model_len:
+        raise StartupError(
+            f"--max-model-len {model.max_model_len} is more than the model's "
+            f"{loaded.max_model_len} positions"
+        )
+    max_model_len = model.max_model_len or loaded.max_model_len
+    if model.kv_cache_bytes is not None:
+        tokens = model.kv_cache_bytes // loaded.kv_bytes_per_token
+    elif model.kv_cache_tokens is not None:
+        tokens = model.kv_cache_tokens
+    else:
+        per_sequence = min(max_model_len, _TYPICAL_LENGTH)
+        tokens = max(max_model_len, settings.batch.max_num_seqs * per_sequence)
+    num_blocks = tokens // model.block_size
+    if num_blocks < 2:
+        raise StartupError(
+            f"the KV cache has room for {tokens} tokens; it needs at least {2 * model.block_size}"
+        )
+    # One block stays free for copies of shared blocks, so that a lone sequence always fits.
+    return num_blocks, min(max_model_len, (num_blocks - 1) * model.block_size)
+
+
+def _served_model(
+    loaded: LoadedModel, settings: TargetSettings, max_model_len: int, text: TextCodec
+) -> ServedModel:
+    served, dropped = without_unserved(loaded.generation_config)
+    if dropped:
+        log.warning("model_defaults_dropped", fields=dropped, file="generation_config.json")
+    return ServedModel(
+        vocab_size=loaded.vocab_size,
+        max_model_len=max_model_len,
+        max_num_seqs=settings.batch.max_num_seqs,
+        has_tokenizer=text.tokenizer is not None,
+        generation_config=served,
+    )
+
+
+def _draft_credentials(settings: TargetSettings) -> grpc.ChannelCredentials | None:
+    if settings.draft_ca_certs is None:
+        return None
+    try:
+        return grpc.ssl_channel_credentials(Path(settings.draft_ca_certs).read_bytes())
+    except OSError as error:
+        raise StartupError(
+            f"cannot read --draft-ca-certs {settings.draft_ca_certs}: {error.strerror}"
+        ) from None

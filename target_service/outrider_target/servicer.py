@@ -1,0 +1,181 @@
+"""GenerationService: the wire's side of a request. Everything between is the engine's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc.aio
+import structlog
+from outrider.v1 import generation_pb2 as pb
+from outrider.v1 import generation_pb2_grpc
+from outrider_contract.metadata import is_request_id
+from outrider_runtime.errors import InternalError, InvalidRequest
+from outrider_runtime.request_context import current_request_id
+
+from outrider_target import messages
+from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
+from outrider_target.request import GenerationRequest
+from outrider_target.sequence import RequestState
+from outrider_target.serving import Serving
+from outrider_target.validation import validate
+
+log = structlog.get_logger()
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+    """Answers clients. `Serving` is what it serves with."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    async def Generate(
+        self,
+        request: pb.GenerateRequest,
+        context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """See the contract."""
+        serving = self._serving
+        request_id = _request_id(request)
+        serving.requests.check_room(request_id)
+        generation = await self._validated(request, request_id)
+        state = serving.new_state(generation)
+        events = serving.requests.add(state)
+        serving.engine.submit(state)
+        try:
+            yield messages.started(generation)
+            skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+            async for response in self._responses(state, events, skip_special_tokens=skip):
+                yield response
+        finally:
+            # Whatever ended the call, a client that went away or our own fault: nothing stays.
+            serving.requests.remove(state)
+            serving.engine.cancel(state, report=False)
+
+    async def _validated(self, request: pb.GenerateRequest, request_id: str) -> GenerationRequest:
+        if request.HasField("text"):
+            prompt = await self._serving.text.encode(request.text)
+        elif request.HasField("token_ids"):
+            prompt = list(request.token_ids.ids)
+        else:
+            raise InvalidRequest("prompt", "is missing: set text or token_ids")
+        return validate(
+            request,
+            request_id=request_id,
+            prompt=prompt,
+            model=self._serving.model,
+            defaults=self._serving.speculation_defaults,
+        )
+
+    async def _responses(
+        self, state: RequestState, events: asyncio.Queue[Event], *, skip_special_tokens: bool
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        request = state.request
+        writers = [
+            self._serving.text.writer(request.prompt, skip_special_tokens=skip_special_tokens)
+            for _ in state.sequences
+        ]
+        num_tokens = [0] * len(state.sequences)
+        results: list[pb.SequenceResult] = []
+        while True:
+            match await events.get():
+                case TokensDecided(index, token_ids, drafted, finish):
+                    text = writers[index].write(token_ids, last=finish is not None)
+                    num_tokens[index] += len(token_ids)
+                    if finish is not None:
+                        results.append(messages.sequence_result(index, finish, num_tokens[index]))
+                    if token_ids or text:
+                        chunk = pb.GenerateChunk(
+                            sequence_index=index, token_ids=token_ids, drafted=drafted, text=text
+                        )
+                        yield pb.GenerateResponse(chunk=chunk)
+                case RequestCompleted() as end:
+                    _log_summary(request, results, end)
+                    self._serving.metrics.count_request(results, len(request.prompt), end)
+                    yield messages.complete(request, results, end)
+                    return
+                case RequestFailed(error):
+                    log.error("request_failed", request_id=request.id, error=repr(error))
+                    raise InternalError(request.id)
+
+    async def Abort(
+        self,
+        request: pb.AbortRequest,
+        context: grpc.aio.ServicerContext[pb.AbortRequest, pb.AbortResponse],
+    ) -> pb.AbortResponse:
+        """See the contract."""
+        aborted = []
+        for request_id in request.request_ids:
+            if (state := self._serving.requests.get(request_id)) is not None:
+                self._serving.engine.cancel(state, report=True)
+                aborted.append(request_id)
+        return pb.AbortResponse(aborted_request_ids=aborted)
+
+    async def GetModelInfo(
+        self,
+        request: pb.GetModelInfoRequest,
+        context: grpc.aio.ServicerContext[pb.GetModelInfoRequest, pb.GetModelInfoResponse],
+    ) -> pb.GetModelInfoResponse:
+        """See the contract."""
+        return self._serving.model_info()
+
+    async def GetServerInfo(
+        self,
+        request: pb.GetServerInfoRequest,
+        context: grpc.aio.ServicerContext[pb.GetServerInfoRequest, pb.GetServerInfoResponse],
+    ) -> pb.GetServerInfoResponse:
+        """See the contract."""
+        return self._serving.server_info()
+
+    async def GetLoads(
+        self,
+        request: pb.GetLoadsRequest,
+        context: grpc.aio.ServicerContext[pb.GetLoadsRequest, pb.GetLoadsResponse],
+    ) -> pb.GetLoadsResponse:
+        """See the contract."""
+        return self._serving.loads()
+
+    async def Tokenize(
+        self,
+        request: pb.TokenizeRequest,
+        context: grpc.aio.ServicerContext[pb.TokenizeRequest, pb.TokenizeResponse],
+    ) -> pb.TokenizeResponse:
+        """See the contract."""
+        special = request.add_special_tokens if request.HasField("add_special_tokens") else True
+        token_ids = await self._serving.text.encode(request.text, add_special_tokens=special)
+        return pb.TokenizeResponse(token_ids=token_ids)
+
+    async def Detokenize(
+        self,
+        request: pb.DetokenizeRequest,
+        context: grpc.aio.ServicerContext[pb.DetokenizeRequest, pb.DetokenizeResponse],
+    ) -> pb.DetokenizeResponse:
+        """See the contract."""
+        skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+        text = await self._serving.text.decode(request.token_ids, skip_special_tokens=skip)
+        return pb.DetokenizeResponse(text=text)
+
+
+def _request_id(request: pb.GenerateRequest) -> str:
+    """The message's own id, else the one its metadata or the interceptor gave the call."""
+    if request.request_id and not is_request_id(request.request_id):
+        raise InvalidRequest("request_id", "must be 1 to 128 printable ASCII characters")
+    request_id = request.request_id or current_request_id()
+    assert request_id is not None, "the interceptor names every call"
+    return request_id
+
+
+def _log_summary(
+    request: GenerationRequest, results: list[pb.SequenceResult], end: RequestCompleted
+) -> None:
+    """One line a request; never its prompt or text."""
+    log.info(
+        "request_completed",
+        request_id=request.id,
+        finish_reasons=[pb.FinishReason.Name(result.finish_reason) for result in results],
+        prompt_tokens=len(request.prompt),
+        completion_tokens=end.num_completion_tokens,
+        total_ms=round(end.total_seconds * 1000, 1),
+        num_draft_tokens=end.speculation.num_draft_tokens,
+        num_accepted_tokens=end.speculation.num_accepted_tokens,
+    )

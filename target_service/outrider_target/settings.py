@@ -1,0 +1,108 @@
+"""How a target service runs. Built once, in `__main__`; nothing else reads flags or environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from outrider_runtime.server import ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """The target model and its engine."""
+
+    model: str
+    """A local folder, or a hub id."""
+
+    served_model_name: str | None = None
+    """Name shown to clients; None: the folder's own."""
+
+    dtype: str = "auto"
+    """Type of weights and cache: auto, float32, bfloat16, float16, float64."""
+
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    threads: int | None = None
+    """Threads of one forward on the CPU; None: torch's default."""
+
+    max_model_len: int | None = None
+    """Longest prompt plus output; None: what the model's configuration says."""
+
+    block_size: int = 16
+    """Tokens per block of the KV cache."""
+
+    kv_cache_tokens: int | None = None
+    """Size of the KV cache in tokens; None: `max_num_seqs` sequences of 2,048 tokens at most, and
+    no less than one sequence of the longest possible."""
+
+    kv_cache_bytes: int | None = None
+    """Size of the KV cache in bytes, instead of tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """How much runs at once."""
+
+    max_num_seqs: int = 16
+    """Sequences in the running batch."""
+
+    max_num_batched_tokens: int = 512
+    """Rows of one forward; longer prompts are fed in chunks, so that nobody else has to wait."""
+
+    max_waiting_requests: int = 256
+    """Requests that may wait; more are refused with RESOURCE_EXHAUSTED."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationDefaults:
+    """What holds where neither request nor model says anything about speculation."""
+
+    num_assistant_tokens: int = 5
+    """Window of the first round."""
+
+    num_assistant_tokens_schedule: str = "heuristic"
+    """How the window moves: constant, heuristic or heuristic_transient."""
+
+    assistant_confidence_threshold: float = 0.4
+    """A draft ends after a token of lower draft probability."""
+
+    max_assistant_tokens: int = 16
+    """Upper bound of the window."""
+
+    run_ahead: int = 0
+    """Tokens beyond the window that are drafted while the target verifies."""
+
+    draft_timeout_ms: int = 1000
+    """Longest wait for a drafter in one round."""
+
+    def generation_defaults(self) -> Mapping[str, object]:
+        """Those that are fields of GenerationConfig, by name."""
+        return {
+            "num_assistant_tokens": self.num_assistant_tokens,
+            "num_assistant_tokens_schedule": self.num_assistant_tokens_schedule,
+            "assistant_confidence_threshold": self.assistant_confidence_threshold,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSettings:
+    """All of a target service."""
+
+    model: ModelSettings
+    server: ServerSettings = field(default_factory=ServerSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    speculation: SpeculationDefaults = field(default_factory=SpeculationDefaults)
+
+    drafts: tuple[str, ...] = ()
+    """Addresses of draft services."""
+
+    draft_ca_certs: str | None = None
+    """Authorities of the draft services' certificates, PEM; None: plaintext."""
+
+    draft_api_key: str | None = None
+    """API key of the draft services."""
+
+    metrics_port: int | None = None
+    """Port of the Prometheus page; None: no page."""

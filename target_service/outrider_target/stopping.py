@@ -1,0 +1,71 @@
+"""When a sequence ends, decided token by token, so that it is exact inside an accepted run.
+
+transformers' assisted generation looks once a round and overshoots there. The order of the checks is
+transformers' own: length, stop strings, end-of-sequence tokens; the stop string and the rest of the
+token that completed it stay in the output. Knows nothing of drafting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outrider_runtime.sampling_parameters import SamplingParameters
+from outrider_runtime.tokenizer import StreamDecoder, backend
+from transformers import PreTrainedTokenizerFast
+
+from outrider_target.request import Finish, FinishReason
+
+
+class StopStrings:
+    """Finds stop strings in the text of a growing sequence.
+
+    A stop string may begin in the prompt, as in transformers, but must end in a generated token.
+    """
+
+    def __init__(
+        self,
+        stop_strings: Sequence[str],
+        tokenizer: PreTrainedTokenizerFast,
+        prompt: Sequence[int],
+    ) -> None:
+        self._stop_strings = tuple(stop_strings)
+        self._longest = max(map(len, stop_strings))
+        # A token is at least one byte, so this many prompt tokens hold all text that can matter.
+        reach = 4 * self._longest
+        self._decoder = StreamDecoder(backend(tokenizer), skip_special_tokens=False)
+        self._tail = self._decoder.push(prompt[-reach:])[-self._longest :]
+
+    def push(self, token_id: int) -> str | None:
+        """Take one more token; return the stop string that it completes, if any."""
+        piece = self._decoder.push([token_id])
+        text = self._tail + piece
+        old = len(self._tail)
+        self._tail = text[-self._longest :]
+        for stop_string in self._stop_strings:
+            if text.find(stop_string, max(0, old - len(stop_string) + 1)) >= 0:
+                return stop_string
+        return None
+
+
+class StopCheck:
+    """The stopping rules of one sequence."""
+
+    def __init__(self, parameters: SamplingParameters, stop_strings: StopStrings | None) -> None:
+        self._eos_token_ids = frozenset(parameters.eos_token_ids)
+        self._max_length = parameters.max_length
+        self._stop_strings = stop_strings
+
+    def push(self, token_id: int, length: int) -> Finish | None:
+        """Judge a token that makes the sequence `length` tokens long, prompt included.
+
+        When several rules apply to one token, `stop` is reported before `length`: the text ended by
+        itself.
+        """
+        matched = self._stop_strings.push(token_id) if self._stop_strings else None
+        if matched is not None:
+            return Finish(FinishReason.STOP, stop_string=matched)
+        if token_id in self._eos_token_ids:
+            return Finish(FinishReason.STOP, stop_token_id=token_id)
+        if length >= self._max_length:
+            return Finish(FinishReason.LENGTH)
+        return None

@@ -1,0 +1,92 @@
+"""How a sequence decodes: an object with the two verbs of a round.
+
+`rows` says what the target's forward must compute for the sequence, `commit` what its logits decide.
+Between the two a *selector* runs once over all rows of all sequences that share it. The scheduler
+knows only this port, so a new mode brings a strategy and a selector, not a branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from outrider_runtime.model.selection import RowGroup, select_tokens
+from outrider_runtime.sampling_parameters import SamplingParameters
+
+from outrider_target.acceptance import Acceptance, accept
+
+
+class Rows(NamedTuple):
+    """What a round computes for a sequence.
+
+    Attributes:
+        token_ids: Tokens to feed: those committed but not cached, then the draft.
+        group: The rows whose logits are wanted, all at the end.
+    """
+
+    token_ids: Sequence[int]
+    group: RowGroup
+
+
+Selector = Callable[[torch.Tensor, Sequence[RowGroup]], list[list[int]]]
+"""From logits [rows, vocab] and their groups to each group's own tokens."""
+
+
+class DecodingStrategy(Protocol):
+    """The port."""
+
+    @property
+    def selector(self) -> Selector:
+        """Shared by all strategies whose rows may be decided together."""
+
+    def rows(self, token_ids: Sequence[int], num_cached: int, draft: Sequence[int]) -> Rows:
+        """What to compute for committed `token_ids`, of which `num_cached` are in the KV pool."""
+
+    def commit(self, draft: Sequence[int], own: Sequence[int]) -> Acceptance:
+        """What the selected tokens decide."""
+
+
+def select_own_tokens(logits: torch.Tensor, groups: Sequence[RowGroup]) -> list[list[int]]:
+    """The target's own token for each row, greedy or sampled, split by group."""
+    token_ids = iter(select_tokens(logits, groups).token_ids)
+    return [[next(token_ids) for _ in range(group.num_rows)] for group in groups]
+
+
+class TokenStrategy:
+    """Greedy decoding and multinomial sampling: one own token a row, accepted by agreement."""
+
+    def __init__(
+        self,
+        parameters: SamplingParameters,
+        *,
+        seed: int,
+        sample_index: int,
+        num_prompt_tokens: int,
+    ) -> None:
+        self._parameters = parameters
+        self._seed = seed
+        self._sample_index = sample_index
+        self._num_prompt_tokens = num_prompt_tokens
+
+    @property
+    def selector(self) -> Selector:
+        """All greedy and sampled rows of a batch are decided in one call."""
+        return select_own_tokens
+
+    def rows(self, token_ids: Sequence[int], num_cached: int, draft: Sequence[int]) -> Rows:
+        """The last committed token and each draft token predict one token each."""
+        prefix = [*token_ids, *draft]
+        group = RowGroup(
+            parameters=self._parameters,
+            seed=self._seed,
+            sample_index=self._sample_index,
+            token_ids=prefix,
+            num_rows=len(draft) + 1,
+            num_prompt_tokens=self._num_prompt_tokens,
+        )
+        return Rows(prefix[num_cached:], group)
+
+    def commit(self, draft: Sequence[int], own: Sequence[int]) -> Acceptance:
+        """Keep what agrees; see `acceptance`."""
+        return accept(draft, own)

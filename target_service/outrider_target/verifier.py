@@ -1,0 +1,81 @@
+"""A round's forward: rows of all sequences in, the target's own tokens out.
+
+Knows nothing of drafting or scheduling: what a row is for does not matter to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+
+from outrider_runtime.model.runner import Runner, SequenceRows
+from outrider_runtime.model.selection import RowGroup
+
+from outrider_target.scheduler import Work
+from outrider_target.strategy import Selector
+
+
+class Verifier:
+    """Runs the target model over a round's work."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def verify(self, batch: SequenceOf[Work]) -> list[list[int]]:
+        """One ragged forward, then one selection per selector.
+
+        Returns:
+            For each work the target's own token of each of its wanted rows; empty for a prefill
+            chunk.
+
+        Raises:
+            Exception: Whatever the model or a processor raises; the KV pool is then as before.
+        """
+        lengths = [self._runner.pool.length(_handle(work)) for work in batch]
+        try:
+            return self._forward(batch)
+        except Exception:
+            for work, length in zip(batch, lengths, strict=True):
+                if self._runner.pool.length(_handle(work)) > length:
+                    self._runner.pool.truncate(_handle(work), length)
+            raise
+
+    def _forward(self, batch: SequenceOf[Work]) -> list[list[int]]:
+        logits = self._runner.forward(
+            [
+                SequenceRows(_handle(work), work.token_ids, work.rows.group.num_rows)
+                if work.rows
+                else SequenceRows(_handle(work), work.token_ids, 0)
+                for work in batch
+            ]
+        )
+        own: list[list[int]] = [[] for _ in batch]
+        by_selector = _by_selector(batch)
+        for selector, members in by_selector.items():
+            groups = [group for _, group, _ in members]
+            rows = logits
+            if len(by_selector) > 1:
+                rows = logits[[row for _, _, span in members for row in span]]
+            selected = selector(rows, groups)
+            for (index, _, _), token_ids in zip(members, selected, strict=True):
+                own[index] = token_ids
+        return own
+
+
+def _by_selector(
+    batch: SequenceOf[Work],
+) -> dict[Selector, list[tuple[int, RowGroup, range]]]:
+    """For each selector its works: index in the batch, group, rows of the logits."""
+    members: dict[Selector, list[tuple[int, RowGroup, range]]] = {}
+    row = 0
+    for index, work in enumerate(batch):
+        if work.rows is not None:
+            group = work.rows.group
+            span = range(row, row + group.num_rows)
+            members.setdefault(work.sequence.strategy.selector, []).append((index, group, span))
+            row = span.stop
+    return members
+
+
+def _handle(work: Work) -> int:
+    assert work.sequence.handle is not None
+    return work.sequence.handle
