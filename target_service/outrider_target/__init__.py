@@ -1,0 +1,1 @@
+"""The target service: owns the target model and every decision about the text."""

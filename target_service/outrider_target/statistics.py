@@ -1,4 +1,4 @@
-"""Counters of speculation, with vLLM's names and meaning. Knows nothing of how drafts come about."""
+"""Counters of speculation, with vLLM's names and meaning. Knows nothing of drafters."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """When a sequence ends, decided token by token, so that it is exact inside an accepted run.
 
-transformers' assisted generation looks once a round and overshoots there. The order of the checks is
-transformers' own: length, stop strings, end-of-sequence tokens; the stop string and the rest of the
-token that completed it stay in the output. Knows nothing of drafting.
+transformers' assisted generation looks once a round and overshoots there. As in transformers'
+plain one, the stop string and the rest of the token that completed it stay in the output. Knows
+nothing of drafting.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How a sequence decodes: an object with the two verbs of a round.
 
-`rows` says what the target's forward must compute for the sequence, `commit` what its logits decide.
-Between the two a *selector* runs once over all rows of all sequences that share it. The scheduler
-knows only this port, so a new mode brings a strategy and a selector, not a branch.
+`rows` says what the target's forward must compute for the sequence, `commit` what its logits
+decide. Between the two a *selector* runs once over all rows of all sequences that share it. The
+scheduler knows only this port, so a new mode brings a strategy and a selector, not a branch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From the wire to the domain: every message that a caller can get about a request is here.
 
-A value is refused with the name of its field. What passes is complete and consistent: nothing behind
-this module looks at the wire or doubts a value again.
+A value is refused with the name of its field. What passes is complete and consistent: nothing
+behind this module looks at the wire or doubts a value again.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ class ServedModel:
     has_tokenizer: bool
     generation_config: GenerationConfig
     """The model's own defaults, without what is not served."""
+
+
+_FLOATS = (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE)
 
 
 class _Range:
@@ -159,9 +162,8 @@ def _check_finite(message: Message, path: str) -> None:
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             for item in value if field.is_repeated else [value]:
                 _check_finite(item, name)
-        elif field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
-            if not all(map(math.isfinite, value if field.is_repeated else [value])):
-                raise InvalidRequest(name, "must be a finite number")
+        elif field.type in _FLOATS and not math.isfinite(value):
+            raise InvalidRequest(name, "must be a finite number")
 
 
 def _check_ranges(config: GenerationConfig) -> None:

@@ -157,13 +157,13 @@ class DraftLink:
                 async with asyncio.timeout(_HANDSHAKE_SECONDS):
                     await call.write(draft_pb2.SpeculateRequest(hello=self._hello))
                     welcome = await call.read()
-                if welcome is grpc.aio.EOF or not isinstance(welcome, draft_pb2.SpeculateResponse):
-                    _raise_end(await call.code(), await call.details())
+                if not isinstance(welcome, draft_pb2.SpeculateResponse):
+                    raise _end(await call.code(), await call.details())
                 self._up(welcome)
                 await self._serve(call)
             except asyncio.InvalidStateError:
                 # Writing to a call that has ended: its status says why.
-                _raise_end(await call.code(), await call.details())
+                raise _end(await call.code(), await call.details()) from None
             except grpc.aio.AioRpcError as fault:
                 if fault.code() in _FATAL:
                     raise Refused(fault.details() or fault.code().name) from fault
@@ -198,7 +198,7 @@ class DraftLink:
         while True:
             message = await call.read()
             if not isinstance(message, draft_pb2.SpeculateResponse):
-                _raise_end(await call.code(), await call.details())
+                raise _end(await call.code(), await call.details())
             self._report(wire.link_frame(self._index, message))
 
     async def _obey_expulsion(self) -> None:
@@ -251,11 +251,11 @@ _FATAL = frozenset(
 """Statuses that the same call would meet again."""
 
 
-def _raise_end(code: grpc.StatusCode, details: str | None) -> None:
-    """Turn the end of the stream into what it means for the link."""
+def _end(code: grpc.StatusCode, details: str | None) -> Exception:
+    """What the end of the stream means for the link."""
     if code in _FATAL:
-        raise Refused(details or code.name)
-    raise TimeoutError(details or f"the drafter ended the stream ({code.name})")
+        return Refused(details or code.name)
+    return TimeoutError(details or f"the drafter ended the stream ({code.name})")
 
 
 def _describe(fault: BaseException) -> str:
