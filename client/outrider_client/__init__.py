@@ -1,0 +1,85 @@
+"""Client of the Outrider target service: `Client` for threads, `AsyncClient` for event loops.
+
+Needs gRPC and protobuf, nothing heavier. Everything public is here; modules whose names start with
+an underscore are not.
+"""
+
+from outrider_client._async_client import AsyncClient
+from outrider_client._async_stream import AsyncStream
+from outrider_client._client import Client
+from outrider_client._completion import Chunk, Completion, FinishReason, GeneratedSequence, Started
+from outrider_client._connection import TLSConfig
+from outrider_client._errors import (
+    AlreadyExistsError,
+    AuthenticationError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    NotFoundError,
+    OutriderError,
+    OverloadedError,
+    PermissionDeniedError,
+    RequestCancelledError,
+    ServerError,
+    StreamInterruptedError,
+    UnavailableError,
+)
+from outrider_client._generation_config import GenerationConfig
+from outrider_client._generation_fields import (
+    CompileConfig,
+    SynthIDTextWatermarkingConfig,
+    WatermarkingConfig,
+)
+from outrider_client._generation_mode import GenerationMode
+from outrider_client._info import (
+    DraftLink,
+    DraftLinkState,
+    FieldCapability,
+    FieldSupport,
+    Loads,
+    ModelInfo,
+    ServerInfo,
+)
+from outrider_client._speculation_config import SpeculationConfig
+from outrider_client._stream import Stream
+from outrider_client._usage import SpeculationRound, SpeculationStats, Usage
+
+__all__ = [
+    "AlreadyExistsError",
+    "AsyncClient",
+    "AsyncStream",
+    "AuthenticationError",
+    "Chunk",
+    "Client",
+    "CompileConfig",
+    "Completion",
+    "DeadlineExceededError",
+    "DraftLink",
+    "DraftLinkState",
+    "FieldCapability",
+    "FieldSupport",
+    "FinishReason",
+    "GeneratedSequence",
+    "GenerationConfig",
+    "GenerationMode",
+    "InvalidRequestError",
+    "Loads",
+    "ModelInfo",
+    "NotFoundError",
+    "OutriderError",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "RequestCancelledError",
+    "ServerError",
+    "ServerInfo",
+    "SpeculationConfig",
+    "SpeculationRound",
+    "SpeculationStats",
+    "Started",
+    "Stream",
+    "StreamInterruptedError",
+    "SynthIDTextWatermarkingConfig",
+    "TLSConfig",
+    "UnavailableError",
+    "Usage",
+    "WatermarkingConfig",
+]

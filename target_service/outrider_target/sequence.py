@@ -6,11 +6,13 @@ import itertools
 import time
 from dataclasses import dataclass, field
 
+from transformers import PreTrainedTokenizerFast
+
 from outrider_target.drafting.drafter import DraftSession
 from outrider_target.request import Finish, GenerationRequest
 from outrider_target.statistics import SpeculationCounters
-from outrider_target.stopping import StopCheck
-from outrider_target.strategy import DecodingStrategy
+from outrider_target.stopping import StopCheck, StopStrings
+from outrider_target.strategy import DecodingStrategy, TokenStrategy
 from outrider_target.window import Window
 
 _arrivals = itertools.count()
@@ -71,3 +73,36 @@ class Sequence:
     def next_window(self) -> int:
         """Draft tokens wanted in its next round."""
         return self.window.next_size(self.length, self.request.parameters.max_length)
+
+
+def new_state(
+    request: GenerationRequest, tokenizer: PreTrainedTokenizerFast | None
+) -> RequestState:
+    """A request and its sequences, ready to be scheduled.
+
+    Args:
+        request: A validated request.
+        tokenizer: Finds its stop strings; may be None when it has none.
+    """
+    state = RequestState(request)
+    speculation = request.speculation
+    for index in range(request.num_sequences):
+        stop_strings = None
+        if request.stop_strings:
+            assert tokenizer is not None
+            stop_strings = StopStrings(request.stop_strings, tokenizer, request.prompt)
+        sequence = Sequence(
+            state=state,
+            index=index,
+            token_ids=list(request.prompt),
+            strategy=TokenStrategy(
+                request.parameters,
+                seed=request.seed,
+                sample_index=index,
+                num_prompt_tokens=len(request.prompt),
+            ),
+            stop=StopCheck(request.parameters, stop_strings),
+            window=Window(speculation.window, speculation.schedule, speculation.max_window),
+        )
+        state.sequences.append(sequence)
+    return state

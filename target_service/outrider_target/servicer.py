@@ -16,7 +16,7 @@ from outrider_runtime.request_context import current_request_id
 from outrider_target import messages
 from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
 from outrider_target.request import GenerationRequest
-from outrider_target.sequence import RequestState
+from outrider_target.sequence import RequestState, new_state
 from outrider_target.serving import Serving
 from outrider_target.validation import validate
 
@@ -39,7 +39,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request_id = _request_id(request)
         serving.requests.check_room(request_id)
         generation = await self._validated(request, request_id)
-        state = serving.new_state(generation)
+        state = new_state(generation, serving.text.tokenizer)
         events = serving.requests.add(state)
         serving.engine.submit(state)
         try:

@@ -15,14 +15,9 @@ from outrider_target.drafting.link import DraftLink
 from outrider_target.drafting.remote import DraftFleet
 from outrider_target.engine import Engine
 from outrider_target.metrics import RequestMetrics
-from outrider_target.request import GenerationRequest
-from outrider_target.sequence import RequestState, Sequence
 from outrider_target.settings import BatchSettings, SpeculationDefaults
-from outrider_target.stopping import StopCheck, StopStrings
-from outrider_target.strategy import TokenStrategy
 from outrider_target.text import TextCodec
 from outrider_target.validation import ServedModel
-from outrider_target.window import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,34 +46,6 @@ class Serving:
     num_blocks: int
     block_size: int
     metrics: RequestMetrics
-
-    def new_state(self, request: GenerationRequest) -> RequestState:
-        """The engine's view of a request, with its sequences."""
-        state = RequestState(request)
-        state.sequences = [
-            self._new_sequence(state, index) for index in range(request.num_sequences)
-        ]
-        return state
-
-    def _new_sequence(self, state: RequestState, index: int) -> Sequence:
-        request = state.request
-        stop_strings = None
-        if request.stop_strings and self.text.tokenizer is not None:
-            stop_strings = StopStrings(request.stop_strings, self.text.tokenizer, request.prompt)
-        speculation = request.speculation
-        return Sequence(
-            state=state,
-            index=index,
-            token_ids=list(request.prompt),
-            strategy=TokenStrategy(
-                request.parameters,
-                seed=request.seed,
-                sample_index=index,
-                num_prompt_tokens=len(request.prompt),
-            ),
-            stop=StopCheck(request.parameters, stop_strings),
-            window=Window(speculation.window, speculation.schedule, speculation.max_window),
-        )
 
     def model_info(self) -> pb.GetModelInfoResponse:
         """See the contract."""

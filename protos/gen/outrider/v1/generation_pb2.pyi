@@ -575,7 +575,7 @@ class DraftLinkInfo(_message.Message):
     num_sessions: _builtins.int
     """Sequences that use it now."""
     latency_seconds: _builtins.float
-    """Median time from asking to answer, in seconds; 0 before the first answer."""
+    """Smoothed time from asking to answer, in seconds; 0 before the first answer."""
     num_offences: _builtins.int
     """Proposals dropped because they broke the protocol."""
     def __init__(

@@ -1,0 +1,1 @@
+"""Measurements on the shipped pair. Every figure is a ratio of interleaved runs in one run."""

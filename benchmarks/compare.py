@@ -1,0 +1,149 @@
+"""`make bench`: Outrider against transformers on the shipped pair, as a table and as JSON.
+
+All contenders take turns in each repetition, so that a busy machine is busy for all of them; a
+ratio is the median of the ratios within a repetition.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+import transformers
+from outrider_client import Client, SpeculationConfig
+from outrider_demo import DRAFT_DIR, TARGET_DIR, held_out_prompts
+from outrider_demo.processes import Service
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.contenders import (
+    Contender,
+    Outcome,
+    Outrider,
+    Transformers,
+    Workload,
+    fastest_thread_count,
+)
+
+_BASELINE = "transformers plain"
+_HEURISTIC = (
+    ("num_assistant_tokens", 5),
+    ("num_assistant_tokens_schedule", "heuristic"),
+    ("assistant_confidence_threshold", 0.4),
+)
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=8, help="prompts of each workload")
+    parser.add_argument("--json", type=Path, default=Path("build/bench.json"))
+    options = parser.parse_args()
+    prompts = [prompt.text for prompt in held_out_prompts()[: options.prompts]]
+    console = Console()
+    with ExitStack() as stack:
+        contenders = _contenders(stack)
+        threads = fastest_thread_count(
+            contenders[0], Workload(prompts[:2], 1, False, options.new_tokens)
+        )
+        results = []
+        for streams in (1, 8):
+            for sampled in (False, True):
+                work = Workload(prompts, streams, sampled, options.new_tokens)
+                result = _measure(contenders, work, options.repetitions)
+                console.print(_table(result))
+                results.append(result)
+    report = {
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "transformers_threads": threads,
+        "repetitions": options.repetitions,
+        "results": results,
+    }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(f"written to {options.json}")
+
+
+def _contenders(stack: ExitStack) -> list[Contender]:
+    threads = ["--threads", "1"]
+    draft = stack.enter_context(Service("outrider_draft", ["--model", str(DRAFT_DIR), *threads]))
+    target = stack.enter_context(
+        Service("outrider_target", ["--model", str(TARGET_DIR), *threads, "--draft", draft.address])
+    )
+    client = stack.enter_context(Client(target.address, timeout=600))
+    return [
+        Transformers(_BASELINE, TARGET_DIR),
+        Transformers("transformers assisted (its defaults)", TARGET_DIR, DRAFT_DIR),
+        Transformers("transformers assisted (heuristic)", TARGET_DIR, DRAFT_DIR, _HEURISTIC),
+        Outrider("Outrider plain", client, SpeculationConfig(enabled=False)),
+        Outrider("Outrider with drafter", client),
+        Outrider("Outrider with prompt lookup", client, SpeculationConfig(method="prompt-lookup")),
+    ]
+
+
+def _measure(
+    contenders: Sequence[Contender], work: Workload, repetitions: int
+) -> dict[str, object]:
+    for contender in contenders:
+        contender.run(work)  # warm up
+    outcomes: dict[str, list[Outcome]] = {contender.name: [] for contender in contenders}
+    for _ in range(repetitions):
+        for contender in contenders:
+            outcomes[contender.name].append(contender.run(work))
+    speeds = {n: [o.num_tokens / o.seconds for o in runs] for n, runs in outcomes.items()}
+    rows = {
+        name: {
+            "tokens_per_second": statistics.median(speeds[name]),
+            "tokens_per_second_runs": speeds[name],
+            "ratio": statistics.median(
+                own / base for own, base in zip(speeds[name], speeds[_BASELINE], strict=True)
+            ),
+            "acceptance": statistics.median(o.acceptance for o in runs),
+            "same_text_as_plain": _same(runs[-1], outcomes[_plain_of(name)][-1]),
+        }
+        for name, runs in outcomes.items()
+    }
+    return {"streams": work.streams, "sampled": work.sampled, "rows": rows}
+
+
+def _plain_of(name: str) -> str:
+    return "Outrider plain" if name.startswith("Outrider") else _BASELINE
+
+
+def _same(left: Outcome, right: Outcome) -> str:
+    """How many prompts got the same tokens from both."""
+    same = sum(a == b for a, b in zip(left.token_ids, right.token_ids, strict=True))
+    return f"{same}/{len(left.token_ids)}"
+
+
+def _table(result: dict[str, object]) -> Table:
+    mode = "sampled (T=1, top_p=0.9)" if result["sampled"] else "greedy"
+    streams = "1 stream" if result["streams"] == 1 else f"{result['streams']} streams"
+    table = Table(title=f"{streams}, {mode}", title_justify="left")
+    for column in ("", "tokens/s", "ratio", "accepted", "same text as plain"):
+        table.add_column(column, justify="right" if column else "left")
+    rows = result["rows"]
+    assert isinstance(rows, dict)
+    for name, row in rows.items():
+        table.add_row(
+            name,
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['ratio']:.2f}",
+            f"{row['acceptance']:.0%}" if row["acceptance"] else "",
+            row["same_text_as_plain"],
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""The client for threads: one connection, typed calls, retries, errors with names.
+
+On gRPC's synchronous stubs, so that it works in any thread and hides no event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+from outrider.v1 import generation_pb2
+from outrider.v1.generation_pb2_grpc import GenerationServiceStub
+
+from outrider_client import _request
+from outrider_client._completion import Completion
+from outrider_client._connection import ChannelOption, Connection, TLSConfig
+from outrider_client._info import Loads, ModelInfo, ServerInfo
+from outrider_client._request import Config, Prompt
+from outrider_client._retry import Attempts, check_max_retries, check_timeout
+from outrider_client._retrying import retrying
+from outrider_client._speculation_config import SpeculationConfig
+from outrider_client._stream import Call, Stream
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+class Client:
+    """A connection to a target service. Safe to share between threads; use it as a context manager.
+
+    The connection is made by the first call. Every call may raise an OutriderError.
+
+    Args:
+        address: Host and port, or any name gRPC knows ("dns:///targets:50051", "unix:/run/x").
+        api_key: Sent as `authorization: Bearer`. Without `tls` it crosses the network readable.
+        tls: Encrypts the connection. None is plain text, which is fine on loopback.
+        timeout: Seconds for a whole call with its retries, unless the call says otherwise; None is
+            no limit.
+        max_retries: Further tries of a call that failed before its first message because the server
+            could not be reached, was going away, or said when to come back.
+        options: Further gRPC channel options.
+        sleep: Waits between tries. For tests.
+        clock: Seconds that only grow. For tests.
+
+    Raises:
+        ValueError: An argument has a value that cannot be right.
+        OSError: A certificate cannot be read.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_key: str | None = None,
+        tls: TLSConfig | None = None,
+        timeout: float | None = None,
+        max_retries: int = 2,
+        options: Sequence[ChannelOption] = (),
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._connection = Connection.to(address, api_key=api_key, tls=tls, options=options)
+        self._timeout = check_timeout(timeout)
+        self._max_retries = check_max_retries(max_retries)
+        self._sleep = sleep
+        self._clock = clock
+        self._channel = self._open()
+        self._stub = GenerationServiceStub(self._channel)
+        self._closed = False
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def generate(
+        self,
+        prompt: Prompt,
+        config: Config | None = None,
+        *,
+        seed: int | None = None,
+        speculation: SpeculationConfig | None = None,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        skip_special_tokens: bool | None = None,
+    ) -> Completion:
+        """Generates from one prompt and returns the whole answer.
+
+        Args:
+            prompt: Text, or token ids.
+            config: How to generate; a GenerationConfig of this package or of transformers.
+            seed: Seed of sampling, in [0, 2**64); the same one gives the same tokens.
+            speculation: How to speculate. `SpeculationConfig(enabled=False)` is plain decoding.
+            timeout: Seconds for the whole call, in (0, 1e6].
+            request_id: Name of the request, up to 128 printable ASCII characters.
+            skip_special_tokens: Whether the text omits special tokens. Default: it does.
+
+        Raises:
+            InvalidRequestError: An argument cannot be right, or the server refuses it.
+            StreamInterruptedError: The connection broke halfway; `partial` is what had arrived.
+            DeadlineExceededError: The timeout passed; `partial` likewise.
+            OutriderError: Any other of the tree.
+        """
+        with self.stream(
+            prompt,
+            config,
+            seed=seed,
+            speculation=speculation,
+            timeout=timeout,
+            request_id=request_id,
+            skip_special_tokens=skip_special_tokens,
+        ) as stream:
+            return stream.collect()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        config: Config | None = None,
+        *,
+        seed: int | None = None,
+        speculation: SpeculationConfig | None = None,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        skip_special_tokens: bool | None = None,
+    ) -> Stream:
+        """Generates from one prompt and hands out tokens as they are decided.
+
+        Args and errors as for `generate`. Use it in a `with` block: entering sends the request,
+        leaving cancels what still runs.
+        """
+        request = _request.generate_request(
+            prompt,
+            config,
+            seed=seed,
+            speculation=speculation,
+            skip_special_tokens=skip_special_tokens,
+        )
+
+        def dial(left: float | None, name: str) -> Call:
+            self._check_open()
+            request.request_id = name
+            return self._stub.Generate(
+                request, timeout=left, metadata=self._connection.metadata(name)
+            )
+
+        return Stream(
+            dial,
+            self._attempts(timeout),
+            request_id=None if request_id is None else _request.check_request_id(request_id),
+            sleep=self._sleep,
+        )
+
+    def abort(self, request_ids: str | Iterable[str], *, timeout: float | None = None) -> list[str]:
+        """Ends running requests by id, whoever sent them; returns the ids that were running."""
+        request = generation_pb2.AbortRequest(request_ids=_request.request_ids(request_ids))
+        return list(self._call(self._stub.Abort, request, timeout).aborted_request_ids)
+
+    def model_info(self, *, timeout: float | None = None) -> ModelInfo:
+        """Tells which model is served and its limits."""
+        request = generation_pb2.GetModelInfoRequest()
+        return ModelInfo.from_message(self._call(self._stub.GetModelInfo, request, timeout))
+
+    def server_info(self, *, timeout: float | None = None) -> ServerInfo:
+        """Tells how the server is set up, the state of its draft links, and what it supports."""
+        request = generation_pb2.GetServerInfoRequest()
+        return ServerInfo.from_message(self._call(self._stub.GetServerInfo, request, timeout))
+
+    def loads(self, *, timeout: float | None = None) -> Loads:
+        """Tells how busy the server is."""
+        request = generation_pb2.GetLoadsRequest()
+        return Loads.from_message(self._call(self._stub.GetLoads, request, timeout))
+
+    def tokenize(
+        self, text: str, *, add_special_tokens: bool | None = None, timeout: float | None = None
+    ) -> list[int]:
+        """Turns text into token ids, with special tokens unless told otherwise."""
+        request = generation_pb2.TokenizeRequest(
+            text=_request.utf8("text", text), add_special_tokens=add_special_tokens
+        )
+        return list(self._call(self._stub.Tokenize, request, timeout).token_ids)
+
+    def detokenize(
+        self,
+        ids: Iterable[int],
+        *,
+        skip_special_tokens: bool | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        """Turns token ids into text, without special tokens unless told otherwise."""
+        request = generation_pb2.DetokenizeRequest(
+            token_ids=_request.token_ids("token_ids", ids), skip_special_tokens=skip_special_tokens
+        )
+        return self._call(self._stub.Detokenize, request, timeout).text
+
+    def close(self) -> None:
+        """Closes the connection; running streams break off."""
+        self._closed = True
+        self._channel.close()
+
+    def _open(self) -> grpc.Channel:
+        connection = self._connection
+        if connection.credentials is None:
+            return grpc.insecure_channel(connection.address, options=connection.options)
+        return grpc.secure_channel(
+            connection.address, connection.credentials, options=connection.options
+        )
+
+    def _attempts(self, timeout: float | None) -> Attempts:
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        return Attempts(self._max_retries, timeout=seconds, clock=self._clock)
+
+    def _call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
+        request: _Request,
+        timeout: float | None,
+    ) -> _Response:
+        def attempt(left: float | None, name: str) -> _Response:
+            self._check_open()
+            return method(request, timeout=left, metadata=self._connection.metadata(name))
+
+        return retrying(attempt, self._attempts(timeout), request_id=None, sleep=self._sleep)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed")

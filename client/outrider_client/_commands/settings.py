@@ -1,0 +1,75 @@
+"""`--set` and `--speculation`: from name=value to configurations.
+
+Knows nothing of calls.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from outrider_contract.generation_config import FIELD_NAMES
+
+from outrider_client._commands.failures import USAGE, fail
+from outrider_client._errors import InvalidRequestError
+from outrider_client._generation_config import GenerationConfig
+from outrider_client._speculation_config import SpeculationConfig
+
+
+def generation_config(settings: Sequence[str], file: Path | None) -> GenerationConfig:
+    """The configuration of a file with the settings over it.
+
+    A value of null unsets the field, at the server too: it goes into `clear_fields`.
+    """
+    values = _parsed("--set", settings, FIELD_NAMES, "GenerationConfig")
+    try:
+        config = GenerationConfig() if file is None else GenerationConfig.from_pretrained(file)
+    except (OSError, ValueError) as error:
+        fail(f"--config: {error}", code=USAGE)
+    cleared = [name for name, value in values.items() if value is None]
+    try:
+        config.update(clear_fields=cleared, **values)
+    except InvalidRequestError as error:
+        fail(f"--set {error.message}", code=USAGE)
+    return config
+
+
+def speculation_config(settings: Sequence[str], *, enabled: bool) -> SpeculationConfig | None:
+    """The speculation settings; None when nothing is said about them."""
+    names = [field.name for field in fields(SpeculationConfig)]
+    values = _parsed("--speculation", settings, names, "SpeculationConfig")
+    if not enabled:
+        values["enabled"] = False
+    try:
+        return SpeculationConfig(**values) if values else None
+    except InvalidRequestError as error:
+        fail(f"--{error.message.replace('.', ' ', 1)}", code=USAGE)
+
+
+def _parsed(
+    option: str, settings: Iterable[str], known: Sequence[str], what: str
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip()
+        if not equals:
+            fail(f"{option}: must be name=value, got {setting!r}", code=USAGE)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            fail(f"{option}: {name!r} is not a field of {what}{hint}", code=USAGE)
+        values[name] = _value(text)
+    return values
+
+
+def _value(text: str) -> object:
+    """`text` as JSON if it is JSON, else as it is: `true`, `0.9`, `[1, 2]`, `heuristic`."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

@@ -1,0 +1,146 @@
+"""What a caller gets back: chunks while it runs, a completion at the end.
+
+Plain frozen values, made from messages by `_assembly`. Knows nothing of calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum, unique
+
+from outrider_client._generation_config import GenerationConfig
+from outrider_client._speculation_config import SpeculationConfig
+from outrider_client._usage import SpeculationStats, Usage
+
+
+@unique
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    """An end-of-sequence token or a stop string."""
+
+    LENGTH = "length"
+    """The length limit."""
+
+    TIME = "time"
+    """The time limit (`max_time`)."""
+
+    CANCELLED = "cancelled"
+    """Aborted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What the server says before the first token."""
+
+    request_id: str
+    """The request's id: yours, or one made up."""
+
+    seed: int
+    """The seed in use: yours, or one drawn. Sending it again gives the same tokens."""
+
+    effective_config: GenerationConfig
+    """The configuration in force: yours over the model's over transformers' defaults."""
+
+    effective_speculation: SpeculationConfig
+    """The speculation settings in force."""
+
+    num_prompt_tokens: int
+    """Length of the prompt in tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """New tokens of one sequence. Final once received."""
+
+    text: str
+    """The new text. May lag behind the tokens until a character is complete."""
+
+    token_ids: list[int]
+    """The new tokens."""
+
+    drafted: list[bool]
+    """For each token: proposed by the drafter (accepted), or the target's own."""
+
+    sequence_index: int
+    """Which sequence of the request, from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedSequence:
+    """One generated sequence."""
+
+    text: str
+    """The generated text, without the prompt."""
+
+    token_ids: list[int]
+    """The generated tokens, without the prompt."""
+
+    drafted: list[bool]
+    """For each token: proposed by the drafter (accepted), or the target's own."""
+
+    finish_reason: FinishReason | None
+    """Why it ended; None in a partial completion, or for a reason of a newer server."""
+
+    matched_stop_string: str | None
+    """The stop string that ended it, if one did."""
+
+    matched_stop_token_id: int | None
+    """The end-of-sequence token that ended it, if one did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to a request. `text`, `token_ids` and the like are those of sequence 0."""
+
+    request_id: str
+    """Id of the request."""
+
+    sequences: tuple[GeneratedSequence, ...]
+    """The `num_return_sequences` sequences, in order."""
+
+    usage: Usage
+    """What the request consumed."""
+
+    seed: int
+    """The seed in use. Sending it again gives the same tokens."""
+
+    effective_config: GenerationConfig
+    """The configuration in force: yours over the model's over transformers' defaults."""
+
+    effective_speculation: SpeculationConfig
+    """The speculation settings in force."""
+
+    speculation: SpeculationStats
+    """What speculation did."""
+
+    @property
+    def text(self) -> str:
+        """The generated text, without the prompt."""
+        return self.sequences[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The generated tokens, without the prompt."""
+        return self.sequences[0].token_ids
+
+    @property
+    def drafted(self) -> list[bool]:
+        """For each token: proposed by the drafter (accepted), or the target's own."""
+        return self.sequences[0].drafted
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the sequence ended; None in a partial completion."""
+        return self.sequences[0].finish_reason
+
+    @property
+    def matched_stop_string(self) -> str | None:
+        """The stop string that ended the sequence, if one did."""
+        return self.sequences[0].matched_stop_string
+
+    @property
+    def matched_stop_token_id(self) -> int | None:
+        """The end-of-sequence token that ended the sequence, if one did."""
+        return self.sequences[0].matched_stop_token_id

@@ -1,0 +1,194 @@
+"""The command `outrider-draft`: turns flags and environment into settings, and serves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+from outrider_runtime import logs
+from outrider_runtime.errors import StartupError
+from outrider_runtime.logs import LogFormat, LogLevel
+from outrider_runtime.metrics import DraftMetrics, MetricsExporter, new_registry
+from outrider_runtime.prompt_lookup import LookupRule
+from outrider_runtime.server import ServerSettings
+from outrider_runtime.settings import (
+    ApiKey,
+    ConfigFile,
+    Format,
+    Grace,
+    Host,
+    Level,
+    MetricsPort,
+    Port,
+    SslCaCerts,
+    SslCertfile,
+    SslKeyfile,
+    flag,
+    startup_errors,
+)
+
+from outrider_draft import drafter
+from outrider_draft.service import DraftService
+from outrider_draft.settings import (
+    DraftMethod,
+    DraftSettings,
+    LookupSettings,
+    ModelSettings,
+    SessionSettings,
+    StepSettings,
+)
+
+app = typer.Typer(add_completion=False)
+
+_SESSIONS = SessionSettings()
+_STEP = StepSettings()
+_LOOKUP = LookupSettings()
+
+Model = Annotated[
+    str | None, flag("--model", "Draft model: a local folder or a hub id; safetensors only.")
+]
+Method = Annotated[
+    DraftMethod | None,
+    flag("--method", "What proposes: a draft model, or the text itself. Default: model."),
+]
+Dtype = Annotated[
+    str, flag("--dtype", "auto, float32, bfloat16, float16 or float64: weights and cache.")
+]
+Device = Annotated[str, flag("--device", "auto, cpu or cuda.")]
+Threads = Annotated[int, flag("--threads", "Threads of one forward on the CPU.", min=1)]
+MaxNumSeqs = Annotated[int, flag("--max-num-seqs", "Sessions per draft step.", min=1)]
+MaxNumBatchedTokens = Annotated[
+    int, flag("--max-num-batched-tokens", "Rows per draft step spent on long prompts.", min=1)
+]
+MaxSessions = Annotated[
+    int, flag("--max-sessions", "Sessions held, of all targets together.", min=1)
+]
+MaxSessionsPerTarget = Annotated[
+    int, flag("--max-sessions-per-target", "Sessions one target may hold.", min=1)
+]
+MaxModelLen = Annotated[
+    int | None,
+    flag("--max-model-len", "Longest sequence, in tokens. Default: what the model allows.", min=2),
+]
+KvCacheTokens = Annotated[
+    int, flag("--kv-cache-tokens", "Tokens held in the cache, all sessions together.", min=16)
+]
+MaxMatchingNgramSize = Annotated[
+    int,
+    flag(
+        "--max-matching-ngram-size",
+        "Prompt lookup: longest n-gram to match where a request says nothing.",
+        min=1,
+    ),
+]
+Rule = Annotated[
+    LookupRule,
+    flag("--lookup-rule", "Prompt lookup: continue the latest match, or transformers' first."),
+]
+
+
+@app.command()
+def serve(
+    *,
+    model: Model = None,
+    method: Method = None,
+    host: Host = "127.0.0.1",
+    port: Port = 50052,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    threads: Threads = 1,
+    max_num_seqs: MaxNumSeqs = _STEP.max_num_seqs,
+    max_num_batched_tokens: MaxNumBatchedTokens = _STEP.max_num_batched_tokens,
+    max_sessions: MaxSessions = _SESSIONS.max_sessions,
+    max_sessions_per_target: MaxSessionsPerTarget = _SESSIONS.max_sessions_per_target,
+    max_model_len: MaxModelLen = None,
+    kv_cache_tokens: KvCacheTokens = 65_536,
+    max_matching_ngram_size: MaxMatchingNgramSize = _LOOKUP.max_matching_ngram_size,
+    lookup_rule: Rule = _LOOKUP.rule,
+    ssl_keyfile: SslKeyfile = None,
+    ssl_certfile: SslCertfile = None,
+    ssl_ca_certs: SslCaCerts = None,
+    api_key: ApiKey = None,
+    grace: Grace = 30.0,
+    metrics_port: MetricsPort = None,
+    log_level: Level = LogLevel.INFO,
+    log_format: Format = LogFormat.AUTO,
+    config: ConfigFile = None,  # noqa: ARG001  # applied by its callback
+) -> None:
+    """Propose tokens to target services.
+
+    Give --model for a draft model, or --method prompt-lookup for none. Every flag has an OUTRIDER_*
+    variable: --max-num-seqs is OUTRIDER_MAX_NUM_SEQS.
+    """
+    proposer: ModelSettings | LookupSettings
+    with startup_errors("outrider-draft"):
+        if method is DraftMethod.PROMPT_LOOKUP:
+            if model is not None:
+                raise StartupError("--model and --method prompt-lookup exclude each other")
+            proposer = LookupSettings(
+                max_matching_ngram_size=max_matching_ngram_size, rule=lookup_rule
+            )
+        elif model is None:
+            raise StartupError("give --model DIR for a draft model, or --method prompt-lookup")
+        else:
+            proposer = ModelSettings(
+                model=model,
+                dtype=dtype,
+                device=device,
+                threads=threads,
+                max_model_len=max_model_len,
+                kv_cache_tokens=kv_cache_tokens,
+            )
+        settings = DraftSettings(
+            server=ServerSettings(
+                host=host,
+                port=port,
+                ssl_keyfile=ssl_keyfile,
+                ssl_certfile=ssl_certfile,
+                ssl_ca_certs=ssl_ca_certs,
+                api_key=api_key,
+                grace_seconds=grace,
+            ),
+            sessions=SessionSettings(
+                max_sessions=max_sessions,
+                max_sessions_per_target=max_sessions_per_target,
+                max_length=max_model_len or _SESSIONS.max_length,
+            ),
+            step=StepSettings(
+                max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+            ),
+            proposer=proposer,
+            metrics_port=metrics_port,
+        )
+        logs.configure(log_level, log_format)
+        asyncio.run(_serve(settings))
+
+
+async def _serve(settings: DraftSettings) -> None:
+    registry = new_registry()
+    metrics = DraftMetrics(registry)
+    # Nothing else runs on the loop yet: loading may block it.
+    loaded = drafter.build(settings.proposer, metrics)
+    service = DraftService(settings, loaded, metrics)
+    host = settings.server.host
+    exporter: MetricsExporter | None = None
+    if settings.metrics_port is not None:
+        exporter = MetricsExporter(registry, host=host, port=settings.metrics_port)
+        exporter.start()
+    try:
+        port = await service.start()
+        print(f"outrider-draft serving on {host}:{port} ({loaded.title})", flush=True)
+        await service.serve_until_signalled()
+    finally:
+        if exporter is not None:
+            exporter.stop()
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

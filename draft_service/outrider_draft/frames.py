@@ -1,0 +1,222 @@
+"""Frames of the draft link: protobuf to domain and back. What a target sends is checked here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from outrider.v1 import draft_pb2, generation_config_pb2
+from outrider_runtime.conversion import sampling_parameters
+from outrider_runtime.draft_tree import Limits
+from outrider_runtime.errors import InvalidRequest
+from outrider_runtime.sampling_parameters import SamplingParameters
+
+from outrider_draft.proposer import Description
+from outrider_draft.updates import (
+    Broken,
+    Closed,
+    Committed,
+    Grown,
+    Message,
+    Opened,
+    SessionKey,
+    SessionRequest,
+    Update,
+)
+
+MAX_UPDATES_PER_FRAME = 16_384
+"""More in one frame is refused: a round has a few per running sequence."""
+
+MAX_DEPTH = 256
+"""Deepest tree that is grown, whatever a target grants."""
+
+MAX_SAMPLE_INDEX = 2**24
+"""Sample indices from here on do not fit the noise's counter."""
+
+
+class Bounds(NamedTuple):
+    """What a stream's updates are checked against."""
+
+    stream: int
+    target_vocab_size: int
+    """Ids the target can emit; ids at or above it make no sense."""
+    own_vocab_size: int
+    """Ids the drafter knows; 0: any."""
+    max_length: int
+    """Longest sequence, in tokens."""
+
+
+class _Malformed(Exception):
+    """An update makes no sense; the text says why."""
+
+
+def updates(frame: draft_pb2.SpeculateRequest, bounds: Bounds) -> list[Update]:
+    """What a frame says, in the order in which it applies. What makes no sense becomes `Broken`.
+
+    Raises:
+        InvalidRequest: The frame itself makes no sense.
+    """
+    if frame.HasField("hello"):
+        raise InvalidRequest("hello", "comes once, as the first frame")
+    size = len(frame.opens) + len(frame.commits) + len(frame.closes)
+    if size > MAX_UPDATES_PER_FRAME:
+        raise InvalidRequest(
+            "opens", f"{size} updates in one frame; at most {MAX_UPDATES_PER_FRAME} are taken"
+        )
+    return list(_updates(frame, bounds))
+
+
+def response(messages: Iterable[Message]) -> draft_pb2.SpeculateResponse:
+    """All that a target should be told now, as one frame."""
+    frame = draft_pb2.SpeculateResponse()
+    for message in messages:
+        if isinstance(message, Grown):
+            frame.grows.append(
+                draft_pb2.Grow(
+                    session=message.key.number,
+                    base_length=message.base_length,
+                    node_ids=[p.id for p in message.proposals],
+                    parent_ids=[p.parent_id for p in message.proposals],
+                    token_ids=[p.token_id for p in message.proposals],
+                    log_probs=[p.log_prob for p in message.proposals],
+                    complete=message.complete,
+                )
+            )
+        else:
+            frame.resyncs.append(
+                draft_pb2.Resync(
+                    session=message.key.number,
+                    held_length=message.held_length,
+                    refused=message.refused,
+                    reason=message.reason,
+                )
+            )
+    return frame
+
+
+def describe(
+    description: Description, *, max_sessions: int, max_length: int
+) -> draft_pb2.DrafterDescription:
+    """A drafter's description on the wire."""
+    return draft_pb2.DrafterDescription(
+        kind=description.kind,
+        model_id=description.model_id,
+        vocab_size=description.vocab_size,
+        tokenizer_fingerprint=description.tokenizer_fingerprint,
+        max_sessions=max_sessions,
+        max_length=max_length,
+    )
+
+
+def _updates(frame: draft_pb2.SpeculateRequest, bounds: Bounds) -> Iterator[Update]:
+    for opened in frame.opens:
+        key = SessionKey(bounds.stream, opened.session)
+        try:
+            yield _opened(key, opened, bounds)
+        except _Malformed as problem:
+            yield Broken(key, str(problem))
+    for commit in frame.commits:
+        key = SessionKey(bounds.stream, commit.session)
+        try:
+            token_ids = _token_ids(commit.token_ids, bounds)
+            limits = _limits(commit.limits) if commit.HasField("limits") else None
+            yield Committed(key, commit.base_length, token_ids, limits)
+        except _Malformed as problem:
+            yield Broken(key, str(problem))
+    for close in frame.closes:
+        yield Closed(SessionKey(bounds.stream, close.session))
+
+
+def _opened(key: SessionKey, opened: draft_pb2.Open, bounds: Bounds) -> Opened:
+    token_ids = _token_ids(opened.token_ids, bounds)
+    num_prompt_tokens = opened.num_prompt_tokens
+    if not token_ids:
+        raise _Malformed("token_ids: at least one token is needed")
+    if not 1 <= num_prompt_tokens <= len(token_ids):
+        raise _Malformed(f"num_prompt_tokens: {num_prompt_tokens} of {len(token_ids)} tokens")
+    if opened.sample_index >= MAX_SAMPLE_INDEX:
+        raise _Malformed(f"sample_index: {opened.sample_index} is too large")
+    temperature = opened.draft_temperature or 1.0
+    if not math.isfinite(temperature) or temperature < 0:
+        raise _Malformed(f"draft_temperature: {temperature} is not a positive number")
+    if not opened.HasField("limits"):
+        raise _Malformed("limits: are missing")
+    config = opened.generation_config
+    request = SessionRequest(
+        parameters=_parameters(config, num_prompt_tokens, bounds),
+        num_prompt_tokens=num_prompt_tokens,
+        seed=opened.seed,
+        sample_index=opened.sample_index,
+        draft_temperature=temperature,
+        vocab_size=bounds.target_vocab_size,
+        max_matching_ngram_size=config.max_matching_ngram_size or None,
+    )
+    return Opened(key, token_ids, request, _limits(opened.limits))
+
+
+def _parameters(
+    config: generation_config_pb2.GenerationConfig, num_prompt_tokens: int, bounds: Bounds
+) -> SamplingParameters:
+    if config.HasField("max_new_tokens"):
+        max_length = num_prompt_tokens + config.max_new_tokens
+    elif config.HasField("max_length"):
+        max_length = config.max_length
+    else:
+        max_length = bounds.max_length
+    try:
+        parameters = sampling_parameters(
+            config, num_prompt_tokens=num_prompt_tokens, max_length=max_length
+        )
+    except InvalidRequest as error:
+        raise _Malformed(f"generation_config.{error}") from error
+    highest = max(_ids_named(parameters), default=0)
+    if highest >= bounds.target_vocab_size:
+        raise _Malformed(
+            f"generation_config: token id {highest} lies outside the target's vocabulary"
+        )
+    return parameters
+
+
+def _ids_named(parameters: SamplingParameters) -> Iterator[int]:
+    """All token ids that the processing of scores touches."""
+    yield from parameters.eos_token_ids
+    yield from parameters.forced_eos_token_ids
+    yield from parameters.suppress_tokens
+    yield from parameters.begin_suppress_tokens
+    if parameters.forced_bos_token_id is not None:
+        yield parameters.forced_bos_token_id
+    for phrase in parameters.bad_words_ids:
+        yield from phrase
+    for biased in parameters.sequence_bias:
+        yield from biased.token_ids
+
+
+def _limits(limits: draft_pb2.Limits) -> Limits:
+    threshold = limits.confidence_threshold
+    if not 0 <= threshold <= 1:  # NaN, too
+        raise _Malformed(f"limits.confidence_threshold: {threshold} is not in [0, 1]")
+    if not 1 <= limits.window <= limits.depth <= limits.max_nodes:
+        raise _Malformed(
+            "limits: needed is 1 <= window <= depth <= max_nodes, "
+            f"got {limits.window}, {limits.depth}, {limits.max_nodes}"
+        )
+    return Limits(
+        window=min(limits.window, MAX_DEPTH),
+        depth=min(limits.depth, MAX_DEPTH),
+        max_nodes=limits.max_nodes,
+        confidence_threshold=threshold,
+    )
+
+
+def _token_ids(token_ids: Sequence[int], bounds: Bounds) -> list[int]:
+    if len(token_ids) > bounds.max_length:
+        raise _Malformed(f"longer than the {bounds.max_length} tokens served here")
+    highest = max(token_ids, default=0)
+    if highest >= bounds.target_vocab_size:
+        raise _Malformed(f"token_ids: {highest} lies outside the target's vocabulary")
+    if bounds.own_vocab_size and highest >= bounds.own_vocab_size:
+        raise _Malformed(
+            f"token_ids: {highest} lies outside the drafter's vocabulary of {bounds.own_vocab_size}"
+        )
+    return list(token_ids)

@@ -1,0 +1,44 @@
+"""Whether a target and this drafter can work together. Pure."""
+
+from __future__ import annotations
+
+from outrider_contract.errors import Reason
+from outrider_runtime.draft_protocol import (
+    MAX_PROTOCOL_VERSION,
+    MIN_PROTOCOL_VERSION,
+    is_supported,
+)
+from outrider_runtime.errors import InvalidRequest, PreconditionFailed
+
+from outrider_draft.proposer import Description
+
+
+def check(
+    drafter: Description, *, protocol_version: int, tokenizer_fingerprint: str, vocab_size: int
+) -> None:
+    """Compare what a target says in its hello with what the drafter is.
+
+    Vocabulary sizes may differ: models of one family pad their embeddings differently.
+
+    Raises:
+        PreconditionFailed: Version or tokenizer do not fit.
+        InvalidRequest: The hello makes no sense.
+    """
+    if not is_supported(protocol_version):
+        raise PreconditionFailed(
+            f"the target speaks version {protocol_version} of the draft protocol, this drafter "
+            f"{MIN_PROTOCOL_VERSION} to {MAX_PROTOCOL_VERSION}; update the older of the two",
+            reason=Reason.PROTOCOL_MISMATCH,
+        )
+    if vocab_size < 1:
+        raise InvalidRequest("hello.vocab_size", "must be at least 1")
+    works_on_ids_alone = drafter.vocab_size == 0
+    if works_on_ids_alone:
+        return
+    own = drafter.tokenizer_fingerprint
+    if not tokenizer_fingerprint or tokenizer_fingerprint != own:
+        raise PreconditionFailed(
+            f"the target's tokenizer ({tokenizer_fingerprint or 'none'}) is not that of the draft "
+            f"model {drafter.model_id} ({own or 'none'}); use a draft model of the same family",
+            reason=Reason.TOKENIZER_MISMATCH,
+        )

@@ -1,0 +1,184 @@
+"""A draft model as a proposer: all sessions of all targets in one ragged forward per step.
+
+Knows nothing of threads or gRPC. The only module of the draft service that needs torch.
+
+What is in the cache of a session is a prefix of its `tokens`, always. A commit shortens it to what
+the tokens before and after have in common, and that is all the rollback there is. The last token of
+a chain is not in the cache before the next step: after full acceptance the drafter has two tokens
+to catch up with, the last it proposed and the bonus.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from outrider_runtime.metrics import DraftMetrics
+from outrider_runtime.model.kv_pool import OutOfBlocks
+from outrider_runtime.model.runner import Runner, SequenceRows
+from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
+
+from outrider_draft.proposer import Description, Outcome, OutOfRoom, Share
+from outrider_draft.session import Proposed, Session
+from outrider_draft.updates import SessionKey
+
+
+@dataclass(slots=True)
+class _Cached:
+    """A session's part of the cache."""
+
+    handle: int
+    length: int = 0
+    """So many of the session's tokens are in the cache."""
+
+
+class ModelProposer:
+    """Extends chains by the draft model's own choice under the request's processors and noise."""
+
+    def __init__(self, runner: Runner, description: Description, metrics: DraftMetrics) -> None:
+        """Take over a runner.
+
+        Args:
+            runner: Belongs to the proposer's thread from now on.
+            description: What the drafter says of itself.
+            metrics: Counters.
+        """
+        self._metrics = metrics
+        self._runner = runner
+        self._pool = runner.pool
+        self._description = description
+        self._cached: dict[SessionKey, _Cached] = {}
+
+    @property
+    def description(self) -> Description:
+        """What it is."""
+        return self._description
+
+    def pending(self, session: Session) -> int:
+        """How many tokens are not in the cache; the last one, whose scores are needed, counts."""
+        cached = self._cached.get(session.key)
+        return len(session.tokens) - (self._known(cached, session) if cached else 0)
+
+    def extend(self, shares: Sequence[Share]) -> list[Outcome]:
+        """Do one forward and choose a token for every session that has caught up.
+
+        Raises:
+            OutOfRoom: The cache is too full.
+        """
+        batch = [self._rows(share) for share in shares]
+        started = time.monotonic()
+        try:
+            logits = self._runner.forward(batch)  # [sessions that have caught up, vocab]
+        except OutOfBlocks as error:
+            raise OutOfRoom(str(error)) from error
+        self._observe(time.monotonic() - started)
+        for share, rows in zip(shares, batch, strict=True):
+            self._cached[share.session.key].length += len(rows.token_ids)
+        ready = [
+            share.session for share, rows in zip(shares, batch, strict=True) if rows.num_logits
+        ]
+        chosen = self._choose(ready, logits)
+        return [
+            chosen[share.session.key] if rows.num_logits else Outcome()
+            for share, rows in zip(shares, batch, strict=True)
+        ]
+
+    def rewind(self, key: SessionKey, length: int) -> None:
+        """Forget keys and values of tokens that are no longer true."""
+        cached = self._cached.get(key)
+        if cached is not None and length < cached.length:
+            self._pool.truncate(cached.handle, length)
+            cached.length = length
+
+    def holds(self, key: SessionKey) -> bool:
+        """Whether the session has blocks."""
+        return key in self._cached
+
+    def forget(self, key: SessionKey) -> None:
+        """Free a session's blocks."""
+        if (cached := self._cached.pop(key, None)) is not None:
+            self._pool.free(cached.handle)
+
+    def _known(self, cached: _Cached, session: Session) -> int:
+        return min(cached.length, len(session.tokens) - 1)
+
+    def _rows(self, share: Share) -> SequenceRows:
+        """The next tokens of a session, and whether its scores are wanted behind them."""
+        session = share.session
+        cached = self._cached.get(session.key)
+        if cached is None:
+            cached = self._cached[session.key] = _Cached(self._pool.create())
+        start = self._known(cached, session)
+        # Only after a failed step are all tokens in the cache, their scores lost.
+        self.rewind(session.key, start)
+        stop = min(len(session.tokens), start + share.num_rows)
+        caught_up = stop == len(session.tokens)
+        return SequenceRows(cached.handle, session.tokens[start:stop], int(caught_up))
+
+    def _observe(self, seconds: float) -> None:
+        self._metrics.num_forwards.inc()
+        self._metrics.forward_time.observe(seconds)
+        self._metrics.kv_cache_usage.set(1 - self._pool.num_free_blocks / self._pool.num_blocks)
+
+    def _choose(
+        self, sessions: Sequence[Session], logits: torch.Tensor
+    ) -> dict[SessionKey, Outcome]:
+        """Choose a token per row, with the noise that the target will use at its position."""
+        by_vocabulary: dict[int, list[int]] = defaultdict(list)  # target's size -> rows
+        for row, session in enumerate(sessions):
+            by_vocabulary[session.request.vocab_size].append(row)
+        chosen: dict[SessionKey, Outcome] = {}
+        for vocab_size, rows in by_vocabulary.items():
+            own = logits if len(rows) == len(sessions) else logits[rows]
+            members = [sessions[row] for row in rows]
+            chosen |= _choose_alike(members, _as_wide_as(own, vocab_size))
+        return chosen
+
+
+def _choose_alike(sessions: list[Session], logits: torch.Tensor) -> dict[SessionKey, Outcome]:
+    """Choose a token per row for sessions of targets with equal vocabularies."""
+    chosen: dict[SessionKey, Outcome] = {}
+    while sessions:
+        try:
+            selection = select_tokens(logits, [_row_group(session) for session in sessions])
+        except InvalidScores as error:
+            # The request allows the drafter no token here; what the target makes of it is its own
+            # business. The others go on without that row.
+            barren = error.group_index
+            chosen[sessions[barren].key] = Outcome(exhausted=True)
+            sessions = sessions[:barren] + sessions[barren + 1 :]
+            logits = torch.cat([logits[:barren], logits[barren + 1 :]])
+            continue
+        proposed = map(Proposed, selection.token_ids, selection.log_probs)
+        chosen |= {s.key: Outcome([p]) for s, p in zip(sessions, proposed, strict=True)}
+        break
+    return chosen
+
+
+def _row_group(session: Session) -> RowGroup:
+    request = session.request
+    return RowGroup(
+        parameters=request.parameters,
+        seed=request.seed,
+        sample_index=request.sample_index,
+        token_ids=session.tokens,
+        num_rows=1,
+        num_prompt_tokens=request.num_prompt_tokens,
+        draft_temperature=request.draft_temperature,
+    )
+
+
+def _as_wide_as(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Scores over exactly the ids a target can emit.
+
+    Padded tails of the embedding differ between models of one family. Ids the target does not have
+    are cut off; ids the drafter does not have get no chance, yet exist: the request's processors
+    may name them.
+    """
+    missing = vocab_size - logits.shape[-1]
+    if missing > 0:
+        return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
+    return logits[:, :vocab_size]

@@ -1,0 +1,77 @@
+"""The port to whatever proposes tokens. Knows nothing of trees on the wire, threads or gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from outrider_draft.session import Proposed, Session
+from outrider_draft.updates import SessionKey
+
+
+class Description(NamedTuple):
+    """What a drafter is."""
+
+    kind: str
+    """Either `model` or `prompt-lookup`."""
+
+    model_id: str = ""
+    """Name of the draft model; empty without one."""
+
+    vocab_size: int = 0
+    """Token ids it knows; 0: any."""
+
+    tokenizer_fingerprint: str = ""
+    """Empty when it works on ids alone."""
+
+    max_length: int = 0
+    """Longest sequence it can extend, in tokens; 0: any."""
+
+
+class Share(NamedTuple):
+    """A session's part of a step."""
+
+    session: Session
+    num_rows: int
+    """How many of the tokens it has yet to see are processed, at most what `pending` says."""
+
+
+class Outcome(NamedTuple):
+    """What a step brought for a session."""
+
+    proposed: Sequence[Proposed] = ()
+    """Tokens that extend the session's chain; none while it catches up."""
+
+    exhausted: bool = False
+    """Nothing more will come until tokens are committed."""
+
+
+class OutOfRoom(Exception):
+    """A step does not fit; nothing was changed."""
+
+
+class Proposer(Protocol):
+    """Extends chains. Used by one thread."""
+
+    @property
+    def description(self) -> Description:
+        """What it is."""
+
+    def pending(self, session: Session) -> int:
+        """How many tokens, at least 1, it has yet to see before it can propose the next."""
+
+    def extend(self, shares: Sequence[Share]) -> list[Outcome]:
+        """Do one step for these sessions.
+
+        Raises:
+            OutOfRoom: The step does not fit beside the sessions held; nothing was changed.
+        """
+
+    def rewind(self, key: SessionKey, length: int) -> None:
+        """Learn that a session's tokens from position `length` on are no longer what they were."""
+
+    def holds(self, key: SessionKey) -> bool:
+        """Whether forgetting a session would make room."""
+
+    def forget(self, key: SessionKey) -> None:
+        """Drop whatever is held for a session; unknown ones are ignored."""

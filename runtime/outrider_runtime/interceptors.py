@@ -1,0 +1,231 @@
+"""What surrounds every call: request id, API key, errors into statuses, the count of calls.
+
+One interceptor for unary and streaming calls alike, so that no handler can be registered without
+it. Knows nothing of what the services do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+import grpc
+import structlog
+from grpc_status import rpc_status
+from outrider_contract.errors import Reason
+from outrider_contract.metadata import AUTHORIZATION, BEARER_PREFIX, REQUEST_ID
+
+from outrider_runtime import health
+from outrider_runtime.errors import InternalError, InvalidRequest, OutriderError, Unauthenticated
+from outrider_runtime.request_context import (
+    choose_request_id,
+    set_request_id,
+    text_metadata,
+    trace_of,
+)
+
+# Types of requests and responses differ per method and are nothing to this module.
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+    Handler = grpc.RpcMethodHandler[Any, Any]
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class CallObserver(Protocol):
+    """Told of every call that ended."""
+
+    def __call__(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
+        """`method` is the full path, `seconds` the time since the call arrived."""
+
+
+class MalformedMessage:
+    """Stands for a message whose bytes are not one."""
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Gives each call an id, checks its key and turns exceptions into statuses.
+
+    - The request id (the message's own, the `x-request-id` metadata, or a new one) goes into the
+      log context and back as initial metadata.
+    - With an API key, every service but the open ones demands `authorization: Bearer KEY`.
+    - `OutriderError` ends the call with its rich status. Anything else ends it with INTERNAL, the
+      request id and nothing more, and is logged with its traceback. Cancellation passes.
+    - Bytes that are no message end the call with INVALID_ARGUMENT; grpc.aio itself would answer
+      UNKNOWN with the exception's text.
+
+    Handlers must be coroutines or async generators; others are left as they are.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        open_services: frozenset[str] = frozenset({health.SERVICE_NAME}),
+        observe: CallObserver | None = None,
+    ) -> None:
+        self._api_key = api_key
+        self._open_services = open_services
+        self._observe = observe
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Wraps the method's handler; once per method, not per call."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = _text(handler_call_details.method)
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = (handler, self._wrap(method, handler))
+        return known[1]
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        deserializer = _tolerant(handler.request_deserializer)
+        if handler.request_streaming and handler.response_streaming:
+            wrap, behaviour = grpc.stream_stream_rpc_method_handler, handler.stream_stream
+        elif handler.request_streaming:
+            wrap, behaviour = grpc.stream_unary_rpc_method_handler, handler.stream_unary
+        elif handler.response_streaming:
+            wrap, behaviour = grpc.unary_stream_rpc_method_handler, handler.unary_stream
+        else:
+            wrap, behaviour = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+        if inspect.isasyncgenfunction(behaviour):
+            wrapped = self._around_generator(method, behaviour)
+        elif inspect.iscoroutinefunction(behaviour):
+            wrapped = self._around_coroutine(method, behaviour)
+        else:
+            return handler
+        return wrap(wrapped, deserializer, handler.response_serializer)
+
+    def _around_coroutine(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(request: object, context: Context) -> object:
+            async with self._surroundings(method, request, context):
+                return await behaviour(_checked(request), context)
+            raise AssertionError  # an aborted call does not get here
+
+        return call
+
+    def _around_generator(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        # A coroutine that writes, not another generator: were the call cancelled while a response
+        # is being sent, nothing would close a generator before the garbage collector does. This
+        # way its `finally` runs at once and in this task.
+        async def call(request: object, context: Context) -> None:
+            async with (
+                self._surroundings(method, request, context),
+                aclosing(behaviour(_checked(request), context)) as responses,
+            ):
+                async for response in responses:
+                    await context.write(response)
+
+        return call
+
+    @asynccontextmanager
+    async def _surroundings(
+        self, method: str, request: object, context: Context
+    ) -> AsyncIterator[None]:
+        started = time.monotonic()
+        metadata = text_metadata(context.invocation_metadata())
+        request_id = choose_request_id(request, metadata)
+        set_request_id(request_id)
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(
+            request_id=request_id, method=method, **trace_of(metadata)
+        )
+        code = grpc.StatusCode.OK
+        try:
+            await context.send_initial_metadata(((REQUEST_ID, request_id),))
+            if not self._authorized(method, metadata):
+                await _first_message(request)
+                raise Unauthenticated
+            yield
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except grpc.aio.AbortError:
+            code = _code_of(context)
+            raise
+        except OutriderError as error:
+            code = error.code
+            await _abort(context, error, request_id)
+        except Exception:
+            code = grpc.StatusCode.INTERNAL
+            _log.exception("call_failed")
+            await _abort(context, InternalError(request_id), request_id)
+        finally:
+            if self._observe is not None:
+                self._observe(method, code, time.monotonic() - started)
+
+    def _authorized(self, method: str, metadata: dict[str, str]) -> bool:
+        service = method.strip("/").partition("/")[0]
+        if self._api_key is None or service in self._open_services:
+            return True
+        expected = f"{BEARER_PREFIX}{self._api_key}".encode()
+        return hmac.compare_digest(metadata.get(AUTHORIZATION, "").encode(), expected)
+
+
+async def _first_message(request: object) -> None:
+    # A grpc.aio client that is still sending when its status arrives reports INTERNAL instead. The
+    # first message of a stream is usually all it sends before it listens.
+    if isinstance(request, AsyncIterator):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await anext(request, None)
+
+
+async def _abort(context: Context, error: OutriderError, request_id: str) -> None:
+    status = error.to_status(request_id=request_id)
+    await context.abort_with_status(rpc_status.to_status(status))
+
+
+def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    if deserialize is None:
+        return None
+
+    def parse(data: bytes) -> object:
+        try:
+            return deserialize(data)
+        except Exception:
+            return MalformedMessage()
+
+    return parse
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, MalformedMessage):
+        raise _malformed()
+    return _checked_stream(request) if isinstance(request, AsyncIterator) else request
+
+
+async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if isinstance(request, MalformedMessage):
+            raise _malformed()
+        yield request
+
+
+def _malformed() -> InvalidRequest:
+    why = "the bytes are not a message of this method"
+    return InvalidRequest("", why, reason=Reason.MALFORMED_MESSAGE)
+
+
+def _code_of(context: Context) -> grpc.StatusCode:
+    code = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return _CODES.get(code, grpc.StatusCode.UNKNOWN)
+
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def _text(method: str | bytes) -> str:
+    return method.decode() if isinstance(method, bytes) else method

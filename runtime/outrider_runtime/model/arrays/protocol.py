@@ -1,0 +1,106 @@
+"""What the two kinds of arrays have in common. See the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+Array: TypeAlias = Any
+"""A numpy array or a torch tensor: the two share the operators, not a type."""
+
+
+class Arrays(Protocol):
+    """What `Numpy` and `Torch` both offer. Shapes are [rows, n] unless said otherwise."""
+
+    noise_at_once: int
+    """Number of noise values to compute in one go: bounds the memory that takes."""
+
+    def integers(self, values: Any) -> Array:
+        """Int64 array of `values` (nested lists or a numpy array)."""
+
+    def floats(self, values: Any) -> Array:
+        """Float32 array of `values`."""
+
+    def make_finite(self, x: Array) -> None:
+        """In place: NaN becomes 0, infinities the largest finite values."""
+
+    def copy(self, x: Array) -> Array:
+        """A contiguous copy."""
+
+    def where(self, condition: Array, x: Array | float, y: Array | float) -> Array:
+        """Elementwise choice."""
+
+    def exp(self, x: Array) -> Array:
+        """Elementwise exponential."""
+
+    def log(self, x: Array) -> Array:
+        """Elementwise logarithm."""
+
+    def log1p(self, x: Array) -> Array:
+        """Elementwise log(1 + x)."""
+
+    def sort(self, x: Array) -> Array:
+        """Values in ascending order."""
+
+    def argsort(self, x: Array) -> Array:
+        """Ascending order, stable: of equal values the lower index comes first."""
+
+    def take(self, x: Array, indices: Array) -> Array:
+        """x[r, indices[r, i]]."""
+
+    def count(self, condition: Array) -> Array:
+        """Number of true entries of a row, [rows, 1]."""
+
+    def perhaps_any(self, condition: Array) -> bool:
+        """False only if no entry is true. Never waits for a device: torch always says True."""
+
+    def to_integers(self, x: Array) -> Array:
+        """Int64 of whole floats."""
+
+    def max(self, x: Array) -> Array:
+        """[rows, 1]; NaN when there is one."""
+
+    def argmax(self, x: Array) -> Array:
+        """[rows]; the first of equal values."""
+
+    def sum(self, x: Array) -> Array:
+        """[rows, 1]; float64 inside."""
+
+    def cumsum(self, x: Array) -> Array:
+        """Running sum; float64 inside, as transformers' sums on CPU."""
+
+    def running_count(self, condition: Array) -> Array:
+        """Running number of true entries, int64."""
+
+    def pick(self, x: Array, indices: Array) -> Array:
+        """x[r, indices[r]], [rows]."""
+
+    def softmax(self, x: Array) -> Array:
+        """Probabilities."""
+
+    def log_softmax(self, x: Array) -> Array:
+        """Logarithms of the probabilities."""
+
+    def log_prob(self, x: Array, indices: Array, *, padded: bool) -> Array:
+        """`log_softmax` at one entry of each row, [rows]. `padded`: rows differ in real length."""
+
+    def lists(self, integers: Array, *floats: Array) -> tuple[list[int], list[float], list[float]]:
+        """Three arrays [rows] as lists, fetched from the device at once."""
+
+    def doubles(self, x: Array) -> Array:
+        """Float64 copy."""
+
+    def arange(self, stop: int) -> Array:
+        """Int64 [stop]."""
+
+    def swap(self, x: Array) -> Array:
+        """x[1], x[0] along the first dimension, of length 2."""
+
+    def pairs(self, first: Array, second: Array) -> Array:
+        """Both, broadcast to one shape and stacked along a new first dimension."""
+
+    def interleave(self, columns: Sequence[Array]) -> Array:
+        """[rows, len(columns) * n]: the first entries of all columns, then the second ones, ..."""
+
+    def concatenate(self, pieces: Sequence[Array]) -> Array:
+        """Pieces of rows, side by side."""

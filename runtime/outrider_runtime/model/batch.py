@@ -1,0 +1,88 @@
+"""One ragged forward: the rows of all its sequences, one after the other in one flat batch.
+
+A batch mixes single-token decodes, verifications of several drafted tokens and prefill chunks. It
+is built right after the pool made room, and computes what all layers share exactly once. Knows
+nothing of models, heads or scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from outrider_runtime.model.attention_groups import AttentionGroup, Span, group_spans
+from outrider_runtime.model.kv_pool import KVPool
+
+
+class SequenceRows(NamedTuple):
+    """The new tokens of one sequence, and for how many of its last rows logits are wanted."""
+
+    handle: int
+    token_ids: Sequence[int]
+    num_logits: int
+
+
+class RaggedBatch:
+    """Metadata of one forward.
+
+    Args:
+        items: the sequences, their new positions already appended to the pool.
+        pool: where their slots are.
+        device: where the tensors go.
+        first_positions: by handle, the position of a sequence's first token where it is not 0.
+
+    Attributes:
+        input_ids: int64 [1, rows].
+        position_ids: int64 [1, rows], counted within each sequence.
+        write_slots: int64 [rows], where each row's keys and values go.
+        logits_rows: int64 [wanted rows], or None: all rows.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[SequenceRows],
+        *,
+        pool: KVPool,
+        device: torch.device,
+        first_positions: Mapping[int, int],
+    ) -> None:
+        self._block_size = pool.block_size
+        self._device = device
+        self._groups: dict[int | None, list[AttentionGroup]] = {}
+        self._spans: list[Span] = []
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        wanted: list[int] = []
+        for item in items:
+            count, length = len(item.token_ids), pool.length(item.handle)
+            past, first = length - count, len(tokens)
+            self._spans.append(Span(first, count, past, pool.table(item.handle)))
+            tokens += item.token_ids
+            shift = first_positions.get(item.handle, 0)
+            positions += range(shift + past, shift + length)
+            slots += pool.slots(item.handle, past, length)
+            wanted += range(first + count - item.num_logits, first + count)
+        # One transfer for all three.
+        table = torch.tensor([tokens, positions, slots], device=device)
+        self.input_ids = table[:1]
+        self.position_ids = table[1:2]
+        self.write_slots = table[2]
+        every = len(wanted) == len(tokens)
+        self.logits_rows = None if every else torch.tensor(wanted, dtype=torch.int64, device=device)
+
+    @property
+    def windows(self) -> frozenset[int | None]:
+        """The sliding windows that `groups` was asked for."""
+        return frozenset(self._groups)
+
+    def groups(self, window: int | None) -> list[AttentionGroup]:
+        """Returns which sequences attend together under this sliding window (None: no window)."""
+        groups = self._groups.get(window)
+        if groups is None:
+            groups = self._groups[window] = group_spans(
+                self._spans, window=window, block_size=self._block_size, device=self._device
+            )
+        return groups

@@ -1,0 +1,90 @@
+"""The rows of a batch, sorted by the kind of work that choosing their tokens takes.
+
+Knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from outrider_runtime.model.candidates import Candidates, window
+from outrider_runtime.model.noise import NoiseRow
+from outrider_runtime.model.processors.warpers import TOP_H_CANDIDATES
+from outrider_runtime.model.row_group import PlacedGroup, RowGroup
+from outrider_runtime.sampling_parameters import SamplingParameters
+
+
+class Kind(enum.Enum):
+    """What has to be done to choose a row's token."""
+
+    GREEDY = enum.auto()
+    """Take the highest score."""
+    WINDOWED = enum.auto()
+    """Sample; top_k or top_h bounds the number of tokens beforehand."""
+    TRUNCATED = enum.auto()
+    """Sample; what is dropped shows only once the whole row was looked at."""
+    WHOLE = enum.auto()
+    """Sample from the whole vocabulary."""
+
+
+@dataclass(slots=True)
+class Part:
+    """Rows of one kind. The lists run over the part's rows."""
+
+    kind: Kind
+    rows: list[int] = field(default_factory=list)
+    """Place in the batch."""
+    groups: list[RowGroup] = field(default_factory=list)
+    """Whose row it is."""
+    positions: list[int] = field(default_factory=list)
+    """Absolute index of the token the row predicts."""
+
+    def add(self, place: PlacedGroup) -> None:
+        """Take in all rows of a group."""
+        group, first_row = place
+        self.rows.extend(range(first_row, first_row + group.num_rows))
+        self.groups.extend([group] * group.num_rows)
+        self.positions.extend(range(group.first_length, group.first_length + group.num_rows))
+
+    def unfinished(self, found: Candidates) -> list[Part]:
+        """The rows whose candidates are not complete, to be done again on the whole vocabulary."""
+        if found.complete is None or all(complete := found.complete.tolist()):
+            return []
+        again = [index for index, done in enumerate(complete) if not done]
+        rows, groups = [self.rows[i] for i in again], [self.groups[i] for i in again]
+        return [Part(Kind.TRUNCATED, rows, groups, [self.positions[i] for i in again])]
+
+    def noise_rows(self) -> list[NoiseRow]:
+        """What keys the noise of each row."""
+        return [
+            NoiseRow(group.seed, group.sample_index, position)
+            for group, position in zip(self.groups, self.positions, strict=True)
+        ]
+
+
+def bound(parameters: SamplingParameters) -> int:
+    """Number of highest scores that are enough to apply all truncations; 0 if there is none."""
+    return TOP_H_CANDIDATES if parameters.top_h is not None else parameters.top_k
+
+
+def split(placed: Sequence[PlacedGroup]) -> list[Part]:
+    """Sort the batch's rows into parts. Windows of different width are different parts."""
+    parts: dict[tuple[Kind, int], Part] = {}
+    for place in placed:
+        key = _key(place.group.parameters)
+        part = parts.get(key)
+        if part is None:
+            part = parts[key] = Part(key[0])
+        part.add(place)
+    return list(parts.values())
+
+
+def _key(parameters: SamplingParameters) -> tuple[Kind, int]:
+    if not parameters.do_sample:
+        return Kind.GREEDY, 0
+    if not parameters.truncations:
+        return Kind.WHOLE, 0
+    number = bound(parameters)
+    return (Kind.WINDOWED, window(number)) if number else (Kind.TRUNCATED, 0)

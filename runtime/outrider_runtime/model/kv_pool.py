@@ -1,0 +1,272 @@
+"""Who owns which block of the key/value cache: tables, lengths and reference counts.
+
+Pure bookkeeping. Knows nothing of tensors, layers or models: `append` *names* the copies that copy
+on write needs, and whoever holds the tensors performs them before it writes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class OutOfBlocks(Exception):
+    """There are not enough free blocks; nothing was changed.
+
+    Attributes:
+        needed: blocks the call needed, copies on write included.
+        free: blocks that were free.
+    """
+
+    def __init__(self, *, needed: int, free: int) -> None:
+        super().__init__(f"{needed} KV blocks needed, {free} free")
+        self.needed = needed
+        self.free = free
+
+
+class BlockCopy(NamedTuple):
+    """The content of block `src` has to reach block `dst` before anything is written to `dst`."""
+
+    src: int
+    dst: int
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """Block i of the table holds positions [i * block_size, (i + 1) * block_size)."""
+
+    table: list[int] = field(default_factory=list)
+    length: int = 0
+
+
+class KVPool:
+    """Allocator of fixed-size KV blocks, shared by sequences through reference counts.
+
+    A sequence is known by its handle, an integer that is never used twice. Position p of a sequence
+    lives in *slot* `table[p // block_size] * block_size + p % block_size`. Not thread-safe: the
+    engine thread owns it.
+
+    Args:
+        num_blocks: blocks in the pool, at least 1.
+        block_size: positions per block, at least 1.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(
+                f"num_blocks and block_size are at least 1, not {num_blocks}, {block_size}"
+            )
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        # A dict as an ordered set: any block is taken in O(1), `popitem` takes the last (lowest).
+        self._free: dict[int, None] = dict.fromkeys(reversed(range(num_blocks)))
+        self._refs = [0] * num_blocks
+        self._sequences: dict[int, _Sequence] = {}
+        self._next_handle = 0
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that no sequence uses."""
+        return len(self._free)
+
+    @property
+    def num_sequences(self) -> int:
+        """Live handles."""
+        return len(self._sequences)
+
+    def create(self) -> int:
+        """Returns the handle of a new sequence of length 0; takes no block."""
+        return self._add(_Sequence())
+
+    def length(self, handle: int) -> int:
+        """Returns how many positions the sequence holds."""
+        return self._sequence(handle).length
+
+    def table(self, handle: int) -> list[int]:
+        """Returns the sequence's own block table, in position order. Read it, never change it."""
+        return self._sequence(handle).table
+
+    def blocks_needed(self, handle: int, count: int) -> int:
+        """Returns how many free blocks `append(handle, count)` would take, copies included."""
+        return self.blocks_needed_for([(handle, count)])
+
+    def blocks_needed_for(self, appends: Iterable[tuple[int, int]]) -> int:
+        """Returns how many free blocks `append_all(appends)` would take.
+
+        May be less than the sum over single appends: of n sequences that share a partial block, the
+        last one to write keeps it.
+
+        Raises:
+            KeyError: no such sequence.
+            ValueError: a negative count, or a sequence named twice.
+        """
+        needed = 0
+        seen: set[int] = set()
+        copied: Counter[int] = Counter()
+        for handle, count in appends:
+            sequence = self._sequence(handle)
+            if count < 0:
+                raise ValueError(f"cannot append {count} positions")
+            if handle in seen:
+                raise ValueError(f"sequence {handle} is named twice")
+            seen.add(handle)
+            needed += self._blocks_for(sequence.length + count) - len(sequence.table)
+            partial = self._partial_block(sequence)
+            if count and partial is not None and self._refs[partial] - copied[partial] > 1:
+                copied[partial] += 1
+                needed += 1
+        return needed
+
+    def append(self, handle: int, count: int) -> list[BlockCopy]:
+        """Makes room for `count` more positions; all or nothing.
+
+        Returns:
+            The copies to perform before writing: one where the sequence would write into a block
+            it shares, else none.
+
+        Raises:
+            OutOfBlocks: too few free blocks; nothing was changed.
+            KeyError: no such sequence.
+            ValueError: a negative count.
+        """
+        return self.append_all([(handle, count)])
+
+    def append_all(self, appends: Iterable[tuple[int, int]]) -> list[BlockCopy]:
+        """Makes room in several different sequences at once; all or nothing, as `append`."""
+        appends = list(appends)
+        needed = self.blocks_needed_for(appends)
+        if needed > len(self._free):
+            raise OutOfBlocks(needed=needed, free=len(self._free))
+        copies: list[BlockCopy] = []
+        for handle, count in appends:
+            if count == 0:
+                continue
+            sequence = self._sequence(handle)
+            partial = self._partial_block(sequence)
+            if partial is not None and self._refs[partial] > 1:
+                own = self._take(after=partial)
+                self._refs[partial] -= 1
+                sequence.table[-1] = own
+                copies.append(BlockCopy(src=partial, dst=own))
+            sequence.length += count
+            table = sequence.table
+            for _ in range(self._blocks_for(sequence.length) - len(table)):
+                table.append(self._take(after=table[-1] if table else None))
+        return copies
+
+    def truncate(self, handle: int, length: int) -> None:
+        """Shortens the sequence to `length` positions: rollback, without touching any tensor.
+
+        Raises:
+            ValueError: `length` is negative or beyond the present length.
+        """
+        sequence = self._sequence(handle)
+        if not 0 <= length <= sequence.length:
+            raise ValueError(f"cannot truncate a sequence of length {sequence.length} to {length}")
+        sequence.length = length
+        keep = self._blocks_for(length)
+        self._release(sequence.table[keep:])
+        del sequence.table[keep:]
+
+    def fork(self, handle: int, length: int | None = None) -> int:
+        """Returns a new sequence that shares the first `length` positions (default: all).
+
+        Takes no block.
+
+        Raises:
+            ValueError: `length` is negative or beyond the present length.
+        """
+        sequence = self._sequence(handle)
+        length = sequence.length if length is None else length
+        if not 0 <= length <= sequence.length:
+            raise ValueError(f"cannot fork a sequence of length {sequence.length} at {length}")
+        table = sequence.table[: self._blocks_for(length)]
+        for block in table:
+            self._refs[block] += 1
+        return self._add(_Sequence(table=table, length=length))
+
+    def free(self, handle: int) -> None:
+        """Forgets the sequence; blocks that nobody else uses become free."""
+        sequence = self._sequence(handle)
+        del self._sequences[handle]
+        self._release(sequence.table)
+
+    def slots(self, handle: int, start: int, stop: int) -> list[int]:
+        """Returns the slots of positions [start, stop).
+
+        Raises:
+            ValueError: the range is not within the sequence.
+        """
+        sequence = self._sequence(handle)
+        if not 0 <= start <= stop <= sequence.length:
+            raise ValueError(
+                f"positions [{start}, {stop}) are not within a sequence of length {sequence.length}"
+            )
+        table, size = sequence.table, self.block_size
+        return [table[p // size] * size + p % size for p in range(start, stop)]
+
+    def check_integrity(self) -> None:
+        """Verifies every invariant of the pool; O(num_blocks), for tests and idle moments.
+
+        Raises:
+            RuntimeError: naming the first invariant that does not hold.
+        """
+        uses: Counter[int] = Counter()
+        for handle, sequence in self._sequences.items():
+            if len(sequence.table) != self._blocks_for(sequence.length):
+                raise RuntimeError(
+                    f"sequence {handle}: {len(sequence.table)} blocks for length {sequence.length}"
+                )
+            if len(set(sequence.table)) != len(sequence.table):
+                raise RuntimeError(f"sequence {handle}: a block occurs twice in its table")
+            uses.update(sequence.table)
+        for block in range(self.num_blocks):
+            if self._refs[block] != uses[block]:
+                raise RuntimeError(
+                    f"block {block}: {self._refs[block]} references, {uses[block]} uses"
+                )
+            if (block in self._free) != (uses[block] == 0):
+                raise RuntimeError(f"block {block}: {uses[block]} uses, yet listed as free or not")
+        if len(self._free) + len(uses) != self.num_blocks:
+            raise RuntimeError("a block outside the pool is free or in use")
+
+    def _add(self, sequence: _Sequence) -> int:
+        handle = self._next_handle
+        self._next_handle += 1
+        self._sequences[handle] = sequence
+        return handle
+
+    def _sequence(self, handle: int) -> _Sequence:
+        try:
+            return self._sequences[handle]
+        except KeyError:
+            raise KeyError(f"no sequence with handle {handle}") from None
+
+    def _blocks_for(self, length: int) -> int:
+        return -(-length // self.block_size)
+
+    def _partial_block(self, sequence: _Sequence) -> int | None:
+        """The block that the next append writes into, if it already exists."""
+        return sequence.table[-1] if sequence.length % self.block_size else None
+
+    def _take(self, *, after: int | None) -> int:
+        """A free block; the one next to `after` if possible: runs are read without a gather."""
+        if after is not None and after + 1 in self._free:
+            block = after + 1
+            del self._free[block]
+        else:
+            block, _ = self._free.popitem()
+        self._refs[block] = 1
+        return block
+
+    def _release(self, blocks: list[int]) -> None:
+        # Backwards, so that the lowest is taken first again and runs stay consecutive.
+        for block in reversed(blocks):
+            self._refs[block] -= 1
+            if not self._refs[block]:
+                self._free[block] = None

@@ -1,0 +1,238 @@
+"""Loads a model through transformers and refuses, in one clear line, whatever cannot be served.
+
+Safetensors only and never code from a repository: loading a model must not run anything. Knows
+nothing of requests; leaves a model that the ragged engine has been checked against.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from outrider.v1.generation_config_pb2 import GenerationConfig
+from outrider_contract.generation_config import ConfigValueError, from_json_dict
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from outrider_runtime.errors import StartupError
+from outrider_runtime.model.device import is_out_of_memory, resolve_device, resolve_dtype
+from outrider_runtime.model.model_facts import max_model_len, num_output_ids
+from outrider_runtime.model.self_check import self_check
+from outrider_runtime.model.support import UnsupportedModel, check_config, check_supported
+
+_log = structlog.get_logger(__name__)
+
+# What a model needs, of a repository that may also hold pickles, other formats and duplicates.
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_HUB_SKIPPED = ["*/*", "consolidated*"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready for a `RaggedRunner`."""
+
+    model: PreTrainedModel
+    config: PretrainedConfig
+    name: str
+    """The folder's name, or the hub id."""
+    folder: Path
+    """Where its files are; also those of the tokenizer."""
+    architecture: str
+    """Class name in transformers, e.g. LlamaForCausalLM."""
+    vocab_size: int
+    """Columns of the logits."""
+    max_model_len: int
+    """Positions the model was made for."""
+    generation_config: GenerationConfig
+    """The model's own defaults; empty if it brings none."""
+    kv_bytes_per_token: int
+    """Bytes that one position takes in the KV cache, measured."""
+
+
+def load(path_or_hub_id: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+    """Loads a model from a local folder or, if there is no such folder, from the hub.
+
+    Args:
+        path_or_hub_id: folder with config.json and safetensors, or e.g. "Qwen/Qwen3-0.6B".
+        dtype: auto, float32, bfloat16, float16 or float64; see `device.resolve_dtype`.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        StartupError: in one line, what is wrong and what to change.
+    """
+    where = resolve_device(device)
+    folder = _resolve_folder(path_or_hub_id)
+    with _quiet():
+        config = _load_config(folder)
+        check_config(config)
+        if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise UnsupportedModel(config, "transformers has no causal language model for it")
+        _require_safetensors(folder)
+        precision = resolve_dtype(dtype, declared=getattr(config, "dtype", None), device=where)
+        model = _load_weights(folder, dtype=precision, device=where)
+        check_supported(model)
+        kv_bytes_per_token = self_check(model)
+    local = Path(path_or_hub_id).is_dir()
+    loaded = LoadedModel(
+        model=model,
+        config=model.config,
+        name=folder.resolve().name if local else path_or_hub_id,
+        folder=folder,
+        architecture=type(model).__name__,
+        vocab_size=num_output_ids(model),
+        max_model_len=max_model_len(model.config),
+        generation_config=_generation_config(model, folder),
+        kv_bytes_per_token=kv_bytes_per_token,
+    )
+    _log.info(
+        "model_loaded",
+        model=loaded.name,
+        architecture=loaded.architecture,
+        parameters=model.num_parameters(),
+        dtype=str(precision).removeprefix("torch."),
+        device=str(where),
+        max_model_len=loaded.max_model_len,
+        kv_bytes_per_token=kv_bytes_per_token,
+    )
+    return loaded
+
+
+def _resolve_folder(path_or_hub_id: str) -> Path:
+    folder = Path(path_or_hub_id)
+    if not path_or_hub_id:
+        raise StartupError("no model given: name a folder or a hub id")
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise StartupError(f"{path_or_hub_id} is a file: give the folder that holds config.json")
+    is_hub_id = path_or_hub_id.count("/") <= 1 and not path_or_hub_id.startswith((".", "/", "~"))
+    if not is_hub_id:
+        raise StartupError(f"model folder {path_or_hub_id!r} does not exist")
+    try:
+        with _quiet():
+            return Path(
+                snapshot_download(
+                    path_or_hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_SKIPPED
+                )
+            )
+    except Exception as error:
+        raise StartupError(
+            f"model {path_or_hub_id!r} is neither a folder here nor available from the hub: "
+            f"{_one_line(error)}"
+        ) from error
+
+
+def _load_config(folder: Path) -> PretrainedConfig:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise StartupError(f"{folder} has no config.json: it is not a transformers model folder")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise StartupError(f"{file} cannot be read: {_one_line(error)}") from error
+    if not isinstance(values, dict) or "model_type" not in values:
+        raise StartupError(f"{file} names no model_type")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        if values["model_type"] not in transformers.CONFIG_MAPPING:
+            raise StartupError(
+                f"model type {values['model_type']!r} is not known to transformers "
+                f"{transformers.__version__}, and code from a model's folder is never run"
+            ) from error
+        raise StartupError(f"{file} is not valid: {_one_line(error)}") from error
+
+
+def _require_safetensors(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        raise StartupError(
+            f"{folder} has only pickled weights, which could run code when loaded: "
+            "convert them to safetensors (model.save_pretrained)"
+        )
+    raise StartupError(f"{folder} has no weights: expected model.safetensors")
+
+
+def _load_weights(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    # The fused expert kernels know no float64.
+    experts = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **experts,
+        )
+        model = model.to(device).eval()
+    except SafetensorError as error:
+        raise StartupError(f"{folder}: the weights are damaged: {_one_line(error)}") from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise StartupError(
+                f"{folder} does not fit into the memory of {device}: "
+                "use a smaller model or another --dtype"
+            ) from error
+        if "ignore_mismatched_sizes" in str(error):
+            raise StartupError(
+                f"{folder}: the weights do not have the shapes that config.json asks for"
+            ) from error
+        raise StartupError(f"{folder} cannot be loaded: {_one_line(error)}") from error
+    # Transformers fills in what is missing with random numbers and only logs it.
+    if missing := sorted(report["missing_keys"]):
+        raise StartupError(
+            f"{folder}: the weights lack {len(missing)} tensors that config.json asks for, "
+            f"e.g. {missing[0]}"
+        )
+    if unexpected := sorted(report["unexpected_keys"]):
+        _log.warning("weights_ignored", count=len(unexpected), example=unexpected[0])
+    return model
+
+
+def _generation_config(model: PreTrainedModel, folder: Path) -> GenerationConfig:
+    file = folder / "generation_config.json"
+    if file.is_file():
+        # Read here, because transformers falls back to its defaults when the file is broken.
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise StartupError(f"{file} cannot be read: {_one_line(error)}") from error
+        if not isinstance(values, dict):
+            raise StartupError(f"{file} is not a JSON object")
+    else:
+        values = model.generation_config.to_diff_dict()
+    try:
+        return from_json_dict(values, ignore_unknown=True)
+    except ConfigValueError as error:
+        raise StartupError(f"{file} is not valid: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars and load reports off the terminal; errors still raise."""
+    log = transformers.logging
+    verbosity, progress = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if progress:
+            log.enable_progress_bar()
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return textwrap.shorten(text, 300, placeholder=" ...") or type(error).__name__

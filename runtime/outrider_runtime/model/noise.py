@@ -1,0 +1,142 @@
+"""Gumbel noise keyed by what is sampled: seed, sample, position and token id, and nothing else.
+
+Knows nothing of scores, requests or batches. Any word of the noise can be computed alone, so after
+truncation only the kept ids pay for it, and a token's noise is the same in every batch, on every
+service and after every restart.
+
+The generator is Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC
+2011) with the layout
+
+    key     = (low half of the seed, high half of the seed)
+    counter = (token_id >> 2, position, stream | sample_index << 8, 0)
+    word    = output[token_id & 3]
+
+It is written out here because no dependency offers it: numpy's `Philox` is the 4x64 variant and a
+stateful stream, torch's generators fill whole tensors in an order of their own, and torch's private
+`_philox_*` operators (2.13) are experimental and return rounded uniforms of a (seed, offset) pair,
+not the words of a counter. One function serves numpy arrays and torch tensors, with equal words:
+int64 products wrap in both.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from outrider_runtime.model.arrays import Array, Arrays
+
+_MASK = 0xFFFFFFFF
+_ROUNDS = 10
+# Constants of the published algorithm; the multipliers act on counter words 0 and 2.
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.int64)
+_KEY_STEPS = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.int64)
+_ROUND_NUMBERS = np.arange(_ROUNDS, dtype=np.int64)
+_WORDS = 4
+"""Words of one counter, hence token ids that share it."""
+
+
+class Stream(enum.IntEnum):
+    """Which random stream a word belongs to; part of the counter, so streams are disjoint.
+
+    Target and drafter both use `TARGET`, and that sharing is what makes drafts agree with the
+    target. It is lawful only where a draft token is accepted if and only if it *equals* the
+    target's own sample: then the draft's draw never enters the output. Under a ratio test it is
+    not: given that a draft token won its race and was rejected, the noise of the others is no
+    longer Gumbel, and a residual drawn from that noise is biased (63 percent instead of 60 in one
+    published measurement). Rules that test ratios therefore need streams of their own for draft,
+    acceptance and residual; 1, 2 and 3 are kept for them.
+    """
+
+    TARGET = 0
+
+
+class NoiseRow(NamedTuple):
+    """What a row's noise depends on besides the token id."""
+
+    seed: int
+    """The request's seed, 64 bits."""
+    sample_index: int
+    """Which of the request's returned sequences; below 2**24."""
+    position: int
+    """Absolute index of the token being sampled, prompt included; below 2**32."""
+
+
+def philox(xp: Arrays, even: Array, odd: Array, keys: Array) -> tuple[Array, Array]:
+    """The ten rounds of Philox4x32-10, elementwise.
+
+    Args:
+        xp: where the arrays live.
+        even: int64 [2, ...], counter words 0 and 2.
+        odd: int64 [2, ...], counter words 1 and 3.
+        keys: int64, broadcastable to [10, 2, ...]: the key words of every round (`round_keys`).
+
+    Returns:
+        Output words 0 and 2, and output words 1 and 3, in the same form.
+    """
+    multipliers = xp.integers(_MULTIPLIERS.reshape(2, *[1] * (even.ndim - 1)))
+    for key in keys:
+        product = xp.swap(even * multipliers)
+        # The mask comes last: it also clears what an arithmetic shift and the unmasked low words
+        # (the previous product) carry above bit 31.
+        even = ((product >> 32) ^ odd ^ key) & _MASK
+        odd = product
+    return even, odd & _MASK
+
+
+def round_keys(seeds: Sequence[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Int64 [10, 2, rows]: both key words of each round, for every row's seed."""
+    words = np.array([[s & _MASK for s in seeds], [(s >> 32) & _MASK for s in seeds]], np.int64)
+    steps = _ROUND_NUMBERS[:, None] * _KEY_STEPS
+    return (words + steps[:, :, None]) & _MASK
+
+
+def _row_words(rows: Sequence[NoiseRow], stream: Stream) -> np.ndarray:
+    """Int64 [2, rows, 1]: counter words 1 (position) and 2 (stream and sample)."""
+    positions = [row.position for row in rows]
+    streams = [stream | row.sample_index << 8 for row in rows]
+    return np.array([positions, streams], np.int64)[:, :, None]
+
+
+def gumbel_of(
+    xp: Arrays, token_ids: Array, rows: Sequence[NoiseRow], *, stream: Stream = Stream.TARGET
+) -> Array:
+    """Noise of the given tokens: float64 like `token_ids`, int64 [rows, n]."""
+    positions, streams = xp.integers(_row_words(rows, stream))
+    keys = xp.integers(round_keys([row.seed for row in rows])[..., None])
+    even, odd = philox(
+        xp, xp.pairs(token_ids >> 2, streams), xp.pairs(positions, positions * 0), keys
+    )
+    words = xp.where(token_ids & 1 == 1, odd, even)  # [2, rows, n]
+    return _gumbel(xp, xp.where(token_ids & 2 == 2, words[1], words[0]))
+
+
+def gumbel_of_all(
+    xp: Arrays, vocab_size: int, rows: Sequence[NoiseRow], *, stream: Stream = Stream.TARGET
+) -> Array:
+    """Noise of the whole vocabulary: float64 [rows, vocab_size], each id's as in `gumbel_of`."""
+    counters = xp.arange((vocab_size + _WORDS - 1) // _WORDS)
+    positions, streams = xp.integers(_row_words(rows, stream))
+    keys = xp.integers(round_keys([row.seed for row in rows])[..., None])
+    step = max(1, xp.noise_at_once // (_WORDS * len(rows)))
+    pieces = []
+    for start in range(0, len(counters), step):
+        some = counters[None, start : start + step]
+        none = some * 0
+        even, odd = philox(
+            xp, xp.pairs(some, streams + none), xp.pairs(positions + none, none), keys
+        )
+        words = xp.interleave([even[0], odd[0], even[1], odd[1]])
+        pieces.append(_gumbel(xp, words))
+    return xp.concatenate(pieces)[:, :vocab_size]
+
+
+def _gumbel(xp: Arrays, words: Array) -> Array:
+    """Standard Gumbel from 32-bit words.
+
+    Winners have small exponentials, that is small words: log1p keeps their resolution.
+    """
+    uniforms = (xp.doubles(words) + 0.5) * 2.0**-32  # in (0, 1), exact
+    return -xp.log(-xp.log1p(-uniforms))

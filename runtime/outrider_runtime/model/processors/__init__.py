@@ -1,0 +1,54 @@
+"""What a request does to the scores of its rows, in transformers' order.
+
+    sequence_bias, repetition_penalty, no_repeat_ngram_size, bad_words_ids,   history
+    min_length, min_new_tokens, forced_bos, forced_eos,                       length
+    remove_invalid_values, exponential_decay_length_penalty,                  length
+    suppress_tokens, begin_suppress_tokens,                                   length
+    temperature, top_h, top_k, top_p, min_p, typical_p, epsilon, eta          warpers, if sampling
+    renormalize_logits
+
+All are pure functions of a row's prefix, its prompt's length and the request's parameters: nothing
+is remembered between rounds, so drafts can be verified, rejected and verified again.
+
+Knows nothing of how a token is then chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outrider_runtime.model.arrays import Array, Arrays
+from outrider_runtime.model.processors import history, length
+from outrider_runtime.model.row_group import PlacedGroup
+
+_EDITS = (
+    history.add_sequence_bias,
+    history.penalise_repetition,
+    history.ban_repeated_ngrams,
+    history.ban_bad_words,
+    length.ban_early_end,
+    length.force_tokens,
+    length.remove_invalid_values,
+    length.favour_end,
+    length.ban_suppressed,
+)
+
+
+def edit_scores(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> Array:
+    """Apply all that precedes the warpers.
+
+    Args:
+        xp: where the scores live.
+        scores: [rows, vocab]; never changed.
+        placed: the batch's groups.
+
+    Returns:
+        The edited scores: a copy, or `scores` itself where no group asks for anything.
+    """
+    edited = [place for place in placed if place.group.parameters.edits_scores]
+    if not edited:
+        return scores
+    scores = xp.copy(scores)
+    for edit in _EDITS:
+        edit(xp, scores, edited)
+    return scores

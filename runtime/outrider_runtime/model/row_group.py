@@ -1,0 +1,46 @@
+"""The rows of logits that belong to one sequence, and what each of them sees.
+
+Knows nothing of tensors. A round's batch is a list of such groups, in the order of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from outrider_runtime.sampling_parameters import SamplingParameters
+
+
+class RowGroup(NamedTuple):
+    """`num_rows` consecutive rows of one sequence, each one token further than the one before.
+
+    Row i predicts the token at absolute position `first_length + i`, having seen the tokens before
+    it: `token_ids[: first_length + i]`.
+    """
+
+    parameters: SamplingParameters
+    seed: int
+    """The request's seed, in [0, 2**64)."""
+    sample_index: int
+    """Which of the request's returned sequences this is; below 2**24."""
+    token_ids: Sequence[int]
+    """The whole prefix: prompt, output and the draft tokens under verification. A numpy array or
+    `array.array("q")` is read without copying where a processor looks at the history."""
+    num_rows: int
+    num_prompt_tokens: int
+    draft_temperature: float = 1.0
+    """Divides the processed scores before the noise, for drafting only: sharpens or flattens a
+    drafter so that it agrees more often. 0 takes the highest score, without noise. Without effect
+    on greedy groups; a verifier leaves it at 1."""
+
+    @property
+    def first_length(self) -> int:
+        """Number of tokens row 0 sees, which is also the position it predicts."""
+        return len(self.token_ids) - self.num_rows + 1
+
+
+class PlacedGroup(NamedTuple):
+    """A group and where its rows lie in the batch."""
+
+    group: RowGroup
+    first_row: int

@@ -1,0 +1,133 @@
+"""The choice of tokens: on processed scores, the highest or the seeded sample.
+
+`y = argmax_v scores(v)` for greedy groups, `y = argmax_v (log p(v) + g(seed, sample, position, v))`
+for sampling ones, where p is the distribution after all processors and g the noise of
+`model.noise`. Target and drafter choose by this same function, which is what makes them agree.
+
+Knows nothing of drafts, acceptance or scheduling. A row's result depends on its logits and its
+group alone, never on the other rows of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from outrider_runtime.model.arrays import Array, Arrays, arrays_of
+from outrider_runtime.model.batch_parts import Kind, Part, split
+from outrider_runtime.model.candidates import Candidates
+from outrider_runtime.model.noise import gumbel_of, gumbel_of_all
+from outrider_runtime.model.processors import edit_scores
+from outrider_runtime.model.row_group import PlacedGroup, RowGroup
+from outrider_runtime.model.scores import part_candidates, place, rows_of
+
+__all__ = ["InvalidScores", "RowGroup", "Selection", "select_tokens"]
+
+
+class InvalidScores(Exception):
+    """A row from which no token can be chosen.
+
+    Attributes:
+        group_index: the row's group, by its place in the call.
+        why: what is wrong with the row; fit to be shown to the sender of the request.
+    """
+
+    def __init__(self, group_index: int, why: str) -> None:
+        super().__init__(f"group {group_index}: {why}")
+        self.group_index = group_index
+        self.why = why
+
+
+class Selection(NamedTuple):
+    """One entry per row, in the order of the rows."""
+
+    token_ids: list[int]
+    """The row's own token."""
+    log_probs: list[float]
+    """Natural logarithm of that token's probability under the processed scores."""
+
+
+def select_tokens(logits: torch.Tensor, groups: Sequence[RowGroup]) -> Selection:
+    """Choose every row's token.
+
+    Args:
+        logits: [rows, vocab], the rows of all groups in order; not changed.
+        groups: whose rows they are.
+
+    Returns:
+        The tokens and their log probabilities.
+
+    Raises:
+        InvalidScores: a row holds a NaN, allows no token, or samples with an infinite score.
+        ValueError: the groups do not add up to the rows.
+    """
+    placed = place(logits, groups)
+    xp, scores = arrays_of(logits)
+    token_ids, log_probs = [0] * len(scores), [0.0] * len(scores)
+    # numpy would warn of the NaNs and infinities that `_check` looks for.
+    with torch.no_grad(), np.errstate(all="ignore"):
+        scores = edit_scores(xp, scores, placed)
+        parts = split(placed)
+        while parts:
+            part = parts.pop()
+            rows = rows_of(xp, scores, part)
+            found = part_candidates(xp, rows, part)
+            chosen, chosen_log_probs, tops = _choose(xp, rows, found, part)
+            _check(part, tops, placed)
+            for row, token_id, log_prob in zip(part.rows, chosen, chosen_log_probs, strict=True):
+                token_ids[row], log_probs[row] = token_id, log_prob
+            parts += part.unfinished(found)
+    return Selection(token_ids, log_probs)
+
+
+def _choose(
+    xp: Arrays, scores: Array, found: Candidates, part: Part
+) -> tuple[list[int], list[float], list[float]]:
+    """Tokens, their log probabilities, and the highest score before truncation, of each row."""
+    top = places = xp.argmax(scores)
+    if part.kind is not Kind.GREEDY:
+        places = xp.argmax(_noisy(xp, found, part))
+    elif found.values is not scores:  # normalising can round two scores to one
+        places = xp.argmax(found.values)
+    token_ids = places if found.token_ids is None else xp.pick(found.token_ids, places)
+    log_probs = xp.log_prob(found.values, places, padded=found.token_ids is not None)
+    return xp.lists(token_ids, log_probs, xp.pick(scores, top))
+
+
+def _noisy(xp: Arrays, found: Candidates, part: Part) -> Array:
+    """Scores plus noise; float64, in which a tie between two tokens does not happen."""
+    rows = part.noise_rows()
+    if found.token_ids is None:
+        noise = gumbel_of_all(xp, found.values.shape[-1], rows)
+    else:
+        noise = gumbel_of(xp, found.token_ids, rows)
+    if any(group.draft_temperature != 1.0 for group in part.groups):
+        # argmax(s / tau + g) is argmax(s + tau g), which has a meaning at 0 as well.
+        noise = noise * xp.floats([group.draft_temperature for group in part.groups])[:, None]
+    return xp.doubles(found.values) + noise
+
+
+def _check(part: Part, tops: Sequence[float], placed: Sequence[PlacedGroup]) -> None:
+    """Raise for the first row whose highest score rules out a choice; NaN counts as highest."""
+    limit = math.inf if part.kind is not Kind.GREEDY else math.nan
+    for row, top in zip(part.rows, tops, strict=True):
+        if top > -math.inf and top != limit:
+            continue
+        if math.isnan(top):
+            why = "the model's scores hold a NaN"
+        elif top > 0:
+            why = "an infinite score cannot be sampled from; remove_invalid_values replaces it"
+        else:
+            why = "the request's options leave no token to choose"
+        raise InvalidScores(
+            next(
+                index
+                for index, (group, first_row) in enumerate(placed)
+                if row < first_row + group.num_rows
+            ),
+            why,
+        )

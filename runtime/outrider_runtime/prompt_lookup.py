@@ -1,0 +1,139 @@
+"""Prompt lookup: proposes what followed the last few tokens when they occurred before.
+
+An incremental index over one sequence: constant work per token, whatever its length. Knows nothing
+of models, trees or gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from enum import StrEnum
+
+MAX_NGRAM_SIZE = 32
+"""Longest n-gram that is indexed; larger sizes are cut to it, so that no request buys unbounded
+work."""
+
+_Ngram = tuple[int, ...]
+
+
+class LookupRule(StrEnum):
+    """Which earlier occurrence of an n-gram is continued."""
+
+    FIRST = "first"
+    """The earliest one, up to the end of the sequence: transformers'
+    `PromptLookupCandidateGenerator`."""
+
+    LATEST = "latest"
+    """The most recent one. A continuation that reaches the end of the sequence goes on with itself,
+    so a repetition is continued however short its period."""
+
+
+class PromptLookup:
+    """Finds continuations of a sequence in the sequence itself.
+
+    The longest n-gram that ends the sequence and occurred before wins, from `max_ngram_size` down
+    to a single token (Saxena 2023, "Prompt lookup decoding").
+    """
+
+    def __init__(
+        self,
+        token_ids: Iterable[int] = (),
+        *,
+        max_ngram_size: int = 2,
+        rule: LookupRule = LookupRule.LATEST,
+    ) -> None:
+        """Index a sequence.
+
+        Args:
+            token_ids: The sequence so far.
+            max_ngram_size: Longest n-gram to match, at least 1; at most `MAX_NGRAM_SIZE` are used.
+            rule: Which occurrence to continue.
+
+        Raises:
+            ValueError: `max_ngram_size` is less than 1.
+        """
+        if max_ngram_size < 1:
+            raise ValueError(f"max_ngram_size must be at least 1, got {max_ngram_size}")
+        self._max_ngram_size = min(max_ngram_size, MAX_NGRAM_SIZE)
+        self._rule = rule
+        self._token_ids: list[int] = []
+        # Where the text behind an n-gram starts. The n-grams that end the sequence are not in it
+        # yet: nothing follows.
+        self._continuations: dict[_Ngram, int] = {}
+        self.extend(token_ids)
+
+    def __len__(self) -> int:
+        """Number of tokens indexed."""
+        return len(self._token_ids)
+
+    def extend(self, token_ids: Iterable[int]) -> None:
+        """Append tokens to the sequence."""
+        for token_id in token_ids:
+            self._index_end()
+            self._token_ids.append(token_id)
+
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens. Costs a new index; only a changed past needs it."""
+        if length < len(self._token_ids):
+            kept = self._token_ids[:length]
+            self._token_ids = []
+            self._continuations.clear()
+            self.extend(kept)
+
+    def candidates(
+        self,
+        num_tokens: int,
+        *,
+        drafted: Sequence[int] = (),
+        eos_token_ids: Collection[int] = (),
+    ) -> list[int]:
+        """Propose tokens to follow the sequence.
+
+        Args:
+            num_tokens: Most tokens wanted.
+            drafted: Tokens proposed before, to be continued as if they were part of the sequence.
+            eos_token_ids: The proposal stops before the first of these.
+
+        Returns:
+            At most `num_tokens` tokens; none when nothing matches.
+        """
+        start = self._continuation(drafted)
+        if start is None or num_tokens < 1:
+            return []
+        copied: list[int] = []
+        indexed = len(self._token_ids)
+        while len(copied) < num_tokens:
+            position = start + len(copied)
+            if position < indexed:
+                token_id = self._token_ids[position]
+            elif self._rule is LookupRule.FIRST:
+                break
+            else:
+                behind = position - indexed
+                token_id = (
+                    drafted[behind] if behind < len(drafted) else copied[behind - len(drafted)]
+                )
+            if token_id in eos_token_ids:
+                break
+            copied.append(token_id)
+        return copied
+
+    def _continuation(self, drafted: Sequence[int]) -> int | None:
+        """Position behind the earlier occurrence of the longest n-gram that ends the text."""
+        known = len(self._token_ids) + len(drafted)
+        tail = [*self._token_ids[-self._max_ngram_size :], *drafted]
+        for size in range(min(self._max_ngram_size, known - 1), 0, -1):
+            start = self._continuations.get(tuple(tail[-size:]))
+            if start is not None:
+                return start
+        return None
+
+    def _index_end(self) -> None:
+        """Index the n-grams that end the sequence: a token is about to follow them."""
+        end = len(self._token_ids)
+        for size in range(1, min(self._max_ngram_size, end) + 1):
+            ngram = tuple(self._token_ids[end - size :])
+            if self._rule is LookupRule.LATEST:
+                self._continuations[ngram] = end
+            else:
+                self._continuations.setdefault(ngram, end)

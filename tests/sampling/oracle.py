@@ -1,0 +1,183 @@
+"""transformers' own processors as the oracle, and random requests to ask it about."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from outrider_contract.generation_config import from_json_dict
+from outrider_runtime.conversion import sampling_parameters
+from outrider_runtime.model.selection import RowGroup
+from transformers import GenerationConfig
+from transformers.generation.logits_process import LogitsProcessorList
+from transformers.generation.utils import GenerationMixin
+
+MAX_LENGTH = 40
+
+
+class Request(NamedTuple):
+    """One sequence in a batch, described once for both sides."""
+
+    options: Mapping[str, Any]
+    """GenerationConfig's JSON form."""
+    token_ids: Sequence[int]
+    num_rows: int
+    num_prompt_tokens: int
+    seed: int = 0
+
+    def group(self) -> RowGroup:
+        parameters = sampling_parameters(
+            from_json_dict({"top_k": 0, **self.options}),
+            num_prompt_tokens=self.num_prompt_tokens,
+            max_length=self.options.get("max_length", MAX_LENGTH),
+        )
+        return RowGroup(
+            parameters, self.seed, 0, self.token_ids, self.num_rows, self.num_prompt_tokens
+        )
+
+
+def oracle_scores(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+    """The scores transformers would have had, asked for one position after the other."""
+    rows = []
+    for request in requests:
+        processors = _processors(request)
+        first = len(request.token_ids) - request.num_rows + 1
+        for length in range(first, first + request.num_rows):
+            prefix = torch.tensor([list(request.token_ids[:length])])
+            rows.append(processors(prefix, logits[len(rows)][None].clone())[0])
+    return torch.stack(rows)
+
+
+def _processors(request: Request) -> LogitsProcessorList:
+    config = GenerationConfig(**{"max_length": MAX_LENGTH, "top_k": 0, **request.options})
+    eos = config.eos_token_id
+    eos = [eos] if isinstance(eos, int) else eos
+    config._eos_token_tensor = None if eos is None else torch.tensor(eos)
+    model = SimpleNamespace(
+        config=SimpleNamespace(is_encoder_decoder=False),
+        _merge_criteria_processor_list=lambda default, custom: default,
+    )
+    return GenerationMixin._get_logits_processor(
+        model, config, input_ids_seq_length=request.num_prompt_tokens, device="cpu"
+    )
+
+
+def some_ids(rng: random.Random, vocab_size: int, at_most: int) -> list[int]:
+    return rng.sample(range(vocab_size), rng.randint(1, min(at_most, vocab_size)))
+
+
+def phrases(rng: random.Random, token_ids: Sequence[int], vocab_size: int) -> list[list[int]]:
+    """Phrases that are often about to be completed: pieces of the text, and single tokens."""
+    found = {(token,) for token in some_ids(rng, vocab_size, 3)}
+    for _ in range(4):
+        start = rng.randrange(len(token_ids))
+        end = rng.randint(start + 1, min(start + 4, len(token_ids)))
+        found.add((*token_ids[start:end], rng.randrange(vocab_size)))
+        found.add(tuple(token_ids[start:end]))
+    return [list(phrase) for phrase in sorted(found)]
+
+
+EDITS = (
+    "sequence_bias",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "min_length",
+    "min_new_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "remove_invalid_values",
+    "exponential_decay_length_penalty",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "renormalize_logits",
+)
+WARPERS = (
+    "temperature",
+    "top_h",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+)
+
+
+def option(
+    name: str,
+    rng: random.Random,
+    *,
+    token_ids: Sequence[int],
+    num_prompt_tokens: int,
+    vocab_size: int,
+) -> Any:
+    """A value of one option that has an effect on most texts."""
+    length = len(token_ids)
+    match name:
+        case "sequence_bias":
+            return [
+                [phrase, rng.uniform(-3, 3)] for phrase in phrases(rng, token_ids, vocab_size)
+            ]
+        case "bad_words_ids":
+            return phrases(rng, token_ids, vocab_size)
+        case "repetition_penalty":
+            return rng.uniform(0.5, 2.0)
+        case "no_repeat_ngram_size":
+            return rng.randint(1, 4)
+        case "min_length":
+            return rng.randint(1, length + 3)
+        case "min_new_tokens":
+            return rng.randint(1, length - num_prompt_tokens + 4)
+        case "forced_bos_token_id":
+            return rng.randrange(vocab_size)
+        case "forced_eos_token_id" | "suppress_tokens" | "begin_suppress_tokens":
+            return some_ids(rng, vocab_size, 3)
+        case "remove_invalid_values" | "renormalize_logits":
+            return True
+        case "exponential_decay_length_penalty":
+            return (rng.randint(0, 4), rng.uniform(0.8, 1.6))
+        case "temperature":
+            return rng.uniform(0.2, 3.0)
+        case "top_k":
+            return rng.choice([1, 2, 5, 20, vocab_size - 1, vocab_size + 5])
+        case "top_h" | "min_p" | "typical_p":
+            return rng.uniform(0.02, 0.98)
+        case "top_p":
+            return rng.choice([0.0, rng.uniform(0.05, 0.999)])
+        case "epsilon_cutoff" | "eta_cutoff":
+            return rng.uniform(0.001, 0.3)
+        case _:
+            raise ValueError(name)
+
+
+def random_request(
+    rng: random.Random, *, vocab_size: int, names: Sequence[str], do_sample: bool
+) -> Request:
+    """A text with repetitions, one to six rows, and the named options."""
+    num_prompt_tokens = rng.choice([1, 1, 2, rng.randint(3, 8)])
+    num_rows = rng.randint(1, 6)
+    # A verified chain starts at the end of prompt plus output, so row 0 sees at least the prompt.
+    length = num_prompt_tokens + rng.choice([0, 0, rng.randint(1, 6)]) + num_rows - 1
+    alphabet = some_ids(rng, vocab_size, 5)
+    token_ids = [rng.choice(alphabet) for _ in range(length)]
+    values = {
+        name: option(
+            name,
+            rng,
+            token_ids=token_ids,
+            num_prompt_tokens=num_prompt_tokens,
+            vocab_size=vocab_size,
+        )
+        for name in names
+    }
+    options = {
+        "do_sample": do_sample,
+        "eos_token_id": some_ids(rng, vocab_size, 3),
+        "max_length": length + rng.randint(1, 4),
+        **values,
+    }
+    return Request(options, token_ids, num_rows, num_prompt_tokens, seed=rng.getrandbits(64))

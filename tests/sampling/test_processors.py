@@ -1,0 +1,98 @@
+"""Processed scores are those of transformers' processors, called one position at a time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from outrider_runtime.model import arrays
+from outrider_runtime.model.scores import processed_scores
+from outrider_runtime.model.selection import select_tokens
+from sampling.oracle import EDITS, WARPERS, Request, oracle_scores, random_request
+
+Side = Callable[[torch.Tensor], torch.Tensor]
+
+
+def random_logits(rng: random.Random, rows: int, vocab_size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rng.getrandbits(60))
+    return torch.randn(rows, vocab_size, generator=generator) * rng.choice([0.3, 2.0, 6.0])
+
+
+def assert_same_scores(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    assert torch.equal(actual == -torch.inf, expected == -torch.inf)
+    torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+def check(requests: Sequence[Request], logits: torch.Tensor) -> torch.Tensor:
+    expected = oracle_scores(logits, requests)
+    before = logits.clone()
+    groups = [request.group() for request in requests]
+    assert_same_scores(processed_scores(logits, groups), expected)
+    assert torch.equal(logits, before)
+    return expected
+
+
+@pytest.fixture(params=["numpy", "torch"])
+def on_either_side(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run on numpy as on a CPU, and on torch as on an accelerator."""
+    if request.param == "torch":
+        side = arrays.on_device(torch.device("cpu"))
+        monkeypatch.setattr(arrays, "NUMPY", side)
+        for module in ("scores", "selection"):
+            monkeypatch.setattr(
+                f"outrider_runtime.model.{module}.arrays_of", lambda logits: (side, logits.float())
+            )
+    return str(request.param)
+
+
+@pytest.mark.parametrize("name", [*EDITS, *WARPERS])
+@pytest.mark.parametrize("vocab_size", [7, 60, 700])
+@pytest.mark.usefixtures("on_either_side")
+def test_every_processor_alone_is_transformers_own(name: str, vocab_size: int) -> None:
+    rng = random.Random(f"{name} {vocab_size}")
+    changed = 0
+    for _ in range(25):
+        request = random_request(
+            rng, vocab_size=vocab_size, names=[name], do_sample=name in WARPERS
+        )
+        logits = random_logits(rng, request.num_rows, vocab_size)
+        if name == "remove_invalid_values":
+            logits[rng.randrange(request.num_rows), rng.randrange(vocab_size)] = rng.choice(
+                [np.nan, np.inf, -np.inf]
+            )
+        changed += not torch.equal(check([request], logits), logits)
+    assert changed > 0
+
+
+@pytest.mark.usefixtures("on_either_side")
+def test_random_mixes_in_mixed_batches_are_transformers_own() -> None:
+    for case in range(250):
+        rng = random.Random(case)
+        vocab_size = rng.choice([7, 60, 700])
+        requests = []
+        for _ in range(rng.randint(1, 5)):
+            do_sample = rng.random() < 0.7
+            available = [*EDITS, *WARPERS] if do_sample else EDITS
+            names = rng.sample(available, rng.randint(0, 6))
+            requests.append(
+                random_request(rng, vocab_size=vocab_size, names=names, do_sample=do_sample)
+            )
+        rows = sum(request.num_rows for request in requests)
+        expected = check(requests, logits := random_logits(rng, rows, vocab_size))
+        if (expected.amax(-1) == -torch.inf).any():
+            continue  # the options contradict each other: nothing to choose
+        chosen = select_tokens(logits, [request.group() for request in requests])
+        log_probs = expected.log_softmax(-1)
+        first = 0
+        for request in requests:
+            for row in range(first, first + request.num_rows):
+                token_id = chosen.token_ids[row]
+                if not request.options["do_sample"]:
+                    assert token_id == int(expected[row].argmax())
+                assert chosen.log_probs[row] == pytest.approx(
+                    float(log_probs[row, token_id]), abs=1e-5
+                )
+            first += request.num_rows

@@ -1,0 +1,142 @@
+"""Drives the target's rounds without threads or gRPC: requests in, tokens and counters out."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from outrider.v1.generation_config_pb2 import GenerationConfig
+from outrider_runtime.model.runner import Runner
+from outrider_runtime.sampling_parameters import SamplingParameters
+from outrider_target.drafting.drafter import Drafter, NullDrafter
+from outrider_target.drafting.lookup import LookupDrafter
+from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
+from outrider_target.request import DraftMethod, Finish, GenerationRequest, SpeculationSettings
+from outrider_target.round import Rounds
+from outrider_target.scheduler import Scheduler
+from outrider_target.sequence import RequestState, new_state
+from outrider_target.statistics import SpeculationCounters
+
+_ids = itertools.count()
+
+SPECULATION = SpeculationSettings(
+    method=DraftMethod.REMOTE,
+    synchronous=False,
+    window=5,
+    schedule="constant",
+    max_window=64,
+    run_ahead=0,
+    confidence_threshold=0.0,
+    timeout_seconds=1.0,
+    draft_temperature=1.0,
+    max_matching_ngram_size=2,
+    report_rounds=True,
+)
+
+
+def request(
+    prompt: Sequence[int],
+    *,
+    new_tokens: int = 24,
+    seed: int = 0,
+    num_sequences: int = 1,
+    speculation: SpeculationSettings = SPECULATION,
+    parameters: SamplingParameters | None = None,
+    max_time: float | None = None,
+    **sampling: object,
+) -> GenerationRequest:
+    """A request; `sampling` are fields of SamplingParameters."""
+    if parameters is None:
+        parameters = SamplingParameters(max_length=len(prompt) + new_tokens)
+        parameters = dataclasses.replace(parameters, **sampling)  # type: ignore[arg-type]
+    return GenerationRequest(
+        id=f"request-{next(_ids)}",
+        prompt=tuple(prompt),
+        parameters=parameters,
+        seed=seed,
+        num_sequences=num_sequences,
+        stop_strings=(),
+        max_time=max_time,
+        speculation=speculation,
+        effective_config=GenerationConfig(),
+    )
+
+
+@dataclass
+class Answer:
+    """What came out of one request."""
+
+    token_ids: list[list[int]]
+    finishes: list[Finish | None]
+    counters: SpeculationCounters | None = None
+    num_preemptions: int = 0
+    error: Exception | None = None
+
+
+@dataclass
+class Batch:
+    """A target engine on the caller's thread."""
+
+    runner: Runner
+    drafter: Drafter = field(default_factory=NullDrafter)
+    max_num_seqs: int = 16
+    max_batched_tokens: int = 512
+    before_round: Callable[[Batch], None] = lambda batch: None
+    answers: dict[RequestState, Answer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(
+            self.runner.pool,
+            max_num_seqs=self.max_num_seqs,
+            max_batched_tokens=self.max_batched_tokens,
+        )
+        drafters: dict[DraftMethod, Drafter] = {
+            DraftMethod.NONE: NullDrafter(),
+            DraftMethod.REMOTE: self.drafter,
+            DraftMethod.PROMPT_LOOKUP: LookupDrafter(),
+        }
+        self.rounds = Rounds(self.runner, self.scheduler, drafters, self._take)
+        self.num_rounds = 0
+
+    def submit(self, generation: GenerationRequest) -> RequestState:
+        """Put a request into the queue."""
+        state = new_state(generation, None)
+        n = generation.num_sequences
+        self.answers[state] = Answer([[] for _ in range(n)], [None] * n)
+        self.scheduler.submit(state)
+        return state
+
+    def run(self, *generations: GenerationRequest, max_rounds: int = 5000) -> list[Answer]:
+        """Serve requests to their end; the pool must be empty and whole afterwards."""
+        states = [self.submit(generation) for generation in generations]
+        self.finish(max_rounds=max_rounds)
+        return [self.answers[state] for state in states]
+
+    def finish(self, *, max_rounds: int = 5000) -> None:
+        """Run rounds until everything has ended."""
+        for _ in range(max_rounds):
+            if not self.scheduler.running and not self.scheduler.waiting:
+                break
+            self.before_round(self)
+            self.rounds.step()
+            self.num_rounds += 1
+            self.runner.pool.check_integrity()
+        else:
+            raise AssertionError("the batch does not end")
+        pool = self.runner.pool
+        assert pool.num_free_blocks == pool.num_blocks, "blocks leaked"
+
+    def _take(self, state: RequestState, event: Event) -> None:
+        answer = self.answers[state]
+        match event:
+            case TokensDecided(index, token_ids, drafted, finish):
+                assert len(token_ids) == len(drafted)
+                answer.token_ids[index] += token_ids
+                answer.finishes[index] = finish
+            case RequestCompleted() as end:
+                answer.counters = end.speculation
+                answer.num_preemptions = end.num_preemptions
+            case RequestFailed(error):
+                answer.error = error
