@@ -36,14 +36,16 @@ class Interval(NamedTuple):
             return "must be finite"
         if self.high == math.inf:
             than = "greater than" if self.low_open else "at least"
-            return f"must be finite and {than} {self.low:g}"
+            return f"must be {than} {self.low:g} and finite"
+        if self == _AT_LEAST_ONE:
+            return "must be at least 1"
         opening, closing = "(" if self.low_open else "[", ")" if self.high_open else "]"
         return f"must be in {opening}{self.low:g}, {self.high:g}{closing}"
 
 
 _FINITE = Interval()
 _POSITIVE = Interval(0, low_open=True)
-_AT_LEAST_ONE = Interval(1)
+_AT_LEAST_ONE = Interval(1, 2**32 - 1)
 _SHARE = Interval(0, 1)
 _SHARE_ABOVE_0 = Interval(0, 1, low_open=True)
 _SHARE_BELOW_1 = Interval(0, 1, high_open=True)

@@ -6,10 +6,11 @@ streams and retries.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # stubs, but no py.typed
 from grpc_status import rpc_status
 from outrider_contract.errors import DOMAIN, REQUEST_ID_KEY
@@ -92,19 +93,20 @@ def _failure(error: grpc.RpcError, details: _Details, request_id: str) -> Outrid
 def _details(error: grpc.RpcError) -> _Details:
     try:
         status = rpc_status.from_call(error)
-    except ValueError:  # details that contradict the status, or cannot be parsed: not ours
+        return _Details() if status is None else _read(status.details)
+    except (ValueError, DecodeError):  # contradict the status, or are no details: not ours
         return _Details()
-    if status is None:
-        return _Details()
+
+
+def _read(details: Iterable[Any]) -> _Details:
     found = _Details()
-    for packed in status.details:
+    for packed in details:
         if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             info = error_details_pb2.ErrorInfo()
             packed.Unpack(info)
             if info.domain == DOMAIN:
-                found = found._replace(
-                    reason=info.reason, request_id=info.metadata.get(REQUEST_ID_KEY, "")
-                )
+                name = info.metadata.get(REQUEST_ID_KEY, "")
+                found = found._replace(reason=info.reason, request_id=name)
         elif packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
             request = error_details_pb2.BadRequest()
             packed.Unpack(request)

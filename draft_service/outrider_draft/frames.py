@@ -170,6 +170,8 @@ def _parameters(
         )
     except InvalidRequest as error:
         raise _Malformed(f"generation_config.{error}") from error
+    except (ArithmeticError, ValueError) as error:  # a float that is none, and the like
+        raise _Malformed("generation_config: a value makes no sense") from error
     highest = max(_ids_named(parameters), default=0)
     if highest >= bounds.target_vocab_size:
         raise _Malformed(

@@ -55,6 +55,11 @@ class DraftWorker:
         """Sessions held."""
         return self._engine.num_sessions
 
+    @property
+    def num_waiting(self) -> int:
+        """Frames of updates that were not taken in yet."""
+        return self._inbox.qsize()
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()

@@ -104,6 +104,12 @@ class RunningDrafter:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Let the event loop run until something came true that nobody announces."""
+        async with asyncio.timeout(TIMEOUT):
+            while not condition():
+                await asyncio.sleep(0)
+
 
 @asynccontextmanager
 async def draft_service(
@@ -261,6 +267,21 @@ class ScriptedTarget:
     async def close(self, session: int) -> None:
         del self.sessions[session]
         await self.send(draft_pb2.SpeculateRequest(closes=[draft_pb2.Close(session=session)]))
+
+    async def close_unknown(self, session: int) -> None:
+        """Close a session that never was."""
+        await self.send(draft_pb2.SpeculateRequest(closes=[draft_pb2.Close(session=session)]))
+
+    async def until_ended(self) -> None:
+        """Wait until the drafter has ended the call."""
+        async with asyncio.timeout(TIMEOUT):
+            await self.ended.wait()
+
+    @property
+    def welcome_drafter(self) -> draft_pb2.DrafterDescription:
+        """What the drafter said of itself in its welcome."""
+        assert self.welcome is not None
+        return self.welcome.drafter
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the frames received so far make a condition true."""

@@ -53,6 +53,8 @@ def oracle_scores(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Te
 
 def _processors(request: Request) -> LogitsProcessorList:
     config = GenerationConfig(**{"max_length": MAX_LENGTH, "top_k": 0, **request.options})
+    if config.min_new_tokens is not None:  # as `generate` does before it builds the processors
+        config.min_length = request.num_prompt_tokens + config.min_new_tokens
     eos = config.eos_token_id
     eos = [eos] if isinstance(eos, int) else eos
     config._eos_token_tensor = None if eos is None else torch.tensor(eos)
@@ -158,6 +160,8 @@ def random_request(
     rng: random.Random, *, vocab_size: int, names: Sequence[str], do_sample: bool
 ) -> Request:
     """A text with repetitions, one to six rows, and the named options."""
+    if "forced_eos_token_id" in names or "forced_bos_token_id" in names:
+        names = [name for name in names if name != "suppress_tokens"]  # refused by transformers
     num_prompt_tokens = rng.choice([1, 1, 2, rng.randint(3, 8)])
     num_rows = rng.randint(1, 6)
     # A verified chain starts at the end of prompt plus output, so row 0 sees at least the prompt.

@@ -119,7 +119,7 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
         for parameter in (*own, *options)
     ]
-    run.__signature__ = inspect.Signature(parameters)
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
     run.__annotations__ = {parameter.name: hints[parameter.name] for parameter in parameters}
-    del run.__wrapped__  # type: ignore[attr-defined]  # else its signature wins
+    del run.__wrapped__  # its signature would win
     return run

@@ -5,9 +5,9 @@ name that has no entry in its mask interface it builds no mask at all and hands 
 and values of the new rows only. So this function writes the keys and values to the pool's storage
 and lets every row attend to its own sequence's slots.
 
-For small models a forward on the CPU is mostly dispatch, so there is no loop over sequences: the
-sequences of a group run as one padded product (see `attention_groups`), and everything that does
-not depend on the layer was computed beforehand. Knows nothing of scheduling or of whole models.
+For small models a forward on the CPU is mostly dispatch, so the sequences of a group are computed
+together wherever that saves calls, and everything that does not depend on the layer was computed
+beforehand (see `attention_groups`). Knows nothing of scheduling or of whole models.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from outrider_runtime.model.attention_groups import SHORT_ROWS, AttentionGroup
+from outrider_runtime.model.attention_groups import AttentionGroup, KeyRead
 from outrider_runtime.model.batch import RaggedBatch
+from outrider_runtime.model.causal_bias import SHORT_ROWS
 from outrider_runtime.model.kv_storage import KVStorage, LayerKV
 
 ATTENTION_NAME = "outrider_ragged"
+
+# Arguments that models pass along without effect on an evaluation forward.
+_HARMLESS = frozenset({"dropout", "position_ids"})
 
 
 class ForwardContext(NamedTuple):
@@ -49,9 +53,11 @@ def forward_context(batch: RaggedBatch, storage: KVStorage) -> Iterator[None]:
         _CONTEXT.reset(token)
 
 
-class _Terms(NamedTuple):
-    """What shapes the scores of a layer."""
+class _Layer(NamedTuple):
+    """What is the same for all groups of a call."""
 
+    kv: LayerKV
+    storage: KVStorage
     scaling: float
     softcap: float | None
     sinks: torch.Tensor | None  # [heads]
@@ -68,8 +74,7 @@ def ragged_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    position_bias: torch.Tensor | None = None,
-    **_: object,
+    **others: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention of new rows over their sequences' cached positions.
 
@@ -83,136 +88,153 @@ def ragged_attention(
         sliding_window: positions a row sees, itself included; None: all.
         softcap: bound c of the scores, c * tanh(score / c) (Gemma 2).
         s_aux: [heads], attention sinks: a score that takes part in the softmax only (gpt-oss).
-        position_bias: must be None.
+        **others: flags and what has no effect on the result. Tensors and numbers are refused: they
+            would be a bias, or a choice of keys.
 
     Returns:
         [1, rows, heads, value_dim], and None in place of the attention weights.
 
     Raises:
-        RuntimeError: called outside a forward of the runner, or with a mask or bias of the model's.
+        RuntimeError: called outside a forward of the runner, or with arguments it does not know.
     """
     context = _CONTEXT.get()
     if context is None:
         raise RuntimeError("a model that the engine has taken over runs only through its runner")
-    if attention_mask is not None or position_bias is not None:
-        raise RuntimeError("the model brings an attention mask or bias of its own")
-    if query.shape[0] != 1:
-        raise RuntimeError("the model turns the flat batch into several rows")
+    for name, given in others.items():
+        if not (given is None or isinstance(given, bool) or name in _HARMLESS):
+            raise RuntimeError(f"attention is given {name}, which the engine does not know")
+    if attention_mask is not None or query.shape[0] != 1:
+        raise RuntimeError("the model brings a mask of its own, or splits the flat batch")
     batch, storage = context
-    layer = cast("int", module.layer_idx)
-    kv = storage.write(layer, key, values=value, slots=batch.write_slots)
-    scaling = query.shape[3] ** -0.5 if scaling is None else scaling
-    terms = _Terms(scaling, softcap, s_aux)
+    layer = _Layer(
+        kv=storage.write(cast("int", module.layer_idx), key, values=value, slots=batch.write_slots),
+        storage=storage,
+        scaling=query.shape[3] ** -0.5 if scaling is None else scaling,
+        softcap=softcap,
+        sinks=s_aux,
+    )
     groups = batch.groups(sliding_window)
-    heads, rows = query.shape[1], query.shape[2]
-    out: torch.Tensor | None = None
+    if groups[0].index is None:
+        return _attend(query, layer, group=groups[0])[None], None
+    out = query.new_empty(query.shape[2], query.shape[1], layer.kv.value_dim)
     for group in groups:
         index = group.index
-        if index is None:
-            return _attend(query, kv, group=group, terms=terms).view(1, rows, heads, -1), None
-        if out is None:
-            out = query.new_empty(rows, heads, kv.value_dim)
-        result = _attend(query.index_select(2, index.sources), kv, group=group, terms=terms)
+        assert index is not None
+        result = _attend(query.index_select(2, index.sources), layer, group=group)
         if index.real is not None:
             result = result.index_select(0, index.real)
         out.index_copy_(0, index.targets, result)
-    assert out is not None
     return out[None], None
 
 
-def _attend(
-    query: torch.Tensor, kv: LayerKV, *, group: AttentionGroup, terms: _Terms
-) -> torch.Tensor:
+def _attend(query: torch.Tensor, layer: _Layer, *, group: AttentionGroup) -> torch.Tensor:
     """One group: query [1, heads, size * num_rows, key_dim] -> [.., heads, value_dim]."""
-    size, rows, heads = group.size, group.num_rows, query.shape[1]
-    repeats = heads // kv.num_heads
-    keys, values = _read(kv, group)
-    if terms.softcap is not None or terms.sinks is not None:
-        # [1, heads, size * rows, dim] -> [size, key heads, repeats, rows, dim]
-        folded = query.view(kv.num_heads, repeats, size, rows, -1).permute(2, 0, 1, 3, 4)
-        out = _explicit(
-            folded, keys, values=values, bias=group.bias(1, dtype=query.dtype), terms=terms
-        )
-        return out.permute(0, 3, 1, 2, 4).reshape(size * rows, heads, -1)
-    if rows > SHORT_ROWS:
-        # Many rows: the mask is large, so it is not repeated per head.
-        bias = None if group.is_causal_square else group.bias(1, dtype=query.dtype)
-        out = scaled_dot_product_attention(
-            query.view(heads, size, rows, -1).transpose(0, 1),
-            keys,
-            values,
-            attn_mask=bias,
-            is_causal=group.is_causal_square,
-            scale=terms.scaling,
-            enable_gqa=repeats > 1,
-        )
-        return out.transpose(1, 2).reshape(size * rows, heads, -1)
-    # Few rows: the query heads of a key head become further rows of it. Keys are read once, and
-    # the fast kernel applies (on the CPU it knows no grouped heads).
-    folded = query.view(kv.num_heads, repeats, size, rows, -1).permute(2, 0, 1, 3, 4)
-    out = scaled_dot_product_attention(
-        folded.reshape(size, kv.num_heads, repeats * rows, -1),
-        keys,
-        values,
-        attn_mask=group.bias(repeats, dtype=query.dtype),
-        scale=terms.scaling,
-    )
-    out = out.view(size, kv.num_heads, repeats, rows, -1).permute(0, 3, 1, 2, 4)
-    return out.reshape(size * rows, heads, -1)
-
-
-def _read(kv: LayerKV, group: AttentionGroup) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of a group, [size, key heads, num_keys, dim] each."""
-    if isinstance(group.slots, int):
-        source, offset = kv.rows, group.slots * kv.rows.shape[1]
+    heads, key_heads = query.shape[1], layer.kv.num_heads
+    # [size, key heads, rows, repeats, dim]: the query heads of a key head are rows of it, so that
+    # its keys are read once for all of them.
+    folded = query.view(key_heads, heads // key_heads, group.size, group.num_rows, -1)
+    folded = folded.permute(2, 0, 3, 1, 4)
+    if layer.softcap is not None or layer.sinks is not None:
+        out = _explicit(folded, layer, reads=group.reads)
+    elif group.num_rows > SHORT_ROWS:
+        out = _fused_long(folded, layer, reads=group.reads)
     else:
-        source, offset = kv.rows.index_select(0, group.slots), 0
-    size, num_keys, width = group.size, group.num_keys, kv.rows.shape[1]
+        out = _fused_short(folded, layer, reads=group.reads)
+    return out.transpose(1, 2).reshape(group.size * group.num_rows, heads, -1)
+
+
+def _fused_short(query: torch.Tensor, layer: _Layer, *, reads: list[KeyRead]) -> torch.Tensor:
+    """[size, key heads, rows, repeats, key_dim] -> the same with value_dim."""
+    size, key_heads, rows, repeats, _ = query.shape
+    query = query.reshape(size, key_heads, rows * repeats, -1)
+    parts: list[torch.Tensor] = []
+    first = 0
+    for read in reads:
+        keys, values = _read(layer, read)
+        parts.append(
+            scaled_dot_product_attention(
+                query if read.size == size else query[first : first + read.size],
+                keys,
+                values,
+                attn_mask=read.bias(repeats),
+                scale=layer.scaling,
+            )
+        )
+        first += read.size
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out.view(size, key_heads, rows, repeats, -1)
+
+
+def _fused_long(query: torch.Tensor, layer: _Layer, *, reads: list[KeyRead]) -> torch.Tensor:
+    """As `_fused_short` for many rows: the bias is large, so it is not repeated per head."""
+    size, key_heads, rows, repeats, _ = query.shape
+    query = query.permute(0, 1, 3, 2, 4).reshape(size, key_heads * repeats, rows, -1)
+    parts: list[torch.Tensor] = []
+    first = 0
+    for read in reads:
+        keys, values = _read(layer, read)
+        parts.append(
+            scaled_dot_product_attention(
+                query[first : first + read.size],
+                keys,
+                values,
+                attn_mask=None if read.is_causal_square else read.bias(1),
+                is_causal=read.is_causal_square,
+                scale=layer.scaling,
+                enable_gqa=repeats > 1,
+            )
+        )
+        first += read.size
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out.view(size, key_heads, repeats, rows, -1).transpose(2, 3)
+
+
+def _explicit(query: torch.Tensor, layer: _Layer, *, reads: list[KeyRead]) -> torch.Tensor:
+    """As `_fused_short`, written out: for soft-capped scores and attention sinks."""
+    size, key_heads, rows, repeats, _ = query.shape
+    query = query.reshape(size, key_heads, rows * repeats, -1) * layer.scaling
+    parts: list[torch.Tensor] = []
+    first = 0
+    for read in reads:
+        keys, values = _read(layer, read)
+        scores = query[first : first + read.size] @ keys.mT
+        first += read.size
+        if layer.softcap is not None:
+            scores = torch.tanh(scores / layer.softcap) * layer.softcap
+        if (bias := read.bias(1)) is not None:
+            # One bias for the repeats of a row.
+            scores = scores.view(read.size, key_heads, rows, repeats, -1) + bias[:, :, :, None]
+            scores = scores.flatten(2, 3)
+        if layer.sinks is not None:
+            # [heads] -> [1, key heads, rows * repeats, 1]
+            sinks = layer.sinks.to(scores.dtype).view(1, key_heads, 1, repeats)
+            sinks = sinks.expand(read.size, -1, rows, -1).reshape(read.size, key_heads, -1, 1)
+            scores = torch.cat([scores, sinks], dim=3)
+        precise = torch.promote_types(scores.dtype, torch.float32)
+        weights = scores.softmax(3, dtype=precise).to(values.dtype)
+        parts.append(weights[..., : read.num_keys] @ values)
+    return torch.cat(parts).view(size, key_heads, rows, repeats, -1)
+
+
+def _read(layer: _Layer, read: KeyRead) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [size, key heads, num_keys, dim] of one read."""
+    kv, size, num_keys = layer.kv, read.size, read.num_keys
+    width = kv.rows.shape[1]
+    if isinstance(read.slots, int):
+        source, first = kv.rows, read.slots * width
+    else:
+        source, first = layer.storage.gather(kv, read.slots), 0
     keys = source.as_strided(
         (size, kv.num_heads, num_keys, kv.key_dim),
         (num_keys * width, kv.key_dim, width, 1),
-        offset,
+        first,
     )
     values = source.as_strided(
         (size, kv.num_heads, num_keys, kv.value_dim),
         (num_keys * width, kv.value_dim, width, 1),
-        offset + kv.num_heads * kv.key_dim,
+        first + kv.num_heads * kv.key_dim,
     )
     return keys, values
-
-
-def _explicit(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    *,
-    values: torch.Tensor,
-    bias: torch.Tensor | None,
-    terms: _Terms,
-) -> torch.Tensor:
-    """Softmax attention written out: for soft-capped scores and attention sinks.
-
-    Args:
-        query: [size, key heads, repeats, rows, key_dim].
-        keys: [size, key heads, num_keys, key_dim].
-        values: [size, key heads, num_keys, value_dim].
-        bias: [size, 1, rows, num_keys], or None.
-        terms: what shapes the scores.
-
-    Returns:
-        [size, key heads, repeats, rows, value_dim].
-    """
-    size, key_heads, repeats, rows, _ = query.shape
-    scores = query @ keys.transpose(2, 3)[:, :, None] * terms.scaling
-    if terms.softcap is not None:
-        scores = torch.tanh(scores / terms.softcap) * terms.softcap
-    if bias is not None:
-        scores = scores + bias[:, :, None]
-    if terms.sinks is not None:
-        sinks = terms.sinks.to(scores.dtype).view(1, key_heads, repeats, 1, 1)
-        scores = torch.cat([scores, sinks.expand(size, -1, -1, rows, 1)], dim=-1)
-    precise = torch.promote_types(scores.dtype, torch.float32)
-    weights = scores.softmax(-1, dtype=precise).to(values.dtype)
-    return weights[..., : keys.shape[2]] @ values[:, :, None]
 
 
 AttentionInterface.register(ATTENTION_NAME, ragged_attention)

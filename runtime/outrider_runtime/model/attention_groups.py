@@ -1,4 +1,4 @@
-"""Which sequences of a ragged batch attend together, and what their padded rows may see.
+"""Which sequences of a ragged batch attend together, and where each group reads its keys.
 
 Everything here depends on block tables, lengths and the sliding window alone, so it is computed
 once per forward and shared by all layers. Knows nothing of models, heads or scores.
@@ -6,18 +6,20 @@ once per forward and shared by all layers. Knows nothing of models, heads or sco
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-SHORT_ROWS = 16
-"""Sequences with at most this many new rows (decoding, verification) share a padded batch; longer
-ones (prefill chunks) attend alone, since padding the others to their row count would cost more."""
+from outrider_runtime.model.causal_bias import SHORT_ROWS, CausalBias
+
+IN_PLACE_KEYS = 128
+"""Keys from which a sequence in consecutive slots is read where it lies, at the price of a call of
+its own, rather than copied together with others into one padded read."""
 
 MAX_PADDING = 512
-"""Key positions of padding that a group may hold. A further group costs, in calls, about as much as
-attending to some hundred positions."""
+"""Keys of padding that a shared read may hold; beyond that a further read is cheaper."""
 
 
 class Span(NamedTuple):
@@ -45,170 +47,194 @@ class RowIndex(NamedTuple):
     """int64, the batch rows of the real ones."""
 
 
-class AttentionGroup:
-    """Sequences that attend together, padded to equally many rows and equally many keys.
+class Placement(NamedTuple):
+    """How batches are laid out: what all groups of all forwards have in common."""
 
-    Padding repeats the sequence's own last row and its own last slot, so that nothing another
-    sequence wrote, not even NaN, can reach it; and no row, padded or not, is masked completely.
+    block_size: int
+    device: torch.device
+    bias: CausalBias
+
+
+class KeyRead:
+    """The keys of some sequences, fetched by one read, right-aligned to equal length.
+
+    A padded key repeats the sequence's own first one and is hidden, so nothing that another
+    sequence wrote, not even NaN, can reach a row.
 
     Attributes:
         size: sequences.
-        num_rows: rows per sequence, padding included.
-        num_keys: key positions per sequence, padding included.
-        index: where rows come from and go; None: the whole batch, in order, without padding.
+        num_keys: keys per sequence, padding included.
         slots: int64 [size * num_keys], the slots to gather; or the first slot, where those of a
             single sequence are consecutive.
         is_causal_square: one sequence from its first position on, seen whole: plain causal
-            attention, no mask needed.
+            attention, no bias needed.
+    """
+
+    def __init__(
+        self, spans: Sequence[Span], *, num_rows: int, window: int | None, where: Placement
+    ) -> None:
+        # The first key that the first row of each sequence sees.
+        starts = [0 if window is None else max(0, span.past + 1 - window) for span in spans]
+        keys = [span.length - start for span, start in zip(spans, starts, strict=True)]
+        self.size = len(spans)
+        self.num_keys = max(keys)
+        self._missing = [self.num_keys - count for count in keys]
+        self._num_rows = num_rows
+        self._window = window
+        self._where = where
+        self._biases: dict[int, torch.Tensor | None] = {}
+        self.is_causal_square = self.size == 1 and self.num_keys == num_rows > 1 and starts[0] == 0
+        if window is not None and window < num_rows:
+            self.is_causal_square = False
+        first_slot = (
+            _first_slot(spans[0], start=starts[0], block_size=where.block_size)
+            if self.size == 1
+            else None
+        )
+        self.slots: torch.Tensor | int = (
+            self._gather_slots(spans, starts) if first_slot is None else first_slot
+        )
+
+    def bias(self, repeats: int) -> torch.Tensor | None:
+        """Returns what to add to the scores of the group's rows, each repeated so many times.
+
+        Returns:
+            [size or 1, 1, num_rows * repeats, num_keys]; None if every row sees every key.
+        """
+        if repeats not in self._biases:
+            self._biases[repeats] = self._make_bias(repeats)
+        return self._biases[repeats]
+
+    def _make_bias(self, repeats: int) -> torch.Tensor | None:
+        padded = any(self._missing)
+        if self._num_rows == 1 and not padded:
+            return None
+        bias = self._where.bias.last_rows(
+            self._num_rows, num_keys=self.num_keys, window=self._window, repeats=repeats
+        )
+        if not padded:
+            return bias
+        missing = torch.tensor(self._missing, device=bias.device)[:, None]
+        hidden = torch.arange(self.num_keys, device=bias.device) < missing  # [size, keys]
+        return bias.masked_fill(hidden[:, None, None], float("-inf"))
+
+    def _gather_slots(self, spans: Sequence[Span], starts: Sequence[int]) -> torch.Tensor:
+        device, block_size = self._where.device, self._where.block_size
+        longest = max(len(span.table) for span in spans)
+        tables = torch.tensor(
+            [[*span.table, *[0] * (longest - len(span.table))] for span in spans], device=device
+        )
+        bounds = torch.tensor(
+            [[start, span.length] for span, start in zip(spans, starts, strict=True)],
+            device=device,
+        )
+        positions = bounds[:, 1:] + torch.arange(-self.num_keys, 0, device=device)
+        positions = torch.maximum(positions, bounds[:, :1])  # [size, keys]
+        blocks = tables.gather(1, positions // block_size)
+        return (blocks * block_size + positions % block_size).view(-1)
+
+
+class AttentionGroup:
+    """Sequences whose rows are computed together, right-aligned to equally many rows.
+
+    Attributes:
+        size: sequences.
+        num_rows: rows per sequence; padding, at the front, repeats a sequence's first row.
+        index: where rows come from and go; None: the whole batch, in order, without padding.
+        reads: the keys, in the order of the sequences.
     """
 
     def __init__(
         self,
         spans: Sequence[Span],
         *,
+        in_place: bool,
         whole_batch: bool,
         window: int | None,
-        block_size: int,
-        device: torch.device,
+        where: Placement,
     ) -> None:
-        # The first key that the first row of each sequence sees.
-        starts = [0 if window is None else max(0, span.past + 1 - window) for span in spans]
         self.size = len(spans)
         self.num_rows = max(span.num_rows for span in spans)
-        self.num_keys = max(s.length - start for s, start in zip(spans, starts, strict=True))
-        self._spans = spans
-        self._starts = starts
-        self._window = window
-        self._device = device
-        self._biases: dict[tuple[int, torch.dtype], torch.Tensor | None] = {}
-
-        only = spans[0]
-        self.is_causal_square = (
-            self.size == 1
-            and only.past == 0
-            and self.num_rows > 1
-            and (window is None or window >= only.num_rows)
-        )
         even = all(span.num_rows == self.num_rows for span in spans)
-        self.index = None if whole_batch and even else self._index_rows()
-        first_slot = _first_slot(only, start=starts[0], block_size=block_size)
-        self.slots: torch.Tensor | int = (
-            first_slot
-            if self.size == 1 and first_slot is not None
-            else self._gather_slots(block_size)
-        )
+        self.index = None if whole_batch and even else self._index_rows(spans, where.device)
+        self.reads = [
+            KeyRead(part, num_rows=self.num_rows, window=window, where=where)
+            for part in ([[span] for span in spans] if in_place else [spans])
+        ]
 
-    def bias(self, repeats: int, *, dtype: torch.dtype) -> torch.Tensor | None:
-        """Returns what to add to the scores: 0 where a row may look, -inf where it may not.
-
-        Args:
-            repeats: how often each sequence's rows are repeated (query heads per key head).
-            dtype: dtype of the scores.
-
-        Returns:
-            [size, 1, repeats * num_rows, num_keys], the repeats outermost; None if all may be seen.
-        """
-        key = (repeats, dtype)
-        if key not in self._biases:
-            self._biases[key] = self._make_bias(repeats, dtype=dtype)
-        return self._biases[key]
-
-    def _make_bias(self, repeats: int, *, dtype: torch.dtype) -> torch.Tensor | None:
-        even = all(
-            span.length - start == self.num_keys
-            for span, start in zip(self._spans, self._starts, strict=True)
-        )
-        if self.num_rows == 1 and even:
-            return None
-        starts = torch.tensor(self._starts, device=self._device)
-        row = torch.arange(self.num_rows, device=self._device)
-        last = torch.tensor([[s.past, s.length - 1] for s in self._spans], device=self._device)
-        # A padded row looks from where the last real one does.
-        seen_to = torch.minimum(last[:, :1] + row, last[:, 1:])[:, :, None]  # [size, rows, 1]
-        keys = torch.arange(self.num_keys, device=self._device)
-        keys = starts[:, None, None] + keys  # [size, 1, keys]
-        hidden = keys > seen_to
-        if self._window is not None:
-            hidden |= keys <= seen_to - self._window
-        bias = torch.zeros(hidden.shape, dtype=dtype, device=self._device)
-        bias.masked_fill_(hidden, float("-inf"))
-        return bias.repeat(1, repeats, 1)[:, None]
-
-    def _index_rows(self) -> RowIndex:
+    def _index_rows(self, spans: Sequence[Span], device: torch.device) -> RowIndex:
         sources: list[int] = []
         real: list[int] = []
         targets: list[int] = []
-        for i, span in enumerate(self._spans):
+        for span in spans:
             own = range(span.first_row, span.first_row + span.num_rows)
+            sources += [own[0]] * (self.num_rows - span.num_rows)
+            real += range(len(sources), len(sources) + span.num_rows)
             sources += own
-            sources += [own[-1]] * (self.num_rows - span.num_rows)
-            real += range(i * self.num_rows, i * self.num_rows + span.num_rows)
             targets += own
         even = len(targets) == len(sources)
         return RowIndex(
-            sources=torch.tensor(sources, device=self._device),
-            real=None if even else torch.tensor(real, device=self._device),
-            targets=torch.tensor(targets, device=self._device),
+            sources=torch.tensor(sources, device=device),
+            real=None if even else torch.tensor(real, device=device),
+            targets=torch.tensor(targets, device=device),
         )
-
-    def _gather_slots(self, block_size: int) -> torch.Tensor:
-        longest = max(len(span.table) for span in self._spans)
-        tables = torch.tensor(
-            [[*span.table, *[0] * (longest - len(span.table))] for span in self._spans],
-            device=self._device,
-        )
-        bounds = torch.tensor(
-            [[start, s.length - 1] for s, start in zip(self._spans, self._starts, strict=True)],
-            device=self._device,
-        )
-        positions = bounds[:, :1] + torch.arange(self.num_keys, device=self._device)
-        positions = torch.minimum(positions, bounds[:, 1:])  # [size, keys]
-        blocks = tables.gather(1, positions // block_size)
-        return (blocks * block_size + positions % block_size).view(-1)
 
 
 def group_spans(
-    spans: Sequence[Span], *, window: int | None, block_size: int, device: torch.device
+    spans: Sequence[Span], *, window: int | None, where: Placement
 ) -> list[AttentionGroup]:
-    """Splits a batch into groups that attend together, each at little waste.
+    """Splits a batch into groups, each computed at little waste.
 
     Args:
         spans: the sequences of the batch.
         window: sliding window in positions (a row sees itself and window - 1 before it), or None.
-        block_size: positions per block of the tables.
-        device: where index tensors go.
+        where: how batches are laid out.
     """
-    parts: list[list[int]] = [[i] for i, span in enumerate(spans) if span.num_rows > SHORT_ROWS]
     reach = [s.length if window is None else min(s.length, window + s.num_rows - 1) for s in spans]
-    short = [i for i, span in enumerate(spans) if span.num_rows <= SHORT_ROWS]
-    short.sort(key=lambda i: -reach[i])
-    current: list[int] = []
-    padding = 0
-    for i in short:
-        padding += reach[current[0]] - reach[i] if current else 0
-        if padding > MAX_PADDING:
-            parts.append(current)
-            current, padding = [], 0
-        current.append(i)
-    if current:
-        parts.append(current)
+    in_place: defaultdict[int, list[int]] = defaultdict(list)  # by number of rows
+    alone: list[list[int]] = []
+    short: list[int] = []
+    for i, span in enumerate(spans):
+        start = span.length - reach[i]
+        consecutive = _first_slot(span, start=start, block_size=where.block_size) is not None
+        if consecutive and reach[i] >= IN_PLACE_KEYS:
+            in_place[span.num_rows].append(i)
+        elif span.num_rows > SHORT_ROWS:
+            # A prefill chunk: padding others to its row count would cost more than a call.
+            alone.append([i])
+        else:
+            short.append(i)
+    parts = [(part, True) for part in in_place.values()]
+    parts += [(part, False) for part in alone + _split_by_padding(short, reach)]
     return [
         AttentionGroup(
-            [spans[i] for i in sorted(part)],
+            [spans[i] for i in part],
+            in_place=separate,
             whole_batch=len(parts) == 1,
             window=window,
-            block_size=block_size,
-            device=device,
+            where=where,
         )
-        for part in parts
+        for part, separate in parts
     ]
+
+
+def _split_by_padding(members: Sequence[int], reach: Sequence[int]) -> list[list[int]]:
+    """Splits sequences so that no part needs more than `MAX_PADDING` keys of padding."""
+    parts: list[list[int]] = []
+    padding = 0
+    for i in sorted(members, key=lambda member: -reach[member]):
+        padding += reach[parts[-1][0]] - reach[i] if parts else 0
+        if not parts or padding > MAX_PADDING:
+            parts.append([])
+            padding = 0
+        parts[-1].append(i)
+    return [sorted(part) for part in parts]
 
 
 def _first_slot(span: Span, *, start: int, block_size: int) -> int | None:
     """The slot of position `start`, if all slots from there to the end are consecutive."""
-    table = span.table
     first = start // block_size
-    run = range(table[first], table[first] + len(table) - first)
-    if list(run) != list(table[first:]):
+    blocks = list(span.table[first:])
+    if blocks != list(range(blocks[0], blocks[0] + len(blocks))):
         return None
-    return table[first] * block_size + start % block_size
+    return blocks[0] * block_size + start % block_size

@@ -12,7 +12,13 @@ from typing import NamedTuple
 
 import torch
 
-from outrider_runtime.model.attention_groups import AttentionGroup, Span, group_spans
+from outrider_runtime.model.attention_groups import (
+    AttentionGroup,
+    Placement,
+    Span,
+    group_spans,
+)
+from outrider_runtime.model.causal_bias import CausalBias
 from outrider_runtime.model.kv_pool import KVPool
 
 
@@ -30,6 +36,7 @@ class RaggedBatch:
     Args:
         items: the sequences, their new positions already appended to the pool.
         pool: where their slots are.
+        bias: tables of biases, kept over forwards.
         device: where the tensors go.
         first_positions: by handle, the position of a sequence's first token where it is not 0.
 
@@ -45,11 +52,11 @@ class RaggedBatch:
         items: Sequence[SequenceRows],
         *,
         pool: KVPool,
+        bias: CausalBias,
         device: torch.device,
         first_positions: Mapping[int, int],
     ) -> None:
-        self._block_size = pool.block_size
-        self._device = device
+        self._where = Placement(block_size=pool.block_size, device=device, bias=bias)
         self._groups: dict[int | None, list[AttentionGroup]] = {}
         self._spans: list[Span] = []
         tokens: list[int] = []
@@ -83,6 +90,6 @@ class RaggedBatch:
         groups = self._groups.get(window)
         if groups is None:
             groups = self._groups[window] = group_spans(
-                self._spans, window=window, block_size=self._block_size, device=self._device
+                self._spans, window=window, where=self._where
             )
         return groups

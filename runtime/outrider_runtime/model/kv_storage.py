@@ -42,6 +42,7 @@ class KVStorage:
         self._num_blocks = num_blocks
         self._block_size = block_size
         self._layers: dict[int, LayerKV] = {}
+        self._scratch: torch.Tensor | None = None
 
     @property
     def num_slots(self) -> int:
@@ -81,6 +82,16 @@ class KVStorage:
         kv.keys.index_copy_(0, slots, keys)
         kv.values.index_copy_(0, slots, values)
         return kv
+
+    def gather(self, kv: LayerKV, slots: torch.Tensor) -> torch.Tensor:
+        """Returns a copy of the rows of `slots`, [len(slots), width], good until the next call."""
+        # A new tensor of megabytes per layer costs more in page faults than the copy itself.
+        size = slots.shape[0] * kv.rows.shape[1]
+        scratch = self._scratch
+        if scratch is None or scratch.shape[0] < size:
+            scratch = self._scratch = kv.rows.new_empty(1 << (size - 1).bit_length())
+        rows = scratch[:size].view(slots.shape[0], -1)
+        return torch.index_select(kv.rows, 0, slots, out=rows)
 
     def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
         """Performs the copies of copy on write in every layer.

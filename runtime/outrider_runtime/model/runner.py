@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.attention import ATTENTION_NAME, forward_context
 from outrider_runtime.model.batch import RaggedBatch, SequenceRows
+from outrider_runtime.model.causal_bias import CausalBias
 from outrider_runtime.model.device import is_out_of_memory
 from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.kv_storage import KVStorage
@@ -74,6 +75,7 @@ class RaggedRunner:
         self.max_model_len = max_model_len(model.config)
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
+        self._bias = CausalBias(device=self.device, dtype=self.dtype)
         self._storage, self.pool = KVStorage(1, block_size), KVPool(1, block_size)
         self._learn_shapes()
         if not self._windows:
@@ -115,6 +117,7 @@ class RaggedRunner:
                 RaggedBatch(
                     batch,
                     pool=self.pool,
+                    bias=self._bias,
                     device=self.device,
                     first_positions=first_positions,
                 )
