@@ -35,7 +35,7 @@ bench: setup ## Compare with transformers on the shipped pair; prints a table, w
 	$(BIN)/python -m benchmarks.compare
 
 .PHONY: check
-check: lint type proto-check ## Everything that is checked without running: lint, types, contract, imports
+check: lint type proto-check field-table-check ## Everything that is checked without running: lint, types, contract, imports
 
 .PHONY: lint
 lint: setup ## Lint and format-check the code and the contract
@@ -60,6 +60,12 @@ proto: setup ## Regenerate protos/gen from the contract
 .PHONY: proto-check
 proto-check: setup ## Fail when protos/gen differs from what the contract generates
 	$(BIN)/python tools/generate_protos.py --check
+
+.PHONY: field-table field-table-check
+field-table: setup ## Regenerate docs/generation_config.md from the capability table
+	$(BIN)/python tools/generate_field_table.py
+field-table-check: setup
+	$(BIN)/python tools/generate_field_table.py --check
 
 NODE_STAMP := tests/node_client/node_modules/.package-lock.json
 $(NODE_STAMP): tests/node_client/package-lock.json

@@ -53,7 +53,7 @@ class HealthServicer:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802  # name of the RPC
+    async def Check(self, request: Any, context: Any) -> Any:  # name of the RPC
         """The state of `request.service`; NOT_FOUND for one that is not here."""
         if request.service not in self._names:
             await context.abort(
@@ -61,16 +61,17 @@ class HealthServicer:
             )
         return self._status(request.service)
 
-    async def Watch(self, request: Any, _context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def Watch(self, request: Any, _context: Any) -> AsyncIterator[Any]:
         """The state of `request.service` now and at every change."""
         last = None
         while True:
-            changed = self._changed
+            # All three of one moment: the state may change while the status is being sent.
+            changed, closed = self._changed, self._closed
             status = self._status(request.service)
             if status != last:
                 last = status
                 yield status
-            if self._closed:
+            if closed:
                 return
             await changed.wait()
 

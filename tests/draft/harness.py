@@ -295,6 +295,11 @@ class ScriptedTarget:
         await self.until(lambda: own.complete)
         return own.chain
 
+    async def settled(self, session: int) -> None:
+        """Wait until a session's growth is complete, or the drafter wants something of it."""
+        own = self.sessions[session]
+        await self.until(lambda: own.complete or bool(own.resyncs))
+
     async def resynced(self, session: int, *, count: int = 1) -> draft_pb2.Resync:
         """Wait for a session's resyncs; returns the last."""
         own = self.sessions[session]

@@ -40,7 +40,7 @@ def tiny_model(*, seed: int = 0, vocab_size: int = VOCAB_SIZE) -> PreTrainedMode
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(6.0)
+                parameter.mul_(20.0)
     return model
 
 

@@ -67,6 +67,11 @@ def _processors(request: Request) -> LogitsProcessorList:
     )
 
 
+def decimal(rng: random.Random, low: float, high: float) -> float:
+    """A number with few digits, which survives the 32 bits of the wire."""
+    return round(rng.uniform(low, high), 4)
+
+
 def some_ids(rng: random.Random, vocab_size: int, at_most: int) -> list[int]:
     return rng.sample(range(vocab_size), rng.randint(1, min(at_most, vocab_size)))
 
@@ -122,12 +127,12 @@ def option(
     match name:
         case "sequence_bias":
             return [
-                [phrase, rng.uniform(-3, 3)] for phrase in phrases(rng, token_ids, vocab_size)
+                [phrase, decimal(rng, -3, 3)] for phrase in phrases(rng, token_ids, vocab_size)
             ]
         case "bad_words_ids":
             return phrases(rng, token_ids, vocab_size)
         case "repetition_penalty":
-            return rng.uniform(0.5, 2.0)
+            return decimal(rng, 0.5, 2.0)
         case "no_repeat_ngram_size":
             return rng.randint(1, 4)
         case "min_length":
@@ -141,17 +146,17 @@ def option(
         case "remove_invalid_values" | "renormalize_logits":
             return True
         case "exponential_decay_length_penalty":
-            return (rng.randint(0, 4), rng.uniform(0.8, 1.6))
+            return (rng.randint(0, 4), decimal(rng, 0.8, 1.6))
         case "temperature":
-            return rng.uniform(0.2, 3.0)
+            return decimal(rng, 0.2, 3.0)
         case "top_k":
             return rng.choice([1, 2, 5, 20, vocab_size - 1, vocab_size + 5])
         case "top_h" | "min_p" | "typical_p":
-            return rng.uniform(0.02, 0.98)
+            return decimal(rng, 0.02, 0.98)
         case "top_p":
-            return rng.choice([0.0, rng.uniform(0.05, 0.999)])
+            return rng.choice([0.0, decimal(rng, 0.05, 0.999)])
         case "epsilon_cutoff" | "eta_cutoff":
-            return rng.uniform(0.001, 0.3)
+            return decimal(rng, 0.001, 0.3)
         case _:
             raise ValueError(name)
 
