@@ -161,9 +161,9 @@ class AsyncStream:
             self._call.cancel()
 
     async def close(self) -> None:
-        """Cancels what still runs. Leaving the block does this; a dropped call would go on."""
+        """Cancels what still runs. Leaving the block does this."""
         self._closed = True
-        if self._call is not None:
+        if self._call is not None:  # dropping it would not end it: the server would go on sending
             self._call.cancel()
 
     async def _texts(self) -> AsyncIterator[str]:

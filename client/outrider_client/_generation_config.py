@@ -10,6 +10,7 @@ import copy
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from outrider_client._generation_json import SupportsToDict
 from outrider_client._generation_mode import GenerationMode, generation_mode
 
 
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class GenerationConfig(GenerationFields):
     """How to generate: every field of transformers' GenerationConfig, and its methods.
 
@@ -40,8 +42,6 @@ class GenerationConfig(GenerationFields):
         TypeError: A name is not a field.
         InvalidRequestError: A value breaks a rule; see `validate`. It is a `ValueError`.
     """
-
-    __slots__ = ()
 
     def __post_init__(self) -> None:
         self.validate()

@@ -160,7 +160,7 @@ class Stream:
             self._call.cancel()
 
     def close(self) -> None:
-        """Cancels what still runs. Leaving the `with` block does this."""
+        """Cancels what still runs. Leaving the block does this."""
         self._closed = True
         if self._call is not None:
             self._call.cancel()

@@ -53,7 +53,7 @@ class HealthServicer:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def Check(self, request: Any, context: Any) -> Any:  # name of the RPC
+    async def Check(self, request: Any, context: Any) -> Any:
         """The state of `request.service`; NOT_FOUND for one that is not here."""
         if request.service not in self._names:
             await context.abort(

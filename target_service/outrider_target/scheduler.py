@@ -134,10 +134,13 @@ class Scheduler:
         """Until when to hold a round back so that more drafts can join it; None to go now.
 
         A larger batch costs little more than a small one, so waiting a fraction of a round for a
-        draft that is on its way pays; but nobody who does not speculate waits for those who do.
+        draft that is on its way pays; but nobody who does not speculate waits for those who do, nor
+        does a first token.
         """
-        if not all(sequence.session and sequence.session.active for sequence in ready):
-            return None
+        for sequence in ready:
+            assert sequence.session is not None
+            if not sequence.session.active or not self._prefilled(sequence):
+                return None
         if self._ready_since is None:
             self._ready_since = now
         until = min(first_deadline, self._ready_since + _LINGER * self.round_seconds)

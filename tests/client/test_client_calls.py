@@ -32,6 +32,7 @@ from tests.client.fake_server import (
     complete,
     endless,
     started,
+    two_rounds,
 )
 from tests.client.twins import Twin
 
@@ -190,7 +191,7 @@ def test_streams_leave_no_threads_behind(server: FakeServer, client: Client) -> 
         server.script = _breaking
         with pytest.raises(UnavailableError):
             client.generate("x")
-        server.script = FakeServer().script
+        server.script = two_rounds
     left = [thread for thread in set(threading.enumerate()) - before if not _is_servers(thread)]
     for thread in left:
         thread.join(PATIENCE)
@@ -222,9 +223,7 @@ def encrypted(request: pytest.FixtureRequest) -> Iterator[FakeServer]:
 
 
 @pytest.fixture
-async def trusted(
-    connect: Callable[..., Any], encrypted: FakeServer
-) -> AsyncIterator[Twin]:
+async def trusted(connect: Callable[..., Any], encrypted: FakeServer) -> AsyncIterator[Twin]:
     tls = TLSConfig(
         ca=CERTIFICATES / "authority.pem",
         cert=str(CERTIFICATES / "client.pem"),

@@ -21,7 +21,11 @@ async def test_text_and_token_ids_are_sent_as_they_are(twin: Twin, server: FakeS
         await twin.call("generate", prompt)
     sent = [call.request for call in server.received]
     assert sent[0].text == "def main(\0é"
-    assert [list(request.token_ids.ids) for request in sent[1:4]] == [[1, 2, 2**32 - 1], [4, 5], [6]]
+    assert [list(request.token_ids.ids) for request in sent[1:4]] == [
+        [1, 2, 2**32 - 1],
+        [4, 5],
+        [6],
+    ]
     # An empty prompt is the server's to refuse, in whichever form it came.
     assert [request.WhichOneof("prompt") for request in sent[4:]] == ["text", "token_ids"]
 
@@ -65,9 +69,7 @@ async def test_seed_zero_is_a_seed(twin: Twin, server: FakeServer) -> None:
     assert server.received[0].request.HasField("seed")
 
 
-async def test_a_transformers_object_is_as_good_as_our_own(
-    twin: Twin, server: FakeServer
-) -> None:
+async def test_a_transformers_object_is_as_good_as_our_own(twin: Twin, server: FakeServer) -> None:
     await twin.call("generate", "x", TransformersConfig(max_new_tokens=3, do_sample=True))
     await twin.call("generate", "x", GenerationConfig(max_new_tokens=3, do_sample=True))
     theirs, ours = [call.request.generation_config for call in server.received]

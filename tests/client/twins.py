@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
-from outrider_client import AsyncClient, AsyncStream, Chunk, Client, Completion, Started, Stream
+from outrider_client import AsyncClient, AsyncStream, Chunk, Client, Completion, Stream
 
 
 class TwinStream(Protocol):

@@ -119,9 +119,7 @@ def test_useless_drafters_and_none_give_the_same_text(
 def test_prompt_lookup_never_changes_the_text_and_is_accepted_where_text_repeats(
     new_runner: NewRunner,
 ) -> None:
-    requests = [
-        dataclasses.replace(r, speculation=LOOKUP) for r in some_requests(seed=9, count=12)
-    ]
+    requests = [dataclasses.replace(r, speculation=LOOKUP) for r in some_requests(seed=9, count=12)]
     batch = Batch(new_runner())
     assert_same(batch.run(*requests), alone(new_runner, requests))
     assert batch.rounds.totals.num_accepted_tokens > 0

@@ -196,8 +196,10 @@ class RemoteSession:
         if len(self._asked) > _MAX_UNANSWERED:
             self._asked.pop(next(iter(self._asked)))
         speculation = self._request.speculation
-        if speculation.synchronous and not link.pace.stalled:
-            patience = speculation.timeout_seconds
+        if speculation.synchronous:
+            patience = 0.0 if link.pace.stalled else speculation.timeout_seconds
+        elif isinstance(update, OpenSession):
+            patience = 0.0  # the drafter reads the whole text first: the first token comes sooner
         else:
             patience = self._patience.seconds(
                 link.pace,

@@ -1,0 +1,62 @@
+"""A ragged runner that a test can halt between rounds, to have something happen exactly there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+
+from exactness.loop_thread import PATIENCE
+
+
+class Gate:
+    """Lets a number of forwards pass, then holds the engine until it is opened."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._left: int | None = None
+        self._held = False
+
+    def close_after(self, num_forwards: int) -> None:
+        """Hold the engine before the forward after this many."""
+        with self._changed:
+            self._left = num_forwards
+
+    def wait_until_held(self) -> None:
+        """Wait until the engine stands at the gate."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._held, PATIENCE), "the engine did not come"
+
+    def open(self) -> None:
+        """Let everything pass again."""
+        with self._changed:
+            self._left = None
+            self._changed.notify_all()
+
+    def pass_through(self) -> None:
+        """Called by the engine before each forward."""
+        with self._changed:
+            if self._left is None:
+                return
+            if self._left > 0:
+                self._left -= 1
+                return
+            self._held = True
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._left is None, PATIENCE), "nobody opened"
+            self._held = False
+
+
+class GatedRunner(RaggedRunner):
+    """A runner with a gate; open unless a test closes it."""
+
+    def __init__(self, *args: Any, gate: Gate, **options: Any) -> None:
+        self._gate = gate
+        super().__init__(*args, **options)
+
+    def forward(self, batch: Sequence[SequenceRows]) -> torch.Tensor:
+        self._gate.pass_through()
+        return super().forward(batch)

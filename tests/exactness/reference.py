@@ -1,0 +1,111 @@
+"""transformers' own `generate`, as the reference: one prompt at a time, eager attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.generation import candidate_generator
+
+DTYPE = torch.float64
+
+
+class Round(NamedTuple):
+    """One round of assisted generation."""
+
+    num_candidates: int
+    num_matches: int
+
+
+class Assisted(NamedTuple):
+    """What assisted generation made of a prompt."""
+
+    token_ids: list[int]
+    rounds: list[Round]
+
+
+class Reference:
+    """A model folder in transformers.
+
+    Args:
+        folder: The model.
+        dtype: As the services have it.
+    """
+
+    def __init__(self, folder: Path, *, dtype: torch.dtype = DTYPE) -> None:
+        transformers.logging.disable_progress_bar()
+        transformers.logging.set_verbosity_error()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            local_files_only=True,
+        ).eval()
+
+    def greedy(
+        self,
+        prompt: Sequence[int],
+        options: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerFast | None = None,
+    ) -> list[int]:
+        """The new tokens of plain greedy decoding."""
+        return self._generate(prompt, options, tokenizer=tokenizer)
+
+    def assisted(
+        self,
+        assistant: Reference,
+        prompt: Sequence[int],
+        options: Mapping[str, Any],
+        *,
+        num_assistant_tokens: int,
+        schedule: str,
+        threshold: float,
+    ) -> Assisted:
+        """Greedy assisted generation, and its rounds.
+
+        transformers takes the window, its schedule and the threshold from the assistant, whatever
+        the request says.
+        """
+        rounds: list[Round] = []
+        generator = candidate_generator.AssistedCandidateGenerator
+        original = generator.update_candidate_strategy
+
+        def spy(self: Any, input_ids: Any, scores: Any, num_matches: Any) -> None:
+            rounds.append(Round(scores.shape[1] - 1, int(num_matches)))
+            original(self, input_ids, scores, num_matches)
+
+        settings = {
+            "num_assistant_tokens": num_assistant_tokens,
+            "num_assistant_tokens_schedule": schedule,
+            "assistant_confidence_threshold": threshold,
+        }
+        with (
+            mock.patch.object(generator, "update_candidate_strategy", spy),
+            # With scikit-learn at hand transformers would move the threshold as it goes.
+            mock.patch.object(candidate_generator, "is_sklearn_available", lambda: False),
+            mock.patch.multiple(assistant.model.generation_config, **settings),
+        ):
+            token_ids = self._generate(prompt, options, assistant_model=assistant.model)
+        return Assisted(token_ids, rounds)
+
+    def _generate(
+        self, prompt: Sequence[int], options: Mapping[str, Any], **extras: Any
+    ) -> list[int]:
+        prompt_ids = torch.tensor([list(prompt)])
+        with torch.no_grad():
+            generated = self.model.generate(
+                prompt_ids,
+                attention_mask=torch.ones_like(prompt_ids),
+                do_sample=False,
+                pad_token_id=0,
+                **options,
+                **extras,
+            )
+        token_ids: list[int] = generated[0, len(prompt) :].tolist()
+        return token_ids

@@ -1,0 +1,255 @@
+"""Sessions on draft links: trees, waiting, failover, misbehaviour, loss of memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import pytest
+from outrider_runtime.draft_tree import Proposal
+from outrider_target.drafting.drafter import DraftSession
+from outrider_target.drafting.patience import LinkPace, Patience
+from outrider_target.drafting.remote import MAX_OFFENCES, DraftFleet
+from outrider_target.drafting.updates import CommitTokens, Growth, OpenSession, Resync
+from target.batch import SPECULATION, request
+from target.fake_link import FakeLink
+
+SYNCHRONOUS = dataclasses.replace(SPECULATION, synchronous=True, timeout_seconds=60.0)
+
+
+def count_up(prefix: list[int]) -> int:
+    return prefix[-1] + 1
+
+
+def open_session(
+    fleet: DraftFleet, *, window: int = 3, synchronous: bool = True, run_ahead: int = 0
+) -> DraftSession:
+    speculation = SYNCHRONOUS if synchronous else SPECULATION
+    speculation = dataclasses.replace(speculation, run_ahead=run_ahead)
+    generation = request([10, 11, 12], speculation=speculation)
+    session = fleet.open(generation, sample_index=0, token_ids=[10, 11, 12], window=window)
+    fleet.flush()
+    return session
+
+
+@pytest.fixture
+def fleet() -> DraftFleet:
+    return DraftFleet(vocab_size=1000)
+
+
+@pytest.fixture
+def link(fleet: DraftFleet) -> FakeLink:
+    link = FakeLink(fleet, count_up)
+    link.come_up()
+    return link
+
+
+def test_a_round_costs_one_frame_each_way(fleet: DraftFleet, link: FakeLink) -> None:
+    sessions = [open_session(fleet) for _ in range(5)]
+    link.answer()
+    link.frames.clear()
+    for session in sessions:
+        assert session.proposal(3) == [13, 14, 15]
+        session.commit([13, 14, 15, 16], window=3)
+    fleet.flush()
+    assert [len(frame) for frame in link.frames] == [5]
+    link.answer()
+    assert all(session.proposal(3) == [17, 18, 19] for session in sessions)
+
+
+def test_what_agrees_survives_a_commit_and_the_rest_is_dropped(
+    fleet: DraftFleet, link: FakeLink
+) -> None:
+    session = open_session(fleet, window=5)
+    link.answer()
+    session.commit([13, 14], window=5)
+    assert session.proposal(5) == [15, 16, 17], "below the committed tokens the tree stays"
+    session.commit([99], window=5)
+    assert session.proposal(5) == [], "the walk left the tree"
+    fleet.flush()
+    link.answer()
+    assert session.proposal(5) == [100, 101, 102, 103, 104]
+
+
+def test_an_answer_that_comes_too_late_is_used_if_it_agrees(
+    fleet: DraftFleet, link: FakeLink
+) -> None:
+    session = open_session(fleet, window=5)
+    session.commit([13, 14], window=5)  # decoded plainly meanwhile, and not sent yet
+    link.answer()
+    assert session.proposal(5) == [15, 16, 17]
+
+
+def test_a_synchronous_session_waits_until_the_answer_is_there(
+    fleet: DraftFleet, link: FakeLink
+) -> None:
+    session = open_session(fleet)
+    now = time.monotonic()
+    deadline = session.waiting_until(3, now)
+    assert deadline is not None
+    assert deadline - now > 50
+    link.answer()
+    assert session.waiting_until(3, now) is None
+
+
+def test_nobody_waits_for_a_window_of_zero(fleet: DraftFleet, link: FakeLink) -> None:
+    session = open_session(fleet)
+    assert session.waiting_until(0, time.monotonic()) is None
+
+
+def test_an_adaptive_session_does_not_hold_back_the_first_token(
+    fleet: DraftFleet, link: FakeLink
+) -> None:
+    fleet.round_seconds = 10.0
+    session = open_session(fleet, synchronous=False)
+    assert session.waiting_until(3, time.monotonic()) is None
+    session.commit([50], window=3)
+    assert session.waiting_until(3, time.monotonic()) is not None, "later tokens are worth waiting"
+
+
+def test_run_ahead_lets_the_next_draft_be_there_at_once(fleet: DraftFleet, link: FakeLink) -> None:
+    session = open_session(fleet, synchronous=False, run_ahead=4)
+    link.answer()
+    session.commit([13, 14, 15, 16], window=3)
+    assert session.proposal(3) == [17, 18, 19]
+    assert session.waiting_until(3, time.monotonic()) is None
+
+
+def test_sessions_go_to_the_least_loaded_link_and_move_when_it_goes_down(
+    fleet: DraftFleet, link: FakeLink
+) -> None:
+    other = FakeLink(fleet, count_up)
+    other.come_up()
+    sessions = [open_session(fleet) for _ in range(6)]
+    assert len(link.sessions) == len(other.sessions) == 3
+    link.go_down()
+    fleet.flush()
+    assert len(other.sessions) == 6
+    other.answer()
+    assert all(session.proposal(3) == [13, 14, 15] for session in sessions)
+    other.go_down()
+    assert all(not session.active for session in sessions)
+    assert all(session.waiting_until(3, time.monotonic()) is None for session in sessions)
+    assert all(session.proposal(3) == [] for session in sessions)
+
+
+def test_a_link_that_comes_back_is_told_all_committed_tokens(
+    fleet: DraftFleet, link: FakeLink
+) -> None:
+    session = open_session(fleet)
+    link.go_down()
+    session.commit([50, 51], window=2)
+    link.come_up()
+    link.frames.clear()
+    fleet.flush()
+    ((opened,),) = link.frames
+    assert isinstance(opened, OpenSession)
+    assert list(opened.token_ids) == [10, 11, 12, 50, 51]
+    link.answer()
+    assert session.proposal(2) == [52, 53]
+
+
+def test_a_drafter_that_forgot_is_told_again(fleet: DraftFleet, link: FakeLink) -> None:
+    session = open_session(fleet)
+    link.answer()
+    (number,) = link.sessions
+    link.sessions.clear()
+    session.commit([50], window=2)
+    fleet.flush()  # answered with Resync at once
+    fleet.flush()
+    assert link.sessions[number].tree.token_ids == [10, 11, 12, 50]
+    link.answer()
+    assert session.proposal(2) == [51, 52]
+
+
+def test_a_drafter_that_holds_less_is_told_the_rest(fleet: DraftFleet, link: FakeLink) -> None:
+    session = open_session(fleet)
+    session.commit([50, 51, 52], window=2)
+    fleet.flush()
+    link.frames.clear()
+    (number,) = link.sessions
+    link.send(resyncs=[Resync(number, 4, False, "lost some")])
+    fleet.flush()
+    ((update,),) = link.frames
+    assert isinstance(update, CommitTokens)
+    assert (update.base_length, list(update.token_ids)) == (4, [51, 52])
+
+
+def test_a_session_that_is_refused_goes_elsewhere_and_never_back(
+    fleet: DraftFleet, link: FakeLink
+) -> None:
+    session = open_session(fleet)
+    (number,) = link.sessions
+    other = FakeLink(fleet, count_up)
+    other.come_up()
+    link.send(resyncs=[Resync(number, 0, True, "no room")])
+    fleet.flush()
+    assert number in other.sessions
+    other.go_down()
+    assert not session.active, "the first one has refused it"
+
+
+def test_a_full_drafter_gets_no_more_sessions(fleet: DraftFleet) -> None:
+    link = FakeLink(fleet, count_up)
+    link.come_up(max_sessions=2)
+    sessions = [open_session(fleet) for _ in range(3)]
+    assert [session.active for session in sessions] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "proposals",
+    [
+        [Proposal(1, 0, 1000, 0.0)],  # outside the vocabulary
+        [Proposal(1, 5, 1, 0.0)],  # a parent that cannot exist
+        [Proposal(0, 0, 1, 0.0)],  # no such id
+        [Proposal(1, 0, 1, 0.0), Proposal(1, 0, 2, 0.0)],  # an id twice
+        [Proposal(i, 0, 1, 0.0) for i in range(1, 1000)],  # a flood
+    ],
+)
+def test_repeated_offences_close_the_link(
+    fleet: DraftFleet, link: FakeLink, proposals: list[Proposal]
+) -> None:
+    open_session(fleet)
+    (number,) = link.sessions
+    for _ in range(MAX_OFFENCES + 1):
+        link.send([Growth(number, 3, proposals, False)])
+    assert link.expelled
+
+
+def test_frames_for_sessions_that_are_gone_are_nobodys_business(
+    fleet: DraftFleet, link: FakeLink
+) -> None:
+    session = open_session(fleet)
+    (number,) = link.sessions
+    session.close()
+    fleet.flush()
+    assert not link.sessions
+    link.send([Growth(number, 3, [Proposal(1, 0, 1, 0.0)], True)], [Resync(number, 0, False, "")])
+    link.send([Growth(12345, 3, [Proposal(1, 0, 1, 0.0)], True)])
+    assert not link.expelled
+    assert fleet.links[0].offences == 0
+
+
+def test_waiting_is_bounded_by_what_a_draft_is_worth() -> None:
+    patience, pace = Patience(), LinkPace()
+    pace.answered(0.004)
+    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) == pytest.approx(0.010)
+    assert patience.seconds(pace, round_seconds=0.010, timeout=0.003) == pytest.approx(0.003)
+    for _ in range(50):
+        patience.observe(0)
+    waits = [patience.seconds(pace, round_seconds=0.010, timeout=1.0) for _ in range(640)]
+    assert sum(wait > 0 for wait in waits) == 10, "a poor draft is waited for once in 64 rounds"
+    for _ in range(50):
+        patience.observe(4)
+    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) > 0.008
+
+
+def test_a_silent_drafter_is_not_waited_for_until_it_answers() -> None:
+    patience, pace = Patience(), LinkPace()
+    pace.answered(0.004)
+    for _ in range(3):
+        assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) > 0
+        pace.missed()
+    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) == 0
+    pace.answered(0.004)
+    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) > 0
