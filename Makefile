@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
+# node and npm come with the development environment.
+export PATH := $(abspath $(BIN)):$(PATH)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -71,7 +73,7 @@ NODE_STAMP := tests/node_client/node_modules/.package-lock.json
 $(NODE_STAMP): tests/node_client/package-lock.json
 	cd tests/node_client && npm ci --silent --no-audit --no-fund
 .PHONY: node-client
-node-client: $(NODE_STAMP)
+node-client: setup $(NODE_STAMP)
 
 .PHONY: clean
 clean: ## Remove everything that is not source

@@ -130,7 +130,7 @@ class Outrider:
             sum(len(c.token_ids) for c in completions),
             seconds,
             accepted / drafted if drafted else 0.0,
-            [c.token_ids for c in completions],
+            [tuple(c.token_ids) for c in completions],
         )
 
 

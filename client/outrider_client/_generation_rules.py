@@ -125,7 +125,7 @@ def check(config: GenerationConfig, values: Mapping[str, object]) -> None:
             raise _broken(name, f"must be one of {', '.join(words)}, got {value!r}")
     for name in _NOT_EMPTY:
         value = values.get(name)
-        if value is not None and any(part in ([], "") for part in _nested(value)):
+        if value is not None and any(part in ([], {}, "") for part in _nested(value)):
             raise _broken(name, "must have no empty part")
     _check_objects(values)
     _check_together(config, values)

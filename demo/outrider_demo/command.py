@@ -65,9 +65,12 @@ def _stream(
     console: Console, client: Client, prompt: str, config: GenerationConfig, seed: int
 ) -> Completion:
     """Print the completion as it comes: accepted draft tokens apart from the target's own."""
-    legend = Text("\nprompt", style=_PROMPT)
-    legend.append(" · ").append("accepted from the drafter", style=_ACCEPTED)
-    legend.append(" · the target's own\n", style="default")
+    legend = Text.assemble(
+        ("\nprompt", _PROMPT),
+        " · ",
+        ("accepted from the drafter", _ACCEPTED),
+        " · the target's own\n",
+    )
     console.print(legend)
     console.print(Text(prompt, style=_PROMPT), end="")
     with client.stream(prompt, config, seed=seed) as stream:
@@ -114,7 +117,7 @@ def _show_speed(
             completion = client.generate(prompt, config, seed=seed, speculation=speculation)
             seconds = time.perf_counter() - started
             speeds[name].append(len(completion.token_ids) / seconds)
-            token_ids.add(completion.token_ids)
+            token_ids.add(tuple(completion.token_ids))
     ratio = statistics.median(
         drafted / plain for drafted, plain in zip(speeds["drafted"], speeds["plain"], strict=True)
     )

@@ -29,7 +29,7 @@ from outrider_runtime.settings import (
 )
 
 from outrider_draft import drafter
-from outrider_draft.service import DraftService
+from outrider_draft.service import DraftingStopped, DraftService
 from outrider_draft.settings import (
     DraftMethod,
     DraftSettings,
@@ -180,6 +180,8 @@ async def _serve(settings: DraftSettings) -> None:
         port = await service.start()
         print(f"outrider-draft serving on {host}:{port} ({loaded.title})", flush=True)
         await service.serve_until_signalled()
+    except DraftingStopped:
+        raise typer.Exit(1) from None
     finally:
         if exporter is not None:
             exporter.stop()

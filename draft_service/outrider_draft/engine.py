@@ -91,11 +91,12 @@ class DraftEngine:
     def step(self) -> None:
         """Grow the sessions that precede the others by one step of the proposer."""
         wanting = [(session, self._proposer.pending(session)) for session in self._growing.values()]
-        shares = growth.plan(wanting, self._steps)
+        shares = growth.plan(wanting, self._steps, rows_are_cheap=self._proposer.rows_are_cheap)
         growth.age(wanting, shares)
         shares, outcomes = self._extend(shares)
         for share, outcome in zip(shares, outcomes, strict=True):
-            self._take(share.session, outcome)
+            if self._is_held(share.session):  # it may have made room for one served after it
+                self._take(share.session, outcome)
 
     def take_messages(self) -> list[Message]:
         """What the targets should be told now; it counts as told."""
@@ -183,7 +184,7 @@ class DraftEngine:
         served: list[Share] = []
         outcomes: list[Outcome] = []
         for share in shares:
-            if self._table.get(share.session.key) is share.session:
+            if self._is_held(share.session):
                 alone, outcome = self._extend([share])
                 served += alone
                 outcomes += outcome
@@ -191,21 +192,22 @@ class DraftEngine:
 
     def _make_room(self, shares: list[Share]) -> list[Share]:
         """Let go of one session that takes part or takes room; returns the shares that are left."""
-        busy = {share.session.key for share in shares}
-        if not self._push_out_idle(but=busy):
-            self._refuse(self._newest(busy).key, Refusal.NO_ROOM, "no room in the cache")
-        return [share for share in shares if self._table.get(share.session.key) is share.session]
+        if not self._push_out_idle():
+            taking_part = {share.session.key for share in shares}
+            self._refuse(self._newest(taking_part).key, Refusal.NO_ROOM, "no room in the cache")
+        return [share for share in shares if self._is_held(share.session)]
 
-    def _newest(self, busy: Container[SessionKey]) -> Session:
+    def _newest(self, taking_part: Container[SessionKey]) -> Session:
         """The session that was opened last, of those that take part or take room."""
         return max(
-            (s for s in self._table if s.key in busy or self._proposer.holds(s.key)),
+            (s for s in self._table if s.key in taking_part or self._proposer.holds(s.key)),
             key=lambda session: session.opened_at,
         )
 
-    def _push_out_idle(self, *, but: Container[SessionKey] = ()) -> bool:
+    def _push_out_idle(self) -> bool:
         """Forget the least recently used session, if it is idle; its target may open it again."""
-        session = self._table.least_recently_used(but=but)
+        # Whoever waits for growth is not idle, however long that takes here.
+        session = self._table.least_recently_used(but=self._growing)
         if session is None or self._clock() - session.last_used < self._settings.idle_seconds:
             return False
         self._forget(session.key)
@@ -231,6 +233,9 @@ class DraftEngine:
             self._due.pop(key, None)
             self._proposer.forget(key)
             self._metrics.num_sessions.set(self.num_sessions)
+
+    def _is_held(self, session: Session) -> bool:
+        return self._table.get(session.key) is session
 
     def _take(self, session: Session, outcome: Outcome) -> None:
         """Add what a step brought to a session's tree."""

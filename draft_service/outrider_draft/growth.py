@@ -26,17 +26,23 @@ def worth(session: Session) -> float:
     return session.path_log_prob + WAIT_WORTH * session.waited
 
 
-def plan(wanting: Iterable[tuple[Session, int]], settings: StepSettings) -> list[Share]:
+def plan(
+    wanting: Iterable[tuple[Session, int]], settings: StepSettings, *, rows_are_cheap: bool
+) -> list[Share]:
     """Share out a step.
 
     Args:
         wanting: Sessions that may grow, each with the rows it needs before its next token.
         settings: Most sessions, and most rows for long catch-ups.
+        rows_are_cheap: Whether run-ahead may fill up a step in which others are below their window.
+            Where each row costs, it waits.
 
     Returns:
         Shares in order of precedence; empty only when nobody wants to grow.
     """
     ordered = sorted(wanting, key=lambda want: (not want[0].below_window, -worth(want[0])))
+    if not rows_are_cheap and ordered and ordered[0][0].below_window:
+        ordered = [want for want in ordered if want[0].below_window]
     shares: list[Share] = []
     long_rows = settings.max_num_batched_tokens
     for session, pending in ordered:

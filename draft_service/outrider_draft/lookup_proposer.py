@@ -25,6 +25,11 @@ class LookupProposer:
         """What it is."""
         return self._description
 
+    @property
+    def rows_are_cheap(self) -> bool:
+        """A lookup is."""
+        return True
+
     def pending(self, session: Session) -> int:
         """Always one: looking up costs the same whatever is new."""
         return 1

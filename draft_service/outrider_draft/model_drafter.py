@@ -43,6 +43,11 @@ def build(settings: ModelSettings, metrics: DraftMetrics) -> Drafter:
     )
     millions = loaded.model.num_parameters() / 1e6
     return Drafter(
-        ModelProposer(runner, description, metrics),
+        ModelProposer(
+            runner,
+            description,
+            metrics,
+            rows_are_cheap=loaded.model.device.type != "cpu",
+        ),
         f"model {loaded.name}, {millions:.1f}M parameters",
     )

@@ -38,14 +38,23 @@ class _Cached:
 class ModelProposer:
     """Extends chains by the draft model's own choice under the request's processors and noise."""
 
-    def __init__(self, runner: Runner, description: Description, metrics: DraftMetrics) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        description: Description,
+        metrics: DraftMetrics,
+        *,
+        rows_are_cheap: bool = False,
+    ) -> None:
         """Take over a runner.
 
         Args:
             runner: Belongs to the proposer's thread from now on.
             description: What the drafter says of itself.
             metrics: Counters.
+            rows_are_cheap: Whether it runs where another row in a step costs next to nothing.
         """
+        self._rows_are_cheap = rows_are_cheap
         self._metrics = metrics
         self._runner = runner
         self._pool = runner.pool
@@ -56,6 +65,11 @@ class ModelProposer:
     def description(self) -> Description:
         """What it is."""
         return self._description
+
+    @property
+    def rows_are_cheap(self) -> bool:
+        """On the CPU, two rows cost a small model nearly twice what one costs."""
+        return self._rows_are_cheap
 
     def pending(self, session: Session) -> int:
         """How many tokens are not in the cache; the last one, whose scores are needed, counts."""

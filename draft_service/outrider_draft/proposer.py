@@ -57,6 +57,10 @@ class Proposer(Protocol):
     def description(self) -> Description:
         """What it is."""
 
+    @property
+    def rows_are_cheap(self) -> bool:
+        """Whether another row in a step costs next to nothing, as on a GPU, or a good deal."""
+
     def pending(self, session: Session) -> int:
         """How many tokens, at least 1, it has yet to see before it can propose the next."""
 

@@ -18,6 +18,10 @@ from outrider_draft.worker import DraftWorker
 log = structlog.get_logger(__name__)
 
 
+class DraftingStopped(Exception):
+    """The drafting thread failed, and with it the service."""
+
+
 class DraftService:
     """Owns everything that runs. Lives on one event loop."""
 
@@ -41,9 +45,11 @@ class DraftService:
             metrics=metrics,
         )
         self._loop = asyncio.get_running_loop()
-        self._failure: BaseException | None = None
+        self._failed = False
         self._stopping = asyncio.Event()
-        self.worker = DraftWorker(engine, deliver=self._servicer.deliver, failed=self._failed)
+        self.worker = DraftWorker(
+            engine, deliver=self._servicer.deliver, failed=self._drafting_failed
+        )
         self._servicer.attach(self.worker)
         self._server = GrpcServer(
             settings.server,
@@ -76,7 +82,7 @@ class DraftService:
     async def stop(self, grace: float | None = None) -> None:
         """Answer what was taken in, end all links, stop."""
         self._server.set_serving(False)
-        await self._servicer.drain()
+        await self._drain()
         await self._server.stop(grace)
         self.worker.stop()
 
@@ -89,14 +95,18 @@ class DraftService:
         """Serve until SIGTERM or SIGINT and drain.
 
         Raises:
-            RuntimeError: The drafting thread failed.
+            DraftingStopped: The drafting thread failed; its reason is in the log.
         """
-        await run_until_signalled(self._server, drain=self._servicer.drain, stopping=self._stopping)
+        await run_until_signalled(self._server, drain=self._drain, stopping=self._stopping)
         self.worker.stop()
-        if self._failure is not None:
-            raise RuntimeError("the drafting thread failed") from self._failure
+        if self._failed:
+            raise DraftingStopped
 
-    def _failed(self, error: BaseException) -> None:
-        """The drafting thread cannot go on; called there. Restarting is the orchestrator's work."""
-        self._failure = error
+    async def _drain(self) -> None:
+        if not self._failed:  # a thread that is gone answers nothing any more
+            await self._servicer.drain()
+
+    def _drafting_failed(self) -> None:
+        """The thread cannot go on; called there. Starting again is the orchestrator's work."""
+        self._failed = True
         self._loop.call_soon_threadsafe(self._stopping.set)

@@ -34,7 +34,7 @@ class DraftWorker:
         engine: DraftEngine,
         *,
         deliver: Callable[[list[Message]], None],
-        failed: Callable[[BaseException], None],
+        failed: Callable[[], None],
     ) -> None:
         """Prepare; `start` begins.
 
@@ -92,9 +92,9 @@ class DraftWorker:
                     self._deliver(messages)
                 if not self._engine.has_growth:
                     self._report_rest()
-        except Exception as error:  # nobody else would notice
+        except Exception:  # nobody else would notice
             log.exception("drafting_stopped")
-            self._failed(error)
+            self._failed()
 
     def _take_in(self) -> bool:
         """Apply what has arrived; wait for something when there is nothing to do. False: stop."""

@@ -58,7 +58,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     - Bytes that are no message end the call with INVALID_ARGUMENT; grpc.aio itself would answer
       UNKNOWN with the exception's text.
 
-    Handlers must be coroutines or async generators; others are left as they are.
+    Handlers must be coroutines or async generators; calls of others fail.
     """
 
     def __init__(
@@ -103,7 +103,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         elif inspect.iscoroutinefunction(behaviour):
             wrapped = self._around_coroutine(method, behaviour)
         else:
-            return handler
+            # Passing it on would leave it open to callers without a key.
+            raise TypeError(
+                f"the handler of {method} is neither a coroutine nor an async generator"
+            )
         return wrap(wrapped, deserializer, handler.response_serializer)
 
     def _around_coroutine(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:

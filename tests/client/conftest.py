@@ -1,4 +1,4 @@
-"""A scripted server and both clients of it; nobody waits between retries, but the waits are kept."""
+"""A scripted server and both clients of it. Nobody waits between tries; the waits are noted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from client.fake_server import PATIENCE, FakeServer
+from client.twins import AsyncTwin, SyncTwin, Twin
 from outrider_client import AsyncClient, Client
-
-from tests.client.fake_server import PATIENCE, FakeServer
-from tests.client.twins import AsyncTwin, SyncTwin, Twin
 
 
 @pytest.fixture

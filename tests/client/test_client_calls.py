@@ -12,6 +12,17 @@ from typing import Any
 
 import grpc
 import pytest
+from client.fake_server import (
+    PATIENCE,
+    FakeServer,
+    Responses,
+    chunk,
+    complete,
+    endless,
+    started,
+    two_rounds,
+)
+from client.twins import Twin
 from outrider_client import (
     AsyncClient,
     AsyncStream,
@@ -23,18 +34,6 @@ from outrider_client import (
     TLSConfig,
     UnavailableError,
 )
-
-from tests.client.fake_server import (
-    PATIENCE,
-    FakeServer,
-    Responses,
-    chunk,
-    complete,
-    endless,
-    started,
-    two_rounds,
-)
-from tests.client.twins import Twin
 
 CERTIFICATES = Path(__file__).parents[1] / "runtime" / "certificates"
 
@@ -135,7 +134,7 @@ def test_an_asyncio_client_can_be_made_before_there_is_a_loop(server: FakeServer
 
 
 async def test_closing_an_asyncio_client_ends_its_calls_without_cancelling_the_task(
-    server: FakeServer,
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, release = threading.Event(), threading.Event()
     original = server._receive
@@ -145,7 +144,7 @@ async def test_closing_an_asyncio_client_ends_its_calls_without_cancelling_the_t
         reached.set()
         release.wait(PATIENCE)
 
-    server._receive = never  # type: ignore[method-assign]
+    monkeypatch.setattr(server, "_receive", never)
     client = AsyncClient(server.address)
     call = asyncio.create_task(client.loads())
     assert await asyncio.to_thread(reached.wait, PATIENCE)

@@ -1,4 +1,4 @@
-"""What the server receives for each argument, and which arguments are refused before it is asked."""
+"""What the server receives for each argument, and which are refused before it is asked."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from client.fake_server import FakeServer
+from client.twins import Twin
 from outrider.v1 import generation_config_pb2, speculation_pb2
 from outrider_client import GenerationConfig, InvalidRequestError, SpeculationConfig
 from transformers import GenerationConfig as TransformersConfig
-
-from tests.client.fake_server import FakeServer
-from tests.client.twins import Twin
 
 
 async def test_text_and_token_ids_are_sent_as_they_are(twin: Twin, server: FakeServer) -> None:

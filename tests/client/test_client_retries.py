@@ -8,6 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
+from client.fake_server import Failure, FakeServer
+from client.twins import Twin
 from hypothesis import given
 from hypothesis import strategies as st
 from outrider_client import (
@@ -20,9 +22,6 @@ from outrider_client import (
     UnavailableError,
 )
 from outrider_client._retry import MAX_DELAY, MAX_RETRY_AFTER, Attempts
-
-from tests.client.fake_server import Failure, FakeServer
-from tests.client.twins import Twin
 
 UNAVAILABLE = Failure(grpc.StatusCode.UNAVAILABLE)
 

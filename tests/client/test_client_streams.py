@@ -8,6 +8,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from client.fake_server import (
+    PATIENCE,
+    FakeServer,
+    Responses,
+    chunk,
+    complete,
+    endless,
+    started,
+    two_rounds,
+)
+from client.twins import Twin
 from outrider.v1 import generation_pb2
 from outrider_client import (
     AsyncClient,
@@ -19,18 +30,6 @@ from outrider_client import (
     ServerError,
     StreamInterruptedError,
 )
-
-from tests.client.fake_server import (
-    PATIENCE,
-    FakeServer,
-    Responses,
-    chunk,
-    complete,
-    endless,
-    started,
-    two_rounds,
-)
-from tests.client.twins import Twin
 
 Ended = Callable[[], Awaitable[str]]
 
@@ -181,10 +180,14 @@ async def test_an_error_in_the_block_ends_the_call_at_the_server(
     twin: Twin, server: FakeServer, ended: Ended
 ) -> None:
     server.script = endless
-    with pytest.raises(ZeroDivisionError):
+
+    async def use() -> None:
         async with twin.stream("x", request_id="left") as stream:
             await stream.next()
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await use()
     assert await ended() == "left"
 
 
@@ -248,13 +251,7 @@ async def test_cancelling_wakes_who_waits_for_the_server_to_begin(
     server.script = silent
     inner = twin.client.stream("x", request_id="early")  # type: ignore[attr-defined]
 
-    async def enter() -> None:
-        if hasattr(inner, "__aenter__"):
-            await inner.__aenter__()
-        else:
-            await asyncio.to_thread(inner.__enter__)
-
-    entering = asyncio.create_task(enter())
+    entering = asyncio.create_task(_enter(inner))
     assert await asyncio.to_thread(accepted.wait, PATIENCE)
     inner.cancel()
     with pytest.raises(RequestCancelledError):
@@ -316,10 +313,14 @@ async def test_a_stream_is_used_in_one_block_and_only_there(twin: Twin) -> None:
     assert unopened.partial is None
     async with twin.stream("x") as stream:
         with pytest.raises(RuntimeError, match="only once"):
-            if hasattr(stream.inner, "__aenter__"):
-                await stream.inner.__aenter__()
-            else:
-                stream.inner.__enter__()
+            await _enter(stream.inner)
+
+
+async def _enter(stream: Any) -> None:
+    if hasattr(stream, "__aenter__"):
+        await stream.__aenter__()
+    else:
+        await asyncio.to_thread(stream.__enter__)
 
 
 def _no_start(request: Any, context: Any) -> Responses:

@@ -49,6 +49,7 @@ class ScriptedProposer:
         self.follow = follow
         self.capacity = capacity
         self.description = description or Description(kind="prompt-lookup")
+        self.rows_are_cheap = False
         self.held: dict[SessionKey, int] = {}
         self.steps: list[list[Share]] = []
         self.forgotten: list[SessionKey] = []

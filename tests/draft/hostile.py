@@ -10,8 +10,8 @@ import asyncio
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -23,6 +23,7 @@ from outrider_runtime.draft_protocol import (
     MIN_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
 )
+from outrider_runtime.draft_tree import ROOT, CommitGap, DraftTree
 
 MAX_UINT32 = 2**32 - 1
 MAX_UINT64 = 2**64 - 1
@@ -38,30 +39,35 @@ class GuessedSession:
     """What the drafters here remember of a session."""
 
     number: int
-    tokens: list[int]
-    window: int
+    tree: DraftTree
     depth: int
-    last_id: int = 0
 
     def commit(self, commit: draft_pb2.Commit) -> None:
-        self.tokens[commit.base_length :] = commit.token_ids
+        with suppress(CommitGap):
+            self.tree.commit(commit.base_length, commit.token_ids)
         if commit.HasField("limits"):
-            self.window, self.depth = commit.limits.window, commit.limits.depth
+            self.depth = commit.limits.depth
 
-    def chain(self, token_ids: list[int]) -> draft_pb2.Grow:
-        """A correct answer that proposes these tokens."""
-        first = self.last_id + 1
-        self.last_id += len(token_ids)
-        ids = range(first, self.last_id + 1)
-        return draft_pb2.Grow(
-            session=self.number,
-            base_length=len(self.tokens),
-            node_ids=ids,
-            parent_ids=[0 if i == first else i - 1 for i in ids],
-            token_ids=token_ids,
-            log_probs=[-1.0] * len(token_ids),
-            complete=True,
+    def chain(self, token_ids: Iterable[int]) -> draft_pb2.Grow:
+        """A correct answer that extends the chain by these tokens."""
+        path = self.tree.best_path()
+        parent_id = path[-1].id if path else ROOT
+        grow = draft_pb2.Grow(
+            session=self.number, base_length=self.tree.committed_length, complete=True
         )
+        for token_id in token_ids:
+            first = not path and not grow.node_ids
+            node = self.tree.add(parent_id, token_id, -1.0)
+            grow.node_ids.append(node.id)
+            grow.parent_ids.append(ROOT if first else parent_id)
+            grow.token_ids.append(token_id)
+            grow.log_probs.append(-1.0)
+            parent_id = node.id
+        return grow
+
+
+class _BreakOff(Exception):
+    """The drafter ends the link."""
 
 
 class _Drafter(draft_pb2_grpc.DraftServiceServicer):
@@ -84,10 +90,12 @@ class _Drafter(draft_pb2_grpc.DraftServiceServicer):
                     yield response
                 continue
             changed = list(_changed(frame, sessions))
-            if changed:
+            try:
                 for response in self.answer(changed, vocab_size):
                     self.num_proposed += sum(len(grow.token_ids) for grow in response.grows)
                     yield response
+            except _BreakOff:
+                await context.abort(grpc.StatusCode.INTERNAL, "the drafter breaks off")
 
     async def Describe(self, request: Any, context: Any) -> Any:
         return draft_pb2.DescribeResponse(
@@ -110,9 +118,8 @@ def _changed(
     frame: draft_pb2.SpeculateRequest, sessions: dict[int, GuessedSession]
 ) -> Iterator[GuessedSession]:
     for opened in frame.opens:
-        limits = opened.limits
         sessions[opened.session] = GuessedSession(
-            opened.session, list(opened.token_ids), limits.window, limits.depth
+            opened.session, DraftTree(opened.token_ids), opened.limits.depth
         )
         yield sessions[opened.session]
     for commit in frame.commits:
@@ -138,16 +145,21 @@ class RandomDrafter(_Drafter):
     def answer(
         self, sessions: list[GuessedSession], vocab_size: int
     ) -> Iterator[draft_pb2.SpeculateResponse]:
+        if not sessions:
+            return
         yield draft_pb2.SpeculateResponse(
             grows=[
-                session.chain([self._guess(session, vocab_size) for _ in range(session.depth)])
+                session.chain(
+                    self._guess(session, vocab_size)
+                    for _ in range(session.depth - len(session.tree))
+                )
                 for session in sessions
             ]
         )
 
     def _guess(self, session: GuessedSession, vocab_size: int) -> int:
-        if session.tokens and self.random.random() < self.familiar:
-            return self.random.choice(session.tokens)
+        if self.random.random() < self.familiar:
+            return self.random.choice(session.tree.token_ids)
         return self.random.randrange(vocab_size)
 
 
@@ -185,10 +197,8 @@ class AdversarialDrafter(_Drafter):
         self.greeting = greeting
         self.attacks: Counter[str] = Counter()
         """What was done how often, by name."""
-        self._repertoire: list[str] = [
-            name for name in ATTACKS if ends_links or name != "break_off"
-        ]
-        self.random.shuffle(self._repertoire)
+        self.repertoire: list[str] = [name for name in ATTACKS if ends_links or name != "break_off"]
+        self.random.shuffle(self.repertoire)
         self._turn = 0
         self._previous: draft_pb2.SpeculateResponse | None = None
 
@@ -209,11 +219,13 @@ class AdversarialDrafter(_Drafter):
         self, sessions: list[GuessedSession], vocab_size: int
     ) -> Iterator[draft_pb2.SpeculateResponse]:
         for session in sessions:
-            name = self._repertoire[self._turn % len(self._repertoire)]
+            name = self.repertoire[self._turn % len(self.repertoire)]
             self._turn += 1
             self.attacks[name] += 1
+            # What was sent before may have been dropped: each attack starts at the last token.
+            session.tree = DraftTree(session.tree.token_ids, last_id=session.tree.last_id)
             if name == "break_off":
-                raise RuntimeError("the drafter breaks off")
+                raise _BreakOff
             if name == "repeat_a_frame":
                 response = self._previous
             else:
@@ -245,7 +257,7 @@ def _ids_outside_the_vocabulary(
 def _unknown_parents(
     drafter: AdversarialDrafter, session: GuessedSession, vocab_size: int
 ) -> draft_pb2.SpeculateResponse:
-    session.last_id += 5  # nodes nobody has heard of
+    session.tree.last_id += 5  # nodes nobody has heard of
     grow = drafter.plausible(session, vocab_size)
     grow.parent_ids[:] = [grow.node_ids[0] - 3, *grow.parent_ids[1:]]
     return _frame(grow)
@@ -309,7 +321,7 @@ def _wrong_base(
     drafter: AdversarialDrafter, session: GuessedSession, vocab_size: int
 ) -> draft_pb2.SpeculateResponse:
     grow = drafter.plausible(session, vocab_size)
-    grow.base_length = drafter.random.choice([0, 1, len(session.tokens) + 3, MAX_UINT32])
+    grow.base_length = drafter.random.choice([0, 1, session.tree.committed_length + 3, MAX_UINT32])
     return _frame(grow)
 
 
@@ -348,7 +360,8 @@ def _refusal(
 def _amnesia(
     drafter: AdversarialDrafter, session: GuessedSession, vocab_size: int
 ) -> draft_pb2.SpeculateResponse:
-    held = drafter.random.choice([0, 1, len(session.tokens), len(session.tokens) + 9, MAX_UINT32])
+    truth = session.tree.committed_length
+    held = drafter.random.choice([0, 1, truth, truth + 9, MAX_UINT32])
     resync = draft_pb2.Resync(session=session.number, held_length=held)
     return draft_pb2.SpeculateResponse(resyncs=[resync, resync])
 

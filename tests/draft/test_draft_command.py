@@ -16,7 +16,12 @@ import pytest
 import torch
 from draft.harness import TIMEOUT, target
 from draft.reference import Reference
+from outrider_draft.drafter import build
+from outrider_draft.settings import ModelSettings
+from outrider_runtime.errors import StartupError
+from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.tokenizer import fingerprint, load_tokenizer
+from prometheus_client import CollectorRegistry
 from transformers import AutoModelForCausalLM
 
 SHIPPED = Path(__file__).parents[2] / "demo" / "outrider_demo" / "models" / "draft"
@@ -72,9 +77,7 @@ async def test_prompt_lookup_serves_without_importing_torch_or_its_like() -> Non
         "--method", "prompt-lookup", "--port", "0", PYTHONPROFILEIMPORTTIME="1"
     ) as process:
         line = await serving_line(process)
-        match = re.fullmatch(
-            r"outrider-draft serving on (127\.0\.0\.1:\d+) \(prompt lookup\)", line
-        )
+        match = re.fullmatch(r"outrider-draft serving on (127\S+) \(prompt lookup\)", line)
         assert match, line
         async with target(match[1]) as scripted:
             assert scripted.welcome_drafter.kind == "prompt-lookup"
@@ -135,7 +138,9 @@ async def test_without_a_model_the_command_says_what_to_give() -> None:
 
 
 async def test_a_model_that_is_missing_or_broken_is_one_clear_line(tmp_path: Path) -> None:
-    assert "does not exist" in await refusal("--model", str(tmp_path / "nowhere"))
+    nowhere = ModelSettings(str(tmp_path / "nowhere"))
+    with pytest.raises(StartupError, match="does not exist"):
+        build(nowhere, DraftMetrics(CollectorRegistry()))
     (tmp_path / "config.json").write_text("{")
     assert str(tmp_path) in await refusal("--model", str(tmp_path))
 

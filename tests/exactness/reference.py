@@ -103,7 +103,6 @@ class Reference:
                 prompt_ids,
                 attention_mask=torch.ones_like(prompt_ids),
                 do_sample=False,
-                pad_token_id=0,
                 **options,
                 **extras,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from outrider.v1 import draft_pb2, draft_pb2_grpc, generation_pb2, generation_pb2_grpc
 from outrider_contract.errors import DOMAIN, Reason
+from outrider_runtime.interceptors import CallInterceptor
 from outrider_runtime.server import ServerSettings
 from runtime.echo_service import DRAFT, GENERATION, Echo
 from structlog.testing import capture_logs
@@ -232,6 +234,17 @@ async def test_calls_are_counted_by_method_and_code(echo: Echo) -> None:
         for code in ("OK", "INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND")
     }
     assert counts == {"OK": 2, "INTERNAL": 1, "INVALID_ARGUMENT": 1, "NOT_FOUND": 1}
+
+
+async def test_a_handler_that_cannot_be_surrounded_is_not_served() -> None:
+    handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+
+    async def continuation(_: grpc.HandlerCallDetails) -> Any:
+        return handler
+
+    details: Any = SimpleNamespace(method="/a.B/C")
+    with pytest.raises(TypeError, match=r"/a\.B/C"):
+        await CallInterceptor(api_key="key").intercept_service(continuation, details)
 
 
 class TestWithApiKey:

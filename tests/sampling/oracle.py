@@ -126,9 +126,7 @@ def option(
     length = len(token_ids)
     match name:
         case "sequence_bias":
-            return [
-                [phrase, decimal(rng, -3, 3)] for phrase in phrases(rng, token_ids, vocab_size)
-            ]
+            return [[phrase, decimal(rng, -3, 3)] for phrase in phrases(rng, token_ids, vocab_size)]
         case "bad_words_ids":
             return phrases(rng, token_ids, vocab_size)
         case "repetition_penalty":

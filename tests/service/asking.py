@@ -45,19 +45,19 @@ def ask(
     return request
 
 
-def emitting(text: str, *, then: str | None = None) -> dict[str, object]:
+def emitting(text: str, *, after: str = "") -> dict[str, object]:
     """Fields that make any model write `text` over and over.
 
     Args:
         text: No byte occurs twice in it.
-        then: Last character of the prompt; the text begins behind it.
+        after: Last character of the prompt when it is not that of `text`.
     """
     letters = ids_of(text)
-    assert len(set(letters)) == len(letters)
-    chain = list(zip([*ids_of(then or ""), *letters], [*letters, letters[0]], strict=False))
-    if then is None:
-        chain = list(zip(letters, [*letters[1:], letters[0]], strict=True))
-    return {"sequence_bias": [[[before, after], 1e6] for before, after in chain]}
+    assert len({*letters, *ids_of(after)}) == len(letters) + len(ids_of(after))
+    chain = list(zip(letters, [*letters[1:], letters[0]], strict=True))
+    if after:
+        chain.append((ids_of(after)[-1], letters[0]))
+    return {"sequence_bias": [[list(pair), 1e6] for pair in chain]}
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""The model engine: paged KV pool, ragged forward, processors, noise, choice of tokens."""

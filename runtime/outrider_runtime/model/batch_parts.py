@@ -48,13 +48,27 @@ class Part:
         self.groups.extend([group] * group.num_rows)
         self.positions.extend(range(group.first_length, group.first_length + group.num_rows))
 
+    def blocks(self, rows_at_once: int) -> list[Part]:
+        """The same rows in parts of a bounded number, where work on whole rows would outgrow it.
+
+        Rows are independent of each other, so this changes the speed and nothing else.
+        """
+        small = self.kind in (Kind.GREEDY, Kind.WINDOWED) or len(self.rows) <= rows_at_once
+        if small:
+            return [self]
+        starts = range(0, len(self.rows), rows_at_once)
+        return [self._some(range(len(self.rows))[i : i + rows_at_once], self.kind) for i in starts]
+
+    def _some(self, indices: Sequence[int], kind: Kind) -> Part:
+        rows, groups = [self.rows[i] for i in indices], [self.groups[i] for i in indices]
+        return Part(kind, rows, groups, [self.positions[i] for i in indices])
+
     def unfinished(self, found: Candidates) -> list[Part]:
         """The rows whose candidates are not complete, to be done again on the whole vocabulary."""
         if found.complete is None or all(complete := found.complete.tolist()):
             return []
         again = [index for index, done in enumerate(complete) if not done]
-        rows, groups = [self.rows[i] for i in again], [self.groups[i] for i in again]
-        return [Part(Kind.TRUNCATED, rows, groups, [self.positions[i] for i in again])]
+        return [self._some(again, Kind.TRUNCATED)]
 
     def noise_rows(self) -> list[NoiseRow]:
         """What keys the noise of each row."""
@@ -69,8 +83,13 @@ def bound(parameters: SamplingParameters) -> int:
     return TOP_H_CANDIDATES if parameters.top_h is not None else parameters.top_k
 
 
-def split(placed: Sequence[PlacedGroup]) -> list[Part]:
-    """Sort the batch's rows into parts. Windows of different width are different parts."""
+def split(placed: Sequence[PlacedGroup], *, rows_at_once: int) -> list[Part]:
+    """Sort the batch's rows into parts.
+
+    Args:
+        placed: the batch's groups.
+        rows_at_once: most rows of a part in which every score has to be worked on repeatedly.
+    """
     parts: dict[tuple[Kind, int], Part] = {}
     for place in placed:
         key = _key(place.group.parameters)
@@ -78,7 +97,7 @@ def split(placed: Sequence[PlacedGroup]) -> list[Part]:
         if part is None:
             part = parts[key] = Part(key[0])
         part.add(place)
-    return list(parts.values())
+    return [block for part in parts.values() for block in part.blocks(rows_at_once)]
 
 
 def _key(parameters: SamplingParameters) -> tuple[Kind, int]:

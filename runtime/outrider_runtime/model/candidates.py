@@ -77,15 +77,16 @@ def possible(xp: Arrays, scores: Array) -> Candidates:
 def _lower_bound(scores: Array, numbers: Sequence[int]) -> Array:
     """[rows, 1]: a score that the numbers[r] highest of row r reach, and few others.
 
-    Cut a row into blocks: the n-th highest of the blocks' maxima is reached by n different scores.
-    Maxima of blocks cost a tenth of a partition of the row.
+    Cut a row into sets: the n-th highest of the sets' maxima is reached by n different scores.
+    Maxima of sets (every count-th score, so that numpy compares whole vectors) cost a tenth of a
+    partition of the row.
     """
     rows, vocab_size = scores.shape
     most = max(numbers)
-    block = vocab_size // (4 * most)
-    if block > 1:
-        count = vocab_size // block
-        heads = scores[:, : count * block].reshape(rows, count, block).max(axis=-1)
+    size = vocab_size // (4 * most)
+    if size > 1:
+        count = vocab_size // size
+        heads = scores[:, : count * size].reshape(rows, size, count).max(axis=1)
     else:
         count, heads = vocab_size, scores
     if min(numbers) == most:

@@ -76,10 +76,15 @@ def load(path_or_hub_id: str, *, dtype: str = "auto", device: str = "auto") -> L
         if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
             raise UnsupportedModel(config, "transformers has no causal language model for it")
         _require_safetensors(folder)
+        generation_config = _generation_defaults(folder)
         precision = resolve_dtype(dtype, declared=getattr(config, "dtype", None), device=where)
         model = _load_weights(folder, dtype=precision, device=where)
         check_supported(model)
         kv_bytes_per_token = self_check(model)
+    if generation_config is None:
+        # Made by transformers from what config.json says of special tokens.
+        derived = model.generation_config.to_diff_dict()
+        generation_config = from_json_dict(derived, ignore_unknown=True)
     local = Path(path_or_hub_id).is_dir()
     loaded = LoadedModel(
         model=model,
@@ -89,7 +94,7 @@ def load(path_or_hub_id: str, *, dtype: str = "auto", device: str = "auto") -> L
         architecture=type(model).__name__,
         vocab_size=num_output_ids(model),
         max_model_len=max_model_len(model.config),
-        generation_config=_generation_config(model, folder),
+        generation_config=generation_config,
         kv_bytes_per_token=kv_bytes_per_token,
     )
     _log.info(
@@ -134,11 +139,8 @@ def _load_config(folder: Path) -> PretrainedConfig:
     file = folder / "config.json"
     if not file.is_file():
         raise StartupError(f"{folder} has no config.json: it is not a transformers model folder")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise StartupError(f"{file} cannot be read: {_one_line(error)}") from error
-    if not isinstance(values, dict) or "model_type" not in values:
+    values = _read_json(file)
+    if "model_type" not in values:
         raise StartupError(f"{file} names no model_type")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -200,22 +202,26 @@ def _load_weights(folder: Path, *, dtype: torch.dtype, device: torch.device) -> 
     return model
 
 
-def _generation_config(model: PreTrainedModel, folder: Path) -> GenerationConfig:
+def _generation_defaults(folder: Path) -> GenerationConfig | None:
+    """The folder's generation_config.json, if there is one."""
+    # Read here, because transformers quietly falls back to its defaults when the file is broken.
     file = folder / "generation_config.json"
-    if file.is_file():
-        # Read here, because transformers falls back to its defaults when the file is broken.
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise StartupError(f"{file} cannot be read: {_one_line(error)}") from error
-        if not isinstance(values, dict):
-            raise StartupError(f"{file} is not a JSON object")
-    else:
-        values = model.generation_config.to_diff_dict()
+    if not file.is_file():
+        return None
     try:
-        return from_json_dict(values, ignore_unknown=True)
+        return from_json_dict(_read_json(file), ignore_unknown=True)
     except ConfigValueError as error:
         raise StartupError(f"{file} is not valid: {error}") from error
+
+
+def _read_json(file: Path) -> dict[str, object]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise StartupError(f"{file} cannot be read: {_one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise StartupError(f"{file} is not a JSON object")
+    return values
 
 
 @contextmanager

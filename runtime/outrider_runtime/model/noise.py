@@ -93,22 +93,12 @@ def round_keys(seeds: Sequence[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.
     return (words + steps[:, :, None]) & _MASK
 
 
-def _row_words(rows: Sequence[NoiseRow], stream: Stream) -> np.ndarray:
-    """Int64 [2, rows, 1]: counter words 1 (position) and 2 (stream and sample)."""
-    positions = [row.position for row in rows]
-    streams = [stream | row.sample_index << 8 for row in rows]
-    return np.array([positions, streams], np.int64)[:, :, None]
-
-
 def gumbel_of(
     xp: Arrays, token_ids: Array, rows: Sequence[NoiseRow], *, stream: Stream = Stream.TARGET
 ) -> Array:
     """Noise of the given tokens: float64 like `token_ids`, int64 [rows, n]."""
-    positions, streams = xp.integers(_row_words(rows, stream))
-    keys = xp.integers(round_keys([row.seed for row in rows])[..., None])
-    even, odd = philox(
-        xp, xp.pairs(token_ids >> 2, streams), xp.pairs(positions, positions * 0), keys
-    )
+    keys, odd, streams = _row_words(xp, rows, stream)
+    even, odd = philox(xp, xp.pairs(token_ids >> 2, streams), odd, keys)
     words = xp.where(token_ids & 1 == 1, odd, even)  # [2, rows, n]
     return _gumbel(xp, xp.where(token_ids & 2 == 2, words[1], words[0]))
 
@@ -118,19 +108,32 @@ def gumbel_of_all(
 ) -> Array:
     """Noise of the whole vocabulary: float64 [rows, vocab_size], each id's as in `gumbel_of`."""
     counters = xp.arange((vocab_size + _WORDS - 1) // _WORDS)
-    positions, streams = xp.integers(_row_words(rows, stream))
-    keys = xp.integers(round_keys([row.seed for row in rows])[..., None])
-    step = max(1, xp.noise_at_once // (_WORDS * len(rows)))
+    keys, odd, streams = _row_words(xp, rows, stream)
+    step = max(1, xp.at_once // (_WORDS * len(rows)))
     pieces = []
     for start in range(0, len(counters), step):
-        some = counters[None, start : start + step]
-        none = some * 0
-        even, odd = philox(
-            xp, xp.pairs(some, streams + none), xp.pairs(positions + none, none), keys
-        )
-        words = xp.interleave([even[0], odd[0], even[1], odd[1]])
+        some = counters[start : start + step] + streams * 0
+        evens, odds = philox(xp, xp.pairs(some, streams), odd, keys)
+        words = xp.interleave([evens[0], odds[0], evens[1], odds[1]])
         pieces.append(_gumbel(xp, words))
     return xp.concatenate(pieces)[:, :vocab_size]
+
+
+def _row_words(xp: Arrays, rows: Sequence[NoiseRow], stream: Stream) -> tuple[Array, Array, Array]:
+    """What of the generator's input depends on the row alone.
+
+    Returns:
+        The keys of all rounds [10, 2, rows, 1]; counter words 1 and 3, the position and 0,
+        [2, rows, 1]; counter word 2, stream and sample, [rows, 1].
+    """
+    words = [
+        [row.position for row in rows],
+        [0] * len(rows),
+        [stream | row.sample_index << 8 for row in rows],
+    ]
+    counters = xp.integers(np.array(words, np.int64)[..., None])
+    keys = xp.integers(round_keys([row.seed for row in rows])[..., None])
+    return keys, counters[:2], counters[2]
 
 
 def _gumbel(xp: Arrays, words: Array) -> Array:

@@ -42,7 +42,7 @@ def processed_scores(logits: torch.Tensor, groups: Sequence[RowGroup]) -> torch.
     result = torch.full(scores.shape, -math.inf, dtype=torch.float32, device=logits.device)
     with torch.no_grad(), np.errstate(all="ignore"):
         scores = edit_scores(xp, scores, placed)
-        parts = split(placed)
+        parts = split(placed, rows_at_once=max(1, xp.at_once // scores.shape[-1]))
         while parts:
             part = parts.pop()
             found = part_candidates(xp, rows_of(xp, scores, part), part)

@@ -71,7 +71,7 @@ def select_tokens(logits: torch.Tensor, groups: Sequence[RowGroup]) -> Selection
     # numpy would warn of the NaNs and infinities that `_check` looks for.
     with torch.no_grad(), np.errstate(all="ignore"):
         scores = edit_scores(xp, scores, placed)
-        parts = split(placed)
+        parts = split(placed, rows_at_once=max(1, xp.at_once // scores.shape[-1]))
         while parts:
             part = parts.pop()
             rows = rows_of(xp, scores, part)
@@ -88,14 +88,15 @@ def _choose(
     xp: Arrays, scores: Array, found: Candidates, part: Part
 ) -> tuple[list[int], list[float], list[float]]:
     """Tokens, their log probabilities, and the highest score before truncation, of each row."""
-    top = places = xp.argmax(scores)
-    if part.kind is not Kind.GREEDY:
-        places = xp.argmax(_noisy(xp, found, part))
-    elif found.values is not scores:  # normalising can round two scores to one
-        places = xp.argmax(found.values)
-    token_ids = places if found.token_ids is None else xp.pick(found.token_ids, places)
-    log_probs = xp.log_prob(found.values, places, padded=found.token_ids is not None)
-    return xp.lists(token_ids, log_probs, xp.pick(scores, top))
+    values, padded = found.values, found.token_ids is not None
+    top = xp.argmax(values)
+    tops = xp.pick(values, top)
+    places = top if part.kind is Kind.GREEDY else xp.argmax(_noisy(xp, found, part))
+    token_ids = xp.pick(found.token_ids, places) if padded else places
+    log_probs = xp.log_prob(values, places, tops, padded=padded)
+    # Truncation can hide a NaN, so it is the scores before it that are checked.
+    unhidden = tops if values is scores else xp.pick(scores, xp.argmax(scores))
+    return xp.lists(token_ids, log_probs, unhidden)
 
 
 def _noisy(xp: Arrays, found: Candidates, part: Part) -> Array:

@@ -9,9 +9,12 @@ import numpy as np
 
 from outrider_runtime.model.arrays.protocol import Array, Arrays
 
+_CACHED = 1 << 17
+"""Number of entries that stay within a core's second-level cache through several operations."""
+
 
 class _Numpy:
-    noise_at_once = 1 << 15  # stays within a core's second-level cache
+    at_once = _CACHED
     where: Callable[..., Array] = staticmethod(np.where)
     exp: Callable[[Array], Array] = staticmethod(np.exp)
     log: Callable[[Array], Array] = staticmethod(np.log)
@@ -40,12 +43,18 @@ class _Numpy:
         shifted = x - self.max(x)
         return shifted - np.log(self.sum(np.exp(shifted)))
 
-    def log_prob(self, x: Array, indices: Array, *, padded: bool) -> Array:
-        top = self.pick(x, x.argmax(axis=-1))  # several times faster than max
-        weights = x - top[:, None]
-        np.exp(weights, out=weights)
-        total = self.sum(weights)[:, 0] if padded else weights.sum(axis=-1)
-        return self.pick(x, indices) - top - np.log(total)
+    def log_prob(self, x: Array, indices: Array, tops: Array, *, padded: bool) -> Array:
+        rows, width = x.shape
+        totals = np.empty(rows, x.dtype)
+        # A few rows at a time: fresh memory for all of a large batch costs more than the work.
+        step = max(1, _CACHED // width)
+        for start in range(0, rows, step):
+            weights = x[start : start + step] - tops[start : start + step, None]
+            np.exp(weights, out=weights)
+            # The pairwise sum is fast, but groups its terms by the length of the row.
+            total = self.sum(weights)[:, 0] if padded else np.add.reduce(weights, axis=-1)
+            totals[start : start + step] = total
+        return self.pick(x, indices) - tops - np.log(totals)
 
     def lists(self, integers: Array, *floats: Array) -> tuple[list[int], list[float], list[float]]:
         first, second = floats
@@ -54,8 +63,8 @@ class _Numpy:
     def sort(self, x: Array) -> Array:
         return np.sort(x, axis=-1)
 
-    def argsort(self, x: Array) -> Array:
-        return np.argsort(x, axis=-1, kind="stable")
+    def argsort(self, x: Array, *, stable: bool) -> Array:
+        return np.argsort(x, axis=-1, kind="stable" if stable else "quicksort")
 
     def take(self, x: Array, indices: Array) -> Array:
         return x[np.arange(len(x))[:, None], indices]
@@ -78,10 +87,10 @@ class _Numpy:
     def sum(self, x: Array) -> Array:
         # One after the other: numpy's pairwise sum groups its terms by the length of the row, so
         # padding would change the last bit.
-        return np.cumsum(x, axis=-1, dtype=np.float64)[:, -1:].astype(x.dtype)
+        return np.add.accumulate(x, axis=-1, dtype=np.float64)[:, -1:].astype(x.dtype)
 
     def cumsum(self, x: Array) -> Array:
-        return np.cumsum(x, axis=-1, dtype=np.float64).astype(x.dtype)
+        return np.add.accumulate(x, axis=-1, dtype=np.float64).astype(x.dtype)
 
     def running_count(self, condition: Array) -> Array:
         return np.cumsum(condition, axis=-1)
@@ -96,7 +105,9 @@ class _Numpy:
         return x[::-1]
 
     def pairs(self, first: Array, second: Array) -> Array:
-        return np.stack(np.broadcast_arrays(first, second))
+        both = np.empty((2, *first.shape), first.dtype)
+        both[0], both[1] = first, second
+        return both
 
     def interleave(self, columns: Sequence[Array]) -> Array:
         return np.stack(columns, axis=-1).reshape(len(columns[0]), -1)

@@ -12,7 +12,7 @@ from outrider_runtime.model.arrays.protocol import Array, Arrays
 
 
 class _Torch:
-    noise_at_once = 1 << 25
+    at_once = 1 << 25
     where: Callable[..., Array] = staticmethod(torch.where)
     exp: Callable[[Array], Array] = staticmethod(torch.exp)
     log: Callable[[Array], Array] = staticmethod(torch.log)
@@ -42,7 +42,7 @@ class _Torch:
     def log_softmax(self, x: Array) -> Array:
         return x.log_softmax(dim=-1)
 
-    def log_prob(self, x: Array, indices: Array, *, padded: bool) -> Array:
+    def log_prob(self, x: Array, indices: Array, tops: Array, *, padded: bool) -> Array:
         return self.pick(x.log_softmax(dim=-1), indices)
 
     def lists(self, integers: Array, *floats: Array) -> tuple[list[int], list[float], list[float]]:
@@ -52,8 +52,8 @@ class _Torch:
     def sort(self, x: Array) -> Array:
         return x.sort(dim=-1).values
 
-    def argsort(self, x: Array) -> Array:
-        return x.argsort(dim=-1, stable=True)
+    def argsort(self, x: Array, *, stable: bool) -> Array:
+        return x.argsort(dim=-1, stable=stable)
 
     def take(self, x: Array, indices: Array) -> Array:
         return x.gather(-1, indices)
@@ -92,8 +92,7 @@ class _Torch:
         return x.flip(0)
 
     def pairs(self, first: Array, second: Array) -> Array:
-        shape = torch.broadcast_shapes(first.shape, second.shape)
-        return torch.stack((first.expand(shape), second.expand(shape)))
+        return torch.stack((first, second.expand_as(first)))
 
     def interleave(self, columns: Sequence[Array]) -> Array:
         return torch.stack(tuple(columns), dim=-1).flatten(1)

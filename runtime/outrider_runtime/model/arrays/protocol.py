@@ -12,8 +12,8 @@ Array: TypeAlias = Any
 class Arrays(Protocol):
     """What `Numpy` and `Torch` both offer. Shapes are [rows, n] unless said otherwise."""
 
-    noise_at_once: int
-    """Number of noise values to compute in one go: bounds the memory that takes."""
+    at_once: int
+    """Number of scores to work on in one go: bounds the memory that takes."""
 
     def integers(self, values: Any) -> Array:
         """Int64 array of `values` (nested lists or a numpy array)."""
@@ -42,8 +42,8 @@ class Arrays(Protocol):
     def sort(self, x: Array) -> Array:
         """Values in ascending order."""
 
-    def argsort(self, x: Array) -> Array:
-        """Ascending order, stable: of equal values the lower index comes first."""
+    def argsort(self, x: Array, *, stable: bool) -> Array:
+        """Ascending order. Stable: of equal values the lower index comes first."""
 
     def take(self, x: Array, indices: Array) -> Array:
         """x[r, indices[r, i]]."""
@@ -81,8 +81,15 @@ class Arrays(Protocol):
     def log_softmax(self, x: Array) -> Array:
         """Logarithms of the probabilities."""
 
-    def log_prob(self, x: Array, indices: Array, *, padded: bool) -> Array:
-        """`log_softmax` at one entry of each row, [rows]. `padded`: rows differ in real length."""
+    def log_prob(self, x: Array, indices: Array, tops: Array, *, padded: bool) -> Array:
+        """`log_softmax` at one entry of each row, [rows].
+
+        Args:
+            x: [rows, n].
+            indices: [rows].
+            tops: [rows], the highest value of each row.
+            padded: whether rows differ in real length.
+        """
 
     def lists(self, integers: Array, *floats: Array) -> tuple[list[int], list[float], list[float]]:
         """Three arrays [rows] as lists, fetched from the device at once."""
@@ -97,7 +104,7 @@ class Arrays(Protocol):
         """x[1], x[0] along the first dimension, of length 2."""
 
     def pairs(self, first: Array, second: Array) -> Array:
-        """Both, broadcast to one shape and stacked along a new first dimension."""
+        """Both, stacked along a new first dimension; `second` is broadcast to `first`."""
 
     def interleave(self, columns: Sequence[Array]) -> Array:
         """[rows, len(columns) * n]: the first entries of all columns, then the second ones, ..."""

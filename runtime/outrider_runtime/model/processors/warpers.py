@@ -24,7 +24,7 @@ def top_h(xp: Arrays, values: Array, share: Array) -> Array:
 
     "Top-H Decoding", 2025, arXiv 2509.02510. Of equal scores the one with the lower id goes first.
     """
-    order = xp.argsort(-values)[:, :TOP_H_CANDIDATES]
+    order = xp.argsort(-values, stable=True)[:, :TOP_H_CANDIDATES]
     probs = xp.softmax(xp.take(values, order))
     possible = probs > 0
     terms = xp.where(possible, -probs * xp.log(xp.where(possible, probs, 1.0)), 0.0)
@@ -80,7 +80,9 @@ def typical_p(xp: Arrays, values: Array, mass: Array) -> Array:
     probs = xp.exp(log_probs)
     entropy = -xp.sum(xp.where(probs > 0, log_probs * probs, 0.0))
     oddness = abs(-log_probs - entropy)
-    order = xp.argsort(oddness)
+    order = xp.argsort(
+        oddness, stable=False
+    )  # equally odd tokens are as probable, or stay together
     last = xp.count(xp.cumsum(xp.take(probs, order)) < mass)
     size = values.shape[-1]
     cut = xp.take(xp.take(oddness, order), xp.where(last < size, last, size - 1))

@@ -1,0 +1,83 @@
+"""Reads what is in `deploy/`, and what the commands it calls understand."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml  # type: ignore[import-untyped]  # no stubs among the dependencies
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+MODULES = {"outrider-target": "outrider_target", "outrider-draft": "outrider_draft"}
+
+
+class Stage(NamedTuple):
+    """One stage of a Dockerfile."""
+
+    base: str
+    instructions: list[tuple[str, str]]
+
+    def of(self, keyword: str) -> list[str]:
+        """Arguments of all instructions of a kind."""
+        return [arguments for word, arguments in self.instructions if word == keyword]
+
+
+def dockerfile_stages() -> dict[str, Stage]:
+    """The stages by name, in order."""
+    text = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    stages: dict[str, Stage] = {}
+    for line in text.replace("\\\n", " ").splitlines():
+        if not line.strip():
+            continue
+        keyword, _, arguments = line.partition(" ")
+        if keyword == "FROM":
+            base, _, name = arguments.split()
+            stages[name] = Stage(base, [])
+        else:
+            list(stages.values())[-1].instructions.append((keyword, " ".join(arguments.split())))
+    return stages
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    """The documents of a YAML file."""
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def manifests() -> list[dict[str, Any]]:
+    """All Kubernetes objects that the kustomization lists."""
+    folder = DEPLOY / "kubernetes"
+    (kustomization,) = documents(folder / "kustomization.yaml")
+    return [
+        document for name in kustomization["resources"] for document in documents(folder / name)
+    ]
+
+
+def options(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Command-line arguments as flags and their values, `--a=b` and `--a b` alike."""
+    found: dict[str, list[str]] = {}
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        assert flag.startswith("--"), flag
+        found.setdefault(flag, []).append(value)
+    return found
+
+
+@functools.cache
+def flags_of(command: str) -> frozenset[str]:
+    """The flags that a command's help names."""
+    run = subprocess.run(
+        [sys.executable, "-m", MODULES[command], "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+        env={**os.environ, "COLUMNS": "300", "TERMINAL_WIDTH": "300", "NO_COLOR": "1"},
+    )
+    return frozenset(re.findall(r"--[a-z][a-z-]*", run.stdout))

@@ -1,0 +1,79 @@
+"""Services that many tests share: one tiny pair with its drafters, and targets fed by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from draft.harness import RunningDrafter
+from exactness.loop_thread import LoopThread
+from exactness.model_pairs import ModelPair, make_pair
+from exactness.reference import Reference
+from exactness.running import (
+    RunningTarget,
+    draft_service,
+    lookup_drafter,
+    model_drafter,
+    target,
+)
+
+
+@pytest.fixture(scope="session")
+def loop_thread() -> Iterator[LoopThread]:
+    """Where all services of this process live."""
+    torch.set_num_threads(1)
+    running = LoopThread()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> ModelPair:
+    """A tiny Llama and a draft of it."""
+    return make_pair(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def reference(pair: ModelPair) -> Reference:
+    """The pair's target in transformers."""
+    return Reference(pair.target)
+
+
+@pytest.fixture(scope="session")
+def model_draft(loop_thread: LoopThread, pair: ModelPair) -> Iterator[RunningDrafter]:
+    """A draft service with the pair's draft model."""
+    with draft_service(loop_thread, model_drafter(pair.draft)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def perfect_draft(loop_thread: LoopThread, pair: ModelPair) -> Iterator[RunningDrafter]:
+    """A draft service with the target model itself: everything it proposes is accepted."""
+    with draft_service(loop_thread, model_drafter(pair.target)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def lookup_draft(loop_thread: LoopThread) -> Iterator[RunningDrafter]:
+    """A draft service that needs no model."""
+    with draft_service(loop_thread, lookup_drafter()) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def drafted_target(
+    loop_thread: LoopThread, pair: ModelPair, model_draft: RunningDrafter
+) -> Iterator[RunningTarget]:
+    """The pair's target, fed by its draft model."""
+    with target(loop_thread, pair.target, drafts=[model_draft.address]) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def perfectly_drafted_target(
+    loop_thread: LoopThread, pair: ModelPair, perfect_draft: RunningDrafter
+) -> Iterator[RunningTarget]:
+    """The pair's target, fed by itself."""
+    with target(loop_thread, pair.target, drafts=[perfect_draft.address]) as running:
+        yield running

@@ -1,0 +1,111 @@
+"""Greedy output of the service is transformers' `generate`, whatever the architecture."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from exactness.loop_thread import LoopThread
+from exactness.model_pairs import make_pair
+from exactness.prompts import random_prompts
+from exactness.reference import Reference
+from exactness.running import (
+    SYNCHRONOUS,
+    Request,
+    RunningTarget,
+    draft_service,
+    model_drafter,
+    num_accepted,
+    num_drafted,
+    target,
+)
+from outrider_client import SpeculationConfig
+from outrider_demo import DRAFT_DIR, TARGET_DIR, held_out_prompts
+from transformers import AutoTokenizer
+
+SHIPPED = "the shipped pair"
+ARCHITECTURES = ["llama", "qwen3", "gpt2", "mistral", "gemma2", "mixtral", "qwen3_moe"]
+
+NUM_PROMPTS = 8
+
+SPECULATIONS = [
+    SYNCHRONOUS,
+    SpeculationConfig(),
+    SpeculationConfig(run_ahead=8),
+    SpeculationConfig(method="prompt-lookup"),
+    SpeculationConfig(enabled=False),
+]
+
+
+class Parity(NamedTuple):
+    """A target with its drafter, the same model in transformers, and prompts for both."""
+
+    target: RunningTarget
+    reference: Reference
+    prompts: Sequence[Sequence[int]]
+
+
+@pytest.fixture(scope="module", params=[SHIPPED, *ARCHITECTURES])
+def parity(
+    request: pytest.FixtureRequest, loop_thread: LoopThread, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Parity]:
+    if request.param == SHIPPED:
+        target_folder, draft_folder = TARGET_DIR, DRAFT_DIR
+        prompts = shipped_prompts(NUM_PROMPTS)
+    else:
+        pair = make_pair(tmp_path_factory.mktemp(request.param), request.param)
+        target_folder, draft_folder = pair.target, pair.draft
+        prompts = random_prompts(NUM_PROMPTS, seed=1)
+    with (
+        draft_service(loop_thread, model_drafter(draft_folder)) as drafter,
+        target(loop_thread, target_folder, drafts=[drafter.address]) as running,
+    ):
+        yield Parity(running, Reference(Path(target_folder)), prompts)
+
+
+def shipped_prompts(count: int) -> list[list[int]]:
+    """Held-out code as the shipped pair's tokens, cut to different lengths."""
+    tokenizer = AutoTokenizer.from_pretrained(TARGET_DIR)
+    chance = random.Random(0)
+    texts = itertools.islice(itertools.cycle(held_out_prompts()), count)
+    return [
+        list(tokenizer.encode(prompt.text))[: chance.randint(1, 60)] for prompt in texts
+    ]
+
+
+def test_a_request_alone_gets_what_generate_gives(parity: Parity) -> None:
+    completions = []
+    for prompt in parity.prompts[:2]:
+        options = {"max_new_tokens": 24}
+        completions.append(parity.target.generate(Request(prompt, options), SYNCHRONOUS))
+        assert completions[-1].token_ids == parity.reference.greedy(prompt, options)
+    assert num_drafted(completions) > 0
+    assert num_accepted(completions) > 0
+
+
+def test_requests_in_a_mixed_batch_get_what_generate_gives(parity: Parity) -> None:
+    requests = [
+        Request(
+            prompt,
+            {
+                "max_new_tokens": 6 + 3 * number,
+                "num_assistant_tokens": 1 + 2 * number,
+                "assistant_confidence_threshold": [0.0, 0.4][number % 2],
+            },
+        )
+        for number, prompt in enumerate(parity.prompts)
+    ]
+    speculations = [SPECULATIONS[number % len(SPECULATIONS)] for number in range(len(requests))]
+    completions = parity.target.generate_together(requests, speculations)
+    for request, completion in zip(requests, completions, strict=True):
+        expected = parity.reference.greedy(
+            request.prompt, {"max_new_tokens": request.options["max_new_tokens"]}
+        )
+        assert completion.token_ids == expected
+    assert num_drafted(completions) > 0
+    assert num_accepted(completions) > 0
+    parity.target.assert_nothing_left()
