@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # stubs, but no py.typed
+from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from outrider_contract.errors import DOMAIN, REQUEST_ID_KEY
 

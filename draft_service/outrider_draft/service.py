@@ -103,8 +103,8 @@ class DraftService:
             raise DraftingStopped
 
     async def _drain(self) -> None:
-        if not self._failed:  # a thread that is gone answers nothing any more
-            await self._servicer.drain()
+        # A thread that is gone answers nothing any more.
+        await self._servicer.drain(answer=not self._failed)
 
     def _drafting_failed(self) -> None:
         """The thread cannot go on; called there. Starting again is the orchestrator's work."""

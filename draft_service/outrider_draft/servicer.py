@@ -121,9 +121,25 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             num_sessions=self._running.num_sessions,
         )
 
-    async def drain(self) -> None:
-        """Take nothing new, answer what was taken in, then end every link with UNAVAILABLE."""
+    async def drain(self, *, answer: bool = True) -> None:
+        """Take nothing new, then end every link with UNAVAILABLE.
+
+        Args:
+            answer: Wait until what was taken in is answered.
+        """
         self._draining = True
+        if answer:
+            await self._at_rest()
+        for link in self._links.values():
+            link.end(Draining("the drafter is shutting down"))
+
+    @property
+    def _running(self) -> DraftWorker:
+        assert self._worker is not None, "attach() comes before serving"
+        return self._worker
+
+    async def _at_rest(self) -> None:
+        """Wait until nothing is left to draft."""
         at_rest = asyncio.Event()
 
         def tell() -> None:  # in the drafting thread, after the last delivery
@@ -132,13 +148,6 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
 
         self._running.when_at_rest(tell)
         await at_rest.wait()
-        for link in self._links.values():
-            link.end(Draining("the drafter is shutting down"))
-
-    @property
-    def _running(self) -> DraftWorker:
-        assert self._worker is not None, "attach() comes before serving"
-        return self._worker
 
     async def _hello(
         self, request_iterator: AsyncIterator[draft_pb2.SpeculateRequest]

@@ -16,6 +16,10 @@ from google.rpc import (  # type: ignore[import-untyped]  # has stubs, but no py
 )
 from outrider_contract.errors import DOMAIN, FIELD_KEY, REQUEST_ID_KEY, Reason
 
+_LONGEST_MESSAGE = 300
+"""Characters of an error. It crosses the wire as metadata, which is limited, and twice more in the
+details; what it quotes may come from a caller and be of any length."""
+
 
 class StartupError(Exception):
     """A service cannot start. Its text is one clear line that says what to change."""
@@ -46,6 +50,7 @@ class OutriderError(Exception):
         field: str | None = None,
         retry_after: float | None = None,
     ) -> None:
+        message = _one_short_line(message)
         super().__init__(message)
         self.message = message
         self.reason = reason or type(self).reason
@@ -73,6 +78,11 @@ class OutriderError(Exception):
             retry.retry_delay.nanos = int((self.retry_after - seconds) * 1e9)
             status.details.add().Pack(retry)
         return status
+
+
+def _one_short_line(text: str) -> str:
+    line = " ".join(text[: 2 * _LONGEST_MESSAGE].split())
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[: _LONGEST_MESSAGE - 3]}..."
 
 
 class InvalidRequest(OutriderError):

@@ -77,7 +77,8 @@ class LiveRequests:
                 queue.put_nowait(event)
 
     def fail_all(self, fault: BaseException) -> None:
-        """End every live request because the engine is gone."""
+        """End every live request, and refuse new ones, because the engine is gone."""
+        self._draining = True
         error = RuntimeError("the engine died")
         error.__cause__ = fault
         for queue in self._queues.values():

@@ -37,9 +37,15 @@ class RequestCompleted(NamedTuple):
 
 
 class RequestFailed(NamedTuple):
-    """A request that ended by a fault of the server."""
+    """A request that ended by a fault.
+
+    Attributes:
+        error: What went wrong; for the log.
+        refusal: Set when the request's own options are at fault: what its sender is told.
+    """
 
     error: Exception
+    refusal: str | None = None
 
 
 Event = TokensDecided | RequestCompleted | RequestFailed

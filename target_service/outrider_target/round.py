@@ -6,8 +6,9 @@ Owned by the engine thread. Knows nothing of gRPC, threads or text.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
 
 import structlog
 from outrider_runtime.model.runner import Runner
@@ -58,12 +59,18 @@ class Rounds:
         started = time.monotonic()
         self._expire(started)
         for sequence in self._scheduler.admit(started):
-            self._open_session(sequence)
+            with self._contained(sequence.state):
+                self._open_session(sequence)
         plan = self._scheduler.plan(started)
-        if not plan.work:
-            return plan.wait_until
-        for work, own in self._verify(plan.work):
-            self._commit(work, own)
+        for sequence, fault in plan.faults:
+            with self._contained(sequence.state):
+                raise fault
+        batch = [work for work in plan.work if work.sequence.finish is None]
+        if not batch:
+            return 0.0 if plan.faults else plan.wait_until
+        for work, own in self._verify(batch):
+            with self._contained(work.sequence.state):
+                self._commit(work, own)
         self._learn_pace(time.monotonic() - started)
         return 0.0
 
@@ -78,11 +85,23 @@ class Rounds:
             self._complete(state)
 
     def fail(self, state: RequestState, error: Exception) -> None:
-        """End a request because of a fault."""
+        """End a request because of a fault; the others go on."""
         for sequence in state.sequences:
-            if sequence.finish is None:
-                self._finish(sequence, Finish(FinishReason.CANCELLED))
-        self._deliver(state, RequestFailed(error))
+            # Those that had ended as well: the fault may lie between an end and its clearing up.
+            self._finish(sequence, sequence.finish or Finish(FinishReason.CANCELLED))
+        refusal = None
+        if isinstance(error, InvalidScores) and error.options_at_fault:
+            refusal = error.why
+        self._deliver(state, RequestFailed(error, refusal))
+
+    @contextmanager
+    def _contained(self, state: RequestState) -> Iterator[None]:
+        """A fault in one request's own processing ends that request alone."""
+        try:
+            yield
+        except Exception as fault:
+            log.exception("request_faulted", request_id=state.request.id)
+            self.fail(state, fault)
 
     def _expire(self, now: float) -> None:
         """End what has run out of time, in the batch or still in the queue."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple
 
 from outrider_runtime.model.kv_pool import KVPool
@@ -42,10 +43,12 @@ class Plan(NamedTuple):
     Attributes:
         work: What to compute. Empty when nothing is ready.
         wait_until: When to plan again at the latest; None when only a new event can help.
+        faults: Sequences whose own strategy or drafter failed to say what to compute, and how.
     """
 
     work: list[Work]
     wait_until: float | None
+    faults: SequenceOf[tuple[Sequence, Exception]] = ()
 
 
 class Scheduler:
@@ -113,7 +116,8 @@ class Scheduler:
         if deadlines and (until := self._linger_until(ready, min(deadlines), now)) is not None:
             return Plan([], until)
         self._ready_since = None
-        return Plan(list(self._compose(ready)), None)
+        faults: list[tuple[Sequence, Exception]] = []
+        return Plan(list(self._compose(ready, faults)), None, faults)
 
     def _split_by_readiness(self, now: float) -> tuple[list[Sequence], list[float]]:
         """Sequences that can run now, and until when the others wait for their drafters."""
@@ -146,7 +150,9 @@ class Scheduler:
         until = min(first_deadline, self._ready_since + _LINGER * self.round_seconds)
         return until if until > now else None
 
-    def _compose(self, ready: list[Sequence]) -> Iterator[Work]:
+    def _compose(
+        self, ready: list[Sequence], faults: list[tuple[Sequence, Exception]]
+    ) -> Iterator[Work]:
         """Give each sequence its rows, oldest first, within the budgets of rows and blocks."""
         budget = self._max_batched_tokens
         reserved = 0
@@ -155,7 +161,11 @@ class Scheduler:
                 continue  # preempted by an older one a moment ago
             if budget <= 0:
                 break
-            work = self._work(sequence, budget)
+            try:
+                work = self._work(sequence, budget)
+            except Exception as fault:  # the others' rounds go on
+                faults.append((sequence, fault))
+                continue
             needed = self._reserve(work, reserved)
             if needed is None and work.draft:
                 work = self._without_draft(work)  # a draft never costs another sequence its blocks

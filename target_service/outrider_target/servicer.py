@@ -94,8 +94,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     self._serving.metrics.count_request(results, len(request.prompt), end)
                     yield messages.complete(request, results, end)
                     return
-                case RequestFailed(error):
+                case RequestFailed(error, refusal):
                     log.error("request_failed", request_id=request.id, error=repr(error))
+                    if refusal is not None:
+                        raise InvalidRequest("generation_config", refusal)
                     raise InternalError(request.id)
 
     async def Abort(

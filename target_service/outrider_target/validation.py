@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -16,7 +16,13 @@ from google.protobuf.message import Message
 from outrider.v1 import generation_pb2, speculation_pb2
 from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_contract.errors import Reason
-from outrider_contract.generation_config import clear, is_set, to_json_dict
+from outrider_contract.generation_config import (
+    FIELD_NAMES,
+    ConfigValueError,
+    clear,
+    is_set,
+    to_json_dict,
+)
 from outrider_runtime.conversion import sampling_parameters
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 
@@ -30,6 +36,8 @@ MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_LENGTH = 1024
 MAX_WINDOW = 64
 MAX_DRAFT_TIMEOUT_MS = 60_000
+MAX_PHRASE_TOKENS = 32_768
+"""Tokens in all phrases of a field together: each round looks at them, for everybody's time."""
 
 _DEFAULT_NEW_TOKENS = 20
 """transformers' global default: `max_length=20`, to which it adds the prompt when nobody set it."""
@@ -48,6 +56,7 @@ class ServedModel:
     """The model's own defaults, without what is not served."""
 
 
+_ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id", "eos_token_id")
 _FLOATS = (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE)
 
 
@@ -64,7 +73,9 @@ _RANGES: dict[str, _Range] = {
     "max_new_tokens": _Range("must be at least 1", lambda v: v >= 1),
     "max_time": _Range("must be greater than 0 seconds", lambda v: v > 0),
     "temperature": _Range(
-        "must be greater than 0; for greedy decoding set do_sample=false", lambda v: v > 0
+        # Dividing by less overflows, and every token with a positive score becomes the best.
+        "must be greater than 0 (at least 1e-30); for greedy decoding set do_sample=false",
+        lambda v: v >= 1e-30,
     ),
     "top_p": _Range("must lie in [0, 1]", lambda v: 0 <= v <= 1),
     "min_p": _Range("must lie in [0, 1]", lambda v: 0 <= v <= 1),
@@ -102,6 +113,7 @@ def validate(
         InvalidRequest: A value is wrong; names the field.
         UnsupportedOption: A value asks for what is not served; names the field and the reason.
     """
+    _check_sizes(message.generation_config, model)
     _check_finite(message.generation_config, "generation_config")
     _check_finite(message.speculation, "speculation")
     config = effective_config.merge(
@@ -150,9 +162,33 @@ def _is_unserved(name: str, value: object) -> bool:
 
 
 def _check_served(config: GenerationConfig) -> None:
-    for name, value in to_json_dict(config).items():
+    try:
+        values = to_json_dict(config)
+    except ConfigValueError as error:
+        raise InvalidRequest(f"generation_config.{error.field}", error.why) from None
+    for name, value in values.items():
         if _is_unserved(name, value):
             raise UnsupportedOption(f"generation_config.{name}", CAPABILITIES[name].note)
+
+
+def _check_sizes(config: GenerationConfig, model: ServedModel) -> None:
+    """Refuse lists of absurd length before anything walks through them."""
+    phrases: dict[str, Sized] = {
+        "bad_words_ids": config.bad_words_ids.lists,
+        "sequence_bias": config.sequence_bias.entries,
+        "force_words_ids": config.force_words_ids.phrases,
+    }
+    limits = {
+        **{name: (len(entries), MAX_PHRASE_TOKENS) for name, entries in phrases.items()},
+        **{name: (len(getattr(config, name).ids), model.vocab_size) for name in _ID_LISTS},
+        "stop_strings": (len(config.stop_strings.values), MAX_STOP_STRINGS),
+        "clear_fields": (len(config.clear_fields), len(FIELD_NAMES)),
+    }
+    for name, (length, limit) in limits.items():
+        if length > limit:
+            raise InvalidRequest(
+                f"generation_config.{name}", f"at most {limit} entries are possible, got {length}"
+            )
 
 
 def _check_finite(message: Message, path: str) -> None:
@@ -187,8 +223,8 @@ def _check_ranges(config: GenerationConfig) -> None:
 
 
 def _check_token_ids(config: GenerationConfig, model: ServedModel) -> None:
-    """Every token id lies in the vocabulary, and no phrase is empty."""
-    phrases = {
+    """Every token id lies in the vocabulary, and no phrase is empty or there twice."""
+    phrases: dict[str, list[Sequence[int]]] = {
         "bad_words_ids": [entry.ids for entry in config.bad_words_ids.lists],
         "sequence_bias": [entry.token_ids for entry in config.sequence_bias.entries],
     }
@@ -197,11 +233,19 @@ def _check_token_ids(config: GenerationConfig, model: ServedModel) -> None:
             raise InvalidRequest(
                 f"generation_config.{name}", "must not be empty, nor hold an empty phrase"
             )
+        if (length := sum(map(len, entries))) > MAX_PHRASE_TOKENS:
+            raise InvalidRequest(
+                f"generation_config.{name}",
+                f"at most {MAX_PHRASE_TOKENS} tokens in all are possible, got {length}",
+            )
+    biased = phrases["sequence_bias"]
+    if len({tuple(entry) for entry in biased}) < len(biased):
+        raise InvalidRequest("generation_config.sequence_bias", "biases a phrase twice")
     ids: dict[str, list[int]] = {
         name: [token_id for entry in entries for token_id in entry]
         for name, entries in phrases.items()
     }
-    for name in ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id", "eos_token_id"):
+    for name in _ID_LISTS:
         ids[name] = list(getattr(config, name).ids)
     if config.HasField("forced_bos_token_id"):
         ids["forced_bos_token_id"] = [config.forced_bos_token_id]
@@ -217,13 +261,10 @@ def _check_prompt(
     message: generation_pb2.GenerateRequest, prompt: Sequence[int], model: ServedModel
 ) -> None:
     field = "text" if message.HasField("text") else "token_ids"
-    if not prompt:
+    # No text is an empty prompt, although the tokenizer may have put a token before it.
+    if not prompt or (message.HasField("text") and not message.text):
         raise InvalidRequest(
             field, "the prompt is empty; it needs at least one token", reason=Reason.EMPTY_PROMPT
-        )
-    if max(prompt) >= model.vocab_size:
-        raise InvalidRequest(
-            field, f"token id {max(prompt)} is outside the vocabulary of {model.vocab_size}"
         )
     if len(prompt) >= model.max_model_len:
         raise InvalidRequest(
@@ -231,6 +272,10 @@ def _check_prompt(
             f"the prompt has {len(prompt)} tokens; prompt and output together may have at most "
             f"{model.max_model_len}",
             reason=Reason.PROMPT_TOO_LONG,
+        )
+    if max(prompt) >= model.vocab_size:
+        raise InvalidRequest(
+            field, f"token id {max(prompt)} is outside the vocabulary of {model.vocab_size}"
         )
 
 
@@ -271,6 +316,10 @@ def _check_consistent(
             "generation_config.min_new_tokens",
             f"is {config.min_new_tokens}, more than the {max_length - num_prompt_tokens} tokens "
             "that may be generated",
+        )
+    if len(set(config.suppress_tokens.ids)) == model.vocab_size:
+        raise InvalidRequest(
+            "generation_config.suppress_tokens", "forbids every token of the vocabulary"
         )
     forced = {
         "forced_bos_token_id": [config.forced_bos_token_id]

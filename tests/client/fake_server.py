@@ -14,10 +14,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import grpc
-from google.rpc import (  # type: ignore[import-untyped]  # stubs, but no py.typed
-    error_details_pb2,
-    status_pb2,
-)
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from outrider.v1 import generation_pb2, generation_pb2_grpc
 from outrider_contract.errors import DOMAIN, REQUEST_ID_KEY

@@ -25,6 +25,9 @@ NOT_IN_TRANSFORMERS_5 = ("return_legacy_cache",)
 OBJECTS = ("compile_config", "continuous_batching_config", "constraints")
 METADATA = ("transformers_version",)
 
+# The first look at transformers takes seconds, and neighbours share the processor.
+RANDOMLY = settings(deadline=None, suppress_health_check=list(HealthCheck))
+
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet() -> Any:
@@ -76,7 +79,7 @@ def test_a_typo_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(VALID))
-@settings(max_examples=10)
+@settings(RANDOMLY, max_examples=10)
 @given(data=st.data())
 def test_each_field_crosses_the_wire(name: str, data: st.DataObject) -> None:
     value = data.draw(VALID[name])
@@ -101,7 +104,7 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(name: str, value: Any
 
 
 @given(values=configs(without=(*NOT_IN_TRANSFORMERS_5, *OBJECTS)))
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(RANDOMLY, max_examples=200)
 def test_what_transformers_refuses_is_refused_here_too(values: dict[str, Any]) -> None:
     """The values are fine one by one, so both judge how they go together."""
     try:
@@ -138,7 +141,7 @@ def test_constraint_objects_cannot_be_sent_silently() -> None:
 
 
 @given(values=configs(without=(*NOT_IN_TRANSFORMERS_5, *OBJECTS, *METADATA)))
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(RANDOMLY, max_examples=200)
 def test_a_transformers_object_is_taken_over_with_all_its_fields(values: dict[str, Any]) -> None:
     try:
         original = theirs(values)
@@ -188,7 +191,7 @@ def test_an_unknown_attribute_of_a_transformers_object_is_not_dropped_in_silence
 
 
 @given(values=configs(without=(*NOT_IN_TRANSFORMERS_5, *OBJECTS)))
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(RANDOMLY, max_examples=60)
 def test_files_go_both_ways(values: dict[str, Any], tmp_path_factory: Any) -> None:
     try:
         ours = GenerationConfig.from_dict(values)
@@ -345,7 +348,7 @@ MODE_VALUES: dict[str, list[Any]] = {
     values=st.fixed_dictionaries({k: st.sampled_from(v) for k, v in MODE_VALUES.items()}),
     assistant=st.sampled_from([None, "a model"]),
 )
-@settings(max_examples=500)
+@settings(RANDOMLY, max_examples=500)
 def test_the_mode_is_what_transformers_says(values: dict[str, Any], assistant: Any) -> None:
     expected = theirs(values).get_generation_mode(assistant)
     assert GenerationConfig(**values).get_generation_mode(assistant) == expected.value

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from client.fake_server import Failure, FakeServer
 from client.twins import Twin
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from outrider_client import (
     DeadlineExceededError,
@@ -150,6 +150,7 @@ def test_the_backoff_doubles_up_to_its_limit_with_jitter() -> None:
     assert tries.delay(UnavailableError("x")) is None
 
 
+@settings(deadline=None)
 @given(
     max_retries=st.integers(0, 5),
     timeout=st.none() | st.floats(0.01, 100),

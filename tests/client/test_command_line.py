@@ -17,7 +17,6 @@ import grpc
 import pytest
 from client.fake_server import Failure, FakeServer, Responses, chunk, complete, started
 from outrider.v1 import generation_config_pb2, speculation_pb2
-from outrider_client import _commands
 from outrider_client._commands import app
 from outrider_client._commands.app import run
 from outrider_client._completion import Chunk
@@ -316,14 +315,12 @@ def greet(name: str) -> None:
 
 @pytest.fixture
 def entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Further commands: one that works, one that cannot be loaded, one that takes a name of ours."""
+    """Further commands: one that works, one that cannot be loaded, one with a name of ours."""
     found = [
         EntryPoint("greet", f"{__name__}:greet", app.GROUP),
         EntryPoint("broken", "no_such_module_anywhere:run", app.GROUP),
         EntryPoint("loads", f"{__name__}:greet", app.GROUP),
     ]
-    module = sys.modules[__name__]
-    monkeypatch.setitem(sys.modules, __name__, module)
     monkeypatch.setattr(app, "entry_points", lambda group: found if group == app.GROUP else [])
 
 
@@ -423,7 +420,3 @@ def test_no_text_is_lost_or_repeated_whatever_the_tokenizer_says() -> None:
     for said in ("", "much longer than the text itself", "\N{REPLACEMENT CHARACTER}"):
         runs = painted("abc", [1, 2], [True, False], {1: said, 2: "x"})
         assert "".join(text for text, _ in runs) == "abc"
-
-
-def test_the_commands_package_is_private() -> None:
-    assert _commands.__name__ == "outrider_client._commands"

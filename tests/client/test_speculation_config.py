@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from outrider.v1 import speculation_pb2
 from outrider_client import InvalidRequestError, SpeculationConfig
@@ -30,6 +30,7 @@ def test_every_field_of_the_contract_is_a_field_and_nothing_else() -> None:
     assert {field.name for field in fields(SpeculationConfig)} == contract == set(VALID)
 
 
+@settings(deadline=None)
 @given(values=st.fixed_dictionaries({}, optional=VALID))
 def test_what_is_said_crosses_the_wire_and_nothing_else(values: dict[str, Any]) -> None:
     config = SpeculationConfig(**values)

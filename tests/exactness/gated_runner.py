@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from outrider_runtime.model.runner import RaggedRunner, SequenceRows
-
 from exactness.loop_thread import PATIENCE
+from outrider_runtime.model.runner import RaggedRunner
 
 
 class Gate:
@@ -57,6 +55,6 @@ class GatedRunner(RaggedRunner):
         self._gate = gate
         super().__init__(*args, **options)
 
-    def forward(self, batch: Sequence[SequenceRows]) -> torch.Tensor:
+    def forward(self, *args: Any, **options: Any) -> torch.Tensor:
         self._gate.pass_through()
-        return super().forward(batch)
+        return super().forward(*args, **options)

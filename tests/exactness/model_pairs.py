@@ -50,9 +50,7 @@ def byte_tokenizer(corpus: str = _CORPUS) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
 
 
-def make_pair(
-    folder: Path, architecture: str, *, noise: float = 0.08, seed: int = 0
-) -> ModelPair:
+def make_pair(folder: Path, architecture: str, *, noise: float = 0.08, seed: int = 0) -> ModelPair:
     """Save a pair under `folder`.
 
     Args:

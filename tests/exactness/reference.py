@@ -80,7 +80,7 @@ class Reference:
             rounds.append(Round(scores.shape[1] - 1, int(num_matches)))
             original(self, input_ids, scores, num_matches)
 
-        settings = {
+        settings: dict[str, Any] = {
             "num_assistant_tokens": num_assistant_tokens,
             "num_assistant_tokens_schedule": schedule,
             "assistant_confidence_threshold": threshold,
@@ -88,7 +88,7 @@ class Reference:
         with (
             mock.patch.object(generator, "update_candidate_strategy", spy),
             # With scikit-learn at hand transformers would move the threshold as it goes.
-            mock.patch.object(candidate_generator, "is_sklearn_available", lambda: False),
+            mock.patch.object(candidate_generator, "is_sklearn_available", return_value=False),
             mock.patch.multiple(assistant.model.generation_config, **settings),
         ):
             token_ids = self._generate(prompt, options, assistant_model=assistant.model)

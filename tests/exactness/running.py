@@ -22,6 +22,8 @@ from typing import Any
 from unittest import mock
 
 from draft import harness
+from exactness.gated_runner import Gate, GatedRunner
+from exactness.loop_thread import PATIENCE, LoopThread
 from outrider_client import (
     Client,
     Completion,
@@ -38,9 +40,6 @@ from outrider_target import service as target_service_module
 from outrider_target.service import TargetService
 from outrider_target.settings import BatchSettings, ModelSettings, TargetSettings
 from prometheus_client import CollectorRegistry
-
-from exactness.gated_runner import Gate, GatedRunner
-from exactness.loop_thread import PATIENCE, LoopThread
 
 PLAIN = SpeculationConfig(enabled=False)
 SYNCHRONOUS = SpeculationConfig(

@@ -51,7 +51,9 @@ class Parity(NamedTuple):
 
 @pytest.fixture(scope="module", params=[SHIPPED, *ARCHITECTURES])
 def parity(
-    request: pytest.FixtureRequest, loop_thread: LoopThread, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    loop_thread: LoopThread,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Parity]:
     if request.param == SHIPPED:
         target_folder, draft_folder = TARGET_DIR, DRAFT_DIR
@@ -72,9 +74,7 @@ def shipped_prompts(count: int) -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(TARGET_DIR)
     chance = random.Random(0)
     texts = itertools.islice(itertools.cycle(held_out_prompts()), count)
-    return [
-        list(tokenizer.encode(prompt.text))[: chance.randint(1, 60)] for prompt in texts
-    ]
+    return [list(tokenizer.encode(prompt.text))[: chance.randint(1, 60)] for prompt in texts]
 
 
 def test_a_request_alone_gets_what_generate_gives(parity: Parity) -> None:

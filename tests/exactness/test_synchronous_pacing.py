@@ -137,8 +137,12 @@ def test_an_accepted_end_of_sequence_token_is_counted_once_more_than_in_transfor
     completion = perfectly_drafted_target.generate(
         Request(
             prompt,
-            {**options, "num_assistant_tokens": 4, "assistant_confidence_threshold": 0.0,
-             "num_assistant_tokens_schedule": "constant"},
+            {
+                **options,
+                "num_assistant_tokens": 4,
+                "assistant_confidence_threshold": 0.0,
+                "num_assistant_tokens_schedule": "constant",
+            },
         ),
         SYNCHRONOUS,
     )

@@ -41,7 +41,7 @@ class Request(NamedTuple):
 
 def oracle_scores(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
     """The scores transformers would have had, asked for one position after the other."""
-    rows = []
+    rows: list[torch.Tensor] = []
     for request in requests:
         processors = _processors(request)
         first = len(request.token_ids) - request.num_rows + 1
@@ -78,7 +78,7 @@ def some_ids(rng: random.Random, vocab_size: int, at_most: int) -> list[int]:
 
 def phrases(rng: random.Random, token_ids: Sequence[int], vocab_size: int) -> list[list[int]]:
     """Phrases that are often about to be completed: pieces of the text, and single tokens."""
-    found = {(token,) for token in some_ids(rng, vocab_size, 3)}
+    found: set[tuple[int, ...]] = {(token,) for token in some_ids(rng, vocab_size, 3)}
     for _ in range(4):
         start = rng.randrange(len(token_ids))
         end = rng.randint(start + 1, min(start + 4, len(token_ids)))
@@ -188,3 +188,8 @@ def random_request(
         **values,
     }
     return Request(options, token_ids, num_rows, num_prompt_tokens, seed=rng.getrandbits(64))
+
+
+def random_logits(rng: random.Random, rows: int, vocab_size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rng.getrandbits(60))
+    return torch.randn(rows, vocab_size, generator=generator) * rng.choice([0.3, 2.0, 6.0])

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
-from outrider_runtime.model import arrays
 from outrider_runtime.model.scores import processed_scores
 from outrider_runtime.model.selection import select_tokens
-from sampling.oracle import EDITS, WARPERS, Request, oracle_scores, random_request
-
-Side = Callable[[torch.Tensor], torch.Tensor]
-
-
-def random_logits(rng: random.Random, rows: int, vocab_size: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(rng.getrandbits(60))
-    return torch.randn(rows, vocab_size, generator=generator) * rng.choice([0.3, 2.0, 6.0])
+from sampling.oracle import EDITS, WARPERS, Request, oracle_scores, random_logits, random_request
 
 
 def assert_same_scores(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -46,26 +38,13 @@ def check(requests: Sequence[Request], logits: torch.Tensor) -> torch.Tensor:
     return actual
 
 
-@pytest.fixture(params=["numpy", "torch"])
-def on_either_side(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run on numpy as on a CPU, and on torch as on an accelerator."""
-    if request.param == "torch":
-        side = arrays.on_device(torch.device("cpu"))
-        monkeypatch.setattr(arrays, "NUMPY", side)
-        for module in ("scores", "selection"):
-            monkeypatch.setattr(
-                f"outrider_runtime.model.{module}.arrays_of", lambda logits: (side, logits.float())
-            )
-    return str(request.param)
-
-
 @pytest.mark.parametrize("name", [*EDITS, *WARPERS])
 @pytest.mark.parametrize("vocab_size", [7, 60, 700])
-@pytest.mark.usefixtures("on_either_side")
+@pytest.mark.usefixtures("either_side")
 def test_every_processor_alone_is_transformers_own(name: str, vocab_size: int) -> None:
     rng = random.Random(f"{name} {vocab_size}")
     changed = 0
-    for _ in range(25):
+    for _ in range(15):
         request = random_request(
             rng, vocab_size=vocab_size, names=[name], do_sample=name in WARPERS
         )
@@ -78,9 +57,9 @@ def test_every_processor_alone_is_transformers_own(name: str, vocab_size: int) -
     assert changed > 0
 
 
-@pytest.mark.usefixtures("on_either_side")
+@pytest.mark.usefixtures("either_side")
 def test_random_mixes_in_mixed_batches_are_transformers_own() -> None:
-    for case in range(250):
+    for case in range(150):
         rng = random.Random(case)
         vocab_size = rng.choice([7, 60, 700])
         requests = []

@@ -163,7 +163,7 @@ RANGES: dict[str, tuple[tuple[object, ...], tuple[object, ...]]] = {
     "max_length": ((0, MAX_MODEL_LEN + 1, MAX_UINT32), (5, MAX_MODEL_LEN)),
     "max_new_tokens": ((0, MAX_MODEL_LEN - 3, MAX_UINT32), (1, MAX_MODEL_LEN - 4)),
     "max_time": ((0.0, -1.0), (TINY, 1e300)),
-    "temperature": ((0.0, -TINY, -1.0), (1e-3, 3e38)),
+    "temperature": ((0.0, -TINY, -1.0, 1e-45, 1e-31), (1e-30, 1e-3, 3e38)),
     "top_p": ((-TINY, 1 + 1e-6, 2.0), (0.0, TINY, 1.0)),
     "min_p": ((-TINY, 1 + 1e-6), (0.0, 1.0)),
     "top_h": ((0.0, -TINY, 1 + 1e-6), (TINY, 1.0)),

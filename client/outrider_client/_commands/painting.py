@@ -16,7 +16,7 @@ from rich.console import Console
 from outrider_client._completion import Chunk
 from outrider_client._errors import OutriderError
 
-ACCEPTED_STYLE = "green"
+_ACCEPTED = "\x1b[32m{}\x1b[0m"  # green
 _CONTEXT = 8  # tokens before a chunk that may change how its first ones are written
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -27,23 +27,24 @@ class Painter:
     """Writes the chunks of one sequence to standard output."""
 
     def __init__(self, detokenize: Detokenize) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
-        self._colours = self._console.is_terminal and self._console.color_system is not None
-        self._colours = self._colours and not self._console.no_color
+        console = Console()  # knows NO_COLOR, FORCE_COLOR, TERM and what old Windows cannot do
+        self._terminal = console.is_terminal
+        self._colours = (
+            console.color_system is not None and not console.no_color and not console.legacy_windows
+        )
         self._detokenize: Detokenize | None = detokenize
         self._seen: list[int] = []
         self._at_line_start = True
 
     def paint(self, chunk: Chunk) -> None:
         """Writes a chunk at once."""
+        # Not through the console: it would turn tabs into spaces.
         if self._colours:
             for text, drafted in self._runs(chunk):
-                style = ACCEPTED_STYLE if drafted else None
-                self._console.out(text, style=style, end="", highlight=False)
+                sys.stdout.write(_ACCEPTED.format(text) if drafted else text)
         else:
-            text = visible(chunk.text) if self._console.is_terminal else chunk.text
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            sys.stdout.write(visible(chunk.text) if self._terminal else chunk.text)
+        sys.stdout.flush()
         self._seen = (self._seen + chunk.token_ids)[-_CONTEXT:]
         if chunk.text:
             self._at_line_start = chunk.text.endswith("\n")

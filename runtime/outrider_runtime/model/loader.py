@@ -209,9 +209,18 @@ def _generation_defaults(folder: Path) -> GenerationConfig | None:
     if not file.is_file():
         return None
     try:
-        return from_json_dict(_read_json(file), ignore_unknown=True)
+        return from_json_dict(_without_negative_ids(_read_json(file)), ignore_unknown=True)
     except ConfigValueError as error:
         raise StartupError(f"{file} is not valid: {error}") from error
+
+
+def _without_negative_ids(values: dict[str, object]) -> dict[str, object]:
+    """Old model files write -1 for "no such token"."""
+    return {
+        name: value
+        for name, value in values.items()
+        if not (name.endswith("_token_id") and isinstance(value, int) and value < 0)
+    }
 
 
 def _read_json(file: Path) -> dict[str, object]:

@@ -34,12 +34,14 @@ class InvalidScores(Exception):
     Attributes:
         group_index: the row's group, by its place in the call.
         why: what is wrong with the row; fit to be shown to the sender of the request.
+        options_at_fault: whether other options would have avoided it; else it is the model's.
     """
 
-    def __init__(self, group_index: int, why: str) -> None:
+    def __init__(self, group_index: int, why: str, *, options_at_fault: bool) -> None:
         super().__init__(f"group {group_index}: {why}")
         self.group_index = group_index
         self.why = why
+        self.options_at_fault = options_at_fault
 
 
 class Selection(NamedTuple):
@@ -131,4 +133,5 @@ def _check(part: Part, tops: Sequence[float], placed: Sequence[PlacedGroup]) -> 
                 if row < first_row + group.num_rows
             ),
             why,
+            options_at_fault=not math.isnan(top),
         )

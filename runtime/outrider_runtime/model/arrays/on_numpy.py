@@ -9,7 +9,7 @@ import numpy as np
 
 from outrider_runtime.model.arrays.protocol import Array, Arrays
 
-_CACHED = 1 << 17
+_CACHED = 1 << 15
 """Number of entries that stay within a core's second-level cache through several operations."""
 
 
