@@ -21,7 +21,7 @@ def complete(client: Client, prompt: str, config: GenerationConfig) -> str:
     try:
         return client.generate(prompt, config, timeout=30).text
     except InvalidRequestError as error:  # change the request: `field` says where
-        print(f"refused because of {error.field or 'the request'}: {error.message}")
+        print(f"refused ({error.field or error.reason}): {error.message}")
     except OverloadedError as error:  # the client has already tried again a few times
         print(f"full; come back in {error.retry_after} s")
     except (StreamInterruptedError, DeadlineExceededError) as error:  # halfway: keep what came

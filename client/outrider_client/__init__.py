@@ -83,3 +83,7 @@ __all__ = [
     "Usage",
     "WatermarkingConfig",
 ]
+
+# Tracebacks and `repr` show the names that one can import.
+for _name in __all__:
+    globals()[_name].__module__ = __name__

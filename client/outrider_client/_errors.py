@@ -56,7 +56,8 @@ class InvalidRequestError(OutriderError, ValueError):
     The same class whether this library or the server found it, so it is a `ValueError` too.
 
     Attributes:
-        field: Name of the field or argument at fault; empty when none is to blame alone.
+        field: The field or argument at fault, such as "top_p"; from the server its path in the
+            request, such as "generation_config.top_p". Empty when none is to blame alone.
     """
 
     def __init__(

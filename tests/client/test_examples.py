@@ -67,7 +67,7 @@ def test_failing(run: Run, server: FakeServer) -> None:
     )
     out = run("failures.py")
     assert "request r1 failed: a bug" in out
-    assert "refused because of prompt: is empty" in out
+    assert "refused (prompt): is empty" in out
     assert "top_p: must be in [0, 1], got 1.5" in out
 
 

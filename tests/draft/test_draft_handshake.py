@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 from draft.harness import FINGERPRINT, ScriptedProposer, counting, draft_service, target
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # has stubs, no py.typed
+from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from outrider.v1 import draft_pb2
 from outrider_contract.errors import DOMAIN, Reason

@@ -187,6 +187,29 @@ def test_a_sequence_that_grows_alone_lies_in_consecutive_slots() -> None:
     assert pool.slots(handle, 0, 64) == list(range(64))
 
 
+@pytest.mark.parametrize("num_sequences", [2, 5, 8])
+def test_sequences_that_grow_side_by_side_lie_in_consecutive_slots_while_there_is_room(
+    num_sequences: int,
+) -> None:
+    pool = KVPool(8 * 12, 4)
+    handles = [pool.create() for _ in range(num_sequences)]
+    for _ in range(12):
+        pool.append_all([(handle, 4) for handle in handles])
+    for handle in handles:
+        slots = pool.slots(handle, 0, 48)
+        assert slots == list(range(slots[0], slots[0] + 48))
+
+
+def test_every_block_can_be_used_whatever_the_order() -> None:
+    pool = KVPool(7, 2)
+    handles = [pool.create() for _ in range(3)]
+    for _ in range(2):
+        pool.append_all([(handle, 2) for handle in handles])
+    pool.append(handles[1], 2)
+    assert pool.num_free_blocks == 0
+    pool.check_integrity()
+
+
 @pytest.mark.parametrize(
     ("call", "error"),
     [

@@ -80,6 +80,11 @@ def test_without_generation_defaults_the_special_tokens_come_from_the_config(fol
     assert "temperature" not in values
 
 
+def test_negative_special_tokens_mean_that_there_is_none(folder: Path) -> None:
+    edit_json(folder / "generation_config.json", pad_token_id=-1)
+    assert "pad_token_id" not in to_json_dict(load(str(folder), device="cpu").generation_config)
+
+
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16", "float64"])
 def test_the_asked_precision_is_used(saved_llama: Path, name: str) -> None:
     loaded = load(str(saved_llama), dtype=name, device="cpu")

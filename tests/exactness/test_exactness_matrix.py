@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 from draft.harness import RunningDrafter
@@ -29,7 +29,7 @@ from outrider_client import Completion, SpeculationConfig
 from outrider_target.settings import BatchSettings
 
 FEW = 24
-MANY = 400
+MANY = 150
 
 Outcomes = list[list[tuple[object, ...]]]
 
@@ -112,7 +112,9 @@ def test_the_company_in_the_batch_changes_nothing(
 
 @pytest.mark.parametrize("pacing", ["adaptive", "synchronous"])
 def test_a_perfect_drafter_changes_nothing(
-    perfectly_drafted_target: RunningTarget, work: Workload, pacing: str
+    perfectly_drafted_target: RunningTarget,
+    work: Workload,
+    pacing: Literal["adaptive", "synchronous"],
 ) -> None:
     completions = serve(
         perfectly_drafted_target,
@@ -164,18 +166,25 @@ def test_adversarial_drafters_change_nothing(
             for drafter in drafters
         ]
         running = stack.enter_context(target(loop_thread, pair.target, drafts=addresses))
-        serve(running, work, lambda speculation: replace(speculation, draft_timeout_ms=20))
+        some = Workload(work.cases[::2], work.plain[::2])
+        serve(running, some, lambda speculation: replace(speculation, draft_timeout_ms=20))
     assert sum(drafter.num_proposed for drafter in drafters) > 0
     assert len(set().union(*(drafter.attacks for drafter in drafters))) > 5
 
 
 @contextmanager
 def cramped(
-    loop_thread: LoopThread, pair: ModelPair, drafter: RunningDrafter, **settings: int
+    loop_thread: LoopThread,
+    pair: ModelPair,
+    drafter: RunningDrafter,
+    *,
+    max_num_batched_tokens: int = 512,
+    **cache: Any,
 ) -> Iterator[RunningTarget]:
-    batch = BatchSettings(max_num_batched_tokens=settings.pop("max_num_batched_tokens", 512))
+    """A target with little room, in its cache or in its forwards."""
+    batch = BatchSettings(max_num_batched_tokens=max_num_batched_tokens)
     with target(
-        loop_thread, pair.target, drafts=[drafter.address], batch=batch, **settings
+        loop_thread, pair.target, drafts=[drafter.address], batch=batch, **cache
     ) as running:
         yield running
 
@@ -244,5 +253,5 @@ def test_the_window_changes_nothing(
         ),
     )
     largest = max(each.num_draft_tokens for one in completions for each in one.speculation.rounds)
-    assert largest == min(window, largest) > 0
+    assert largest == window
     assert num_accepted(completions) > 0

@@ -23,7 +23,7 @@ from sampling.chi_square import FALSE_ALARM, p_value
 VOCAB = 5
 PROMPT = (0, 3)
 DEPTH = 3
-SEQUENCES = 12_000
+SEQUENCES = 10_000
 # A model whose logits depend on the last two tokens, by table.
 TABLE = torch.randn(VOCAB, VOCAB, VOCAB, generator=torch.Generator().manual_seed(5)) * 1.3
 
@@ -73,9 +73,7 @@ def sampled_counts(parameters: SamplingParameters) -> npt.NDArray[np.int64]:
     return counts
 
 
-def pooled_p_value(
-    counts: npt.NDArray[np.int64], law: npt.NDArray[np.float64]
-) -> float:
+def pooled_p_value(counts: npt.NDArray[np.int64], law: npt.NDArray[np.float64]) -> float:
     """Chi-square with the rarest outcomes as one; an impossible one that was seen gives 0."""
     if counts[law == 0].any():
         return 0.0
@@ -91,7 +89,7 @@ def pooled_p_value(
 def test_three_consecutive_tokens_follow_the_exact_joint_law(name: str) -> None:
     parameters = REQUESTS[name]
     law = exact_law(parameters)
-    assert 20 < np.count_nonzero(law * SEQUENCES >= 10)
+    assert np.count_nonzero(law * SEQUENCES >= 10) > 20
     assert pooled_p_value(sampled_counts(parameters), law) > FALSE_ALARM
 
 
@@ -108,7 +106,6 @@ def _noise_rows(key: Callable[[int, RowGroup, int], NoiseRow]) -> Callable[[Part
         pytest.param(lambda row, group, t: NoiseRow(group.seed, 0, 0), id="position left out"),
         pytest.param(lambda row, group, t: NoiseRow(row, 0, 0), id="row of the batch"),
         pytest.param(lambda row, group, t: NoiseRow(0, 0, t), id="step without the seed"),
-        pytest.param(lambda row, group, t: NoiseRow(group.seed + t, 0, 0), id="seed plus position"),
     ],
 )
 def test_the_same_test_refuses_noise_under_a_wrong_key(
@@ -119,38 +116,44 @@ def test_the_same_test_refuses_noise_under_a_wrong_key(
     assert pooled_p_value(sampled_counts(parameters), exact_law(parameters)) < FALSE_ALARM
 
 
-# One position, drafted from Q and verified against P in two ways.
+# One position, drafted from Q and verified against P. The residual holds two tokens: were it one,
+# its noise would not matter.
 P = np.array([0.10, 0.60, 0.30])
-Q = np.array([0.45, 0.20, 0.35])
-TRIALS = 100_000
+Q = np.array([0.50, 0.40, 0.10])
+TRIALS = 40_000
 
 
 def noise(sample_index: int) -> npt.NDArray[np.float64]:
     rows = [NoiseRow(seed, sample_index, 11) for seed in range(TRIALS)]
-    values: npt.NDArray[np.float64] = gumbel_of_all(NUMPY, 3, rows)
+    values: npt.NDArray[np.float64] = gumbel_of_all(NUMPY, len(P), rows)
     return values
 
 
 def verified_by_ratio(residual_noise: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Speculative sampling whose draft uses noise 0 and whose residual uses the noise given."""
+    """Speculative sampling: the draft uses `noise(0)`, its residual the noise that is given."""
     drafted = (np.log(Q) + noise(0)).argmax(-1)
-    accepted = np.exp(-np.exp(-noise(2)[:, 0])) < (P / Q)[drafted]  # an independent uniform
+    uniform = np.exp(-np.exp(-noise(2)[:, 0]))
     with np.errstate(divide="ignore"):
         residual = np.log(np.maximum(P - Q, 0))
-    return np.where(accepted, drafted, (residual + residual_noise).argmax(-1))
+    recovered = (residual + residual_noise).argmax(-1)
+    emitted: npt.NDArray[np.int64] = np.where(uniform < (P / Q)[drafted], drafted, recovered)
+    return emitted
 
 
-def test_shared_noise_is_exact_when_a_draft_must_equal_the_targets_sample() -> None:
+def test_noise_shared_with_the_drafter_is_exact_where_drafts_must_equal_the_targets_sample() -> (
+    None
+):
     drafted = (np.log(Q) + noise(0)).argmax(-1)
     own = (np.log(P) + noise(0)).argmax(-1)
-    emitted = np.where(drafted == own, drafted, own)
-    assert 0.3 < (drafted == own).mean() < 1
+    accepted = drafted == own
+    assert 0.2 < accepted.mean() < 0.9
+    emitted = np.where(accepted, drafted, own)
     assert p_value(np.bincount(emitted, minlength=3), P) > FALSE_ALARM
 
 
-def test_a_ratio_test_needs_noise_of_its_own_for_the_residual() -> None:
-    """Why streams are part of the key: sharing the draft's noise here biases the output."""
-    # The residual has to hold two tokens, or its noise would not matter.
-    assert ((P - Q) > 0).sum() == 1
-    p, q = np.array([0.1, 0.6, 0.3]), np.array([0.6, 0.3, 0.1])
-    assert ((p - q) > 0).sum() == 2
+def test_noise_shared_with_the_drafter_is_biased_under_a_ratio_test() -> None:
+    """Why the stream is part of the key, and this stream lawful for one rule only."""
+    disjoint = np.bincount(verified_by_ratio(noise(1)), minlength=3)
+    assert p_value(disjoint, P) > FALSE_ALARM
+    shared = np.bincount(verified_by_ratio(noise(0)), minlength=3)
+    assert p_value(shared, P) < FALSE_ALARM

@@ -20,6 +20,7 @@ from outrider_contract.errors import Reason
 from outrider_target.text import MAX_TEXT_LENGTH
 from outrider_target.validation import (
     MAX_DRAFT_TIMEOUT_MS,
+    MAX_PHRASE_TOKENS,
     MAX_STOP_STRING_LENGTH,
     MAX_STOP_STRINGS,
     MAX_WINDOW,
@@ -397,16 +398,28 @@ def test_what_is_sent_never_makes_the_refusal_too_long_to_send(
     assert refused(caller, ask(PROMPT, **config)).code is INVALID
 
 
-@pytest.mark.parametrize("field", ["bad_words_ids", "sequence_bias", "suppress_tokens"])
-def test_a_phrase_list_of_any_size_costs_its_sender_and_nobody_else(
-    caller: Caller, field: str
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("bad_words_ids", [[5, 6]] * (MAX_PHRASE_TOKENS + 1)),
+        ("bad_words_ids", [[5] * 100] * (MAX_PHRASE_TOKENS // 100 + 1)),
+        ("sequence_bias", [[[5, 6], 1.0]] * (MAX_PHRASE_TOKENS + 1)),
+        ("force_words_ids", [[5, 6]] * (MAX_PHRASE_TOKENS + 1)),
+        *((field, [5] * (VOCAB_SIZE + 1)) for field in ("suppress_tokens", "begin_suppress_tokens")),
+        *((field, [5] * (VOCAB_SIZE + 1)) for field in ("eos_token_id", "forced_eos_token_id")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)}",
+)
+def test_no_list_is_so_long_that_everybody_would_wait_for_it(
+    caller: Caller, field: str, value: object
 ) -> None:
-    value: object = {
-        "bad_words_ids": [[5 + i % 200, 6, 7, i % 250] for i in range(200_000)],
-        "sequence_bias": [[[5 + i % 200, i // 200 % 250, i // 50_000], 0.1] for i in range(99_999)],
-        "suppress_tokens": [5 + i % 200 for i in range(900_000)],
-    }[field]
     check(caller, ask(PROMPT, max_new_tokens=2, **{field: value}), f"generation_config.{field}")
+
+
+def test_phrases_at_their_bound_are_served(caller: Caller) -> None:
+    words = [[5 + i % 200, 6 + i // 200] for i in range(MAX_PHRASE_TOKENS // 2)]
+    answer = collect(caller.open(ask(PROMPT, max_new_tokens=3, bad_words_ids=words)))
+    assert len(answer.token_ids) == 3
 
 
 # --- JSON inside
@@ -463,7 +476,7 @@ def test_extreme_but_legal_options_give_the_same_tokens_drafted_and_plainly(
 @pytest.mark.parametrize(
     "config",
     [
-        {"repetition_penalty": 1e-37, "do_sample": True},
+        {"repetition_penalty": 1e-45, "do_sample": True},
         {"bad_words_ids": [[i] for i in range(VOCAB_SIZE)]},
         {"no_repeat_ngram_size": 1, "suppress_tokens": [*range(100), *range(130, VOCAB_SIZE)]},
     ],

@@ -65,6 +65,8 @@ class KVPool:
         self.block_size = block_size
         # A dict as an ordered set: any block is taken in O(1), `popitem` takes the last (lowest).
         self._free: dict[int, None] = dict.fromkeys(reversed(range(num_blocks)))
+        # Where new sequences begin: 0, 1/2, 1/4, 3/4, 1/8... of the pool, as long as there is room.
+        self._starts = _spread(num_blocks)
         self._refs = [0] * num_blocks
         self._sequences: dict[int, _Sequence] = {}
         self._next_handle = 0
@@ -155,8 +157,12 @@ class KVPool:
                 copies.append(BlockCopy(src=partial, dst=own))
             sequence.length += count
             table = sequence.table
-            for _ in range(self._blocks_for(sequence.length) - len(table)):
-                table.append(self._take(after=table[-1] if table else None))
+            missing = self._blocks_for(sequence.length) - len(table)
+            if missing and not table:
+                table.append(self._take_start(missing))
+                missing -= 1
+            for _ in range(missing):
+                table.append(self._take(after=table[-1]))
         return copies
 
     def truncate(self, handle: int, length: int) -> None:
@@ -254,15 +260,22 @@ class KVPool:
         """The block that the next append writes into, if it already exists."""
         return sequence.table[-1] if sequence.length % self.block_size else None
 
-    def _take(self, *, after: int | None) -> int:
-        """A free block; the one next to `after` if possible: runs are read without a gather."""
-        if after is not None and after + 1 in self._free:
-            block = after + 1
+    def _take(self, *, after: int) -> int:
+        """A free block, the one next to `after` if possible: runs are read without a gather."""
+        block = after + 1
+        if block in self._free:
             del self._free[block]
         else:
             block, _ = self._free.popitem()
         self._refs[block] = 1
         return block
+
+    def _take_start(self, count: int) -> int:
+        """The first block of a new sequence that will take `count`, with room to grow behind it."""
+        for start in self._starts:
+            if all(block in self._free for block in range(start, start + count)):
+                return self._take(after=start - 1)
+        return self._take(after=-2)  # whichever is free
 
     def _release(self, blocks: list[int]) -> None:
         # Backwards, so that the lowest is taken first again and runs stay consecutive.
@@ -270,3 +283,12 @@ class KVPool:
             self._refs[block] -= 1
             if not self._refs[block]:
                 self._free[block] = None
+
+
+def _spread(num_blocks: int) -> list[int]:
+    """Up to 64 different blocks, each about as far from all before it as can be."""
+    fractions = [0.0]
+    for depth in range(1, 7):
+        step = 0.5**depth
+        fractions += [odd * step for odd in range(1, 2**depth, 2)]
+    return list(dict.fromkeys(int(fraction * num_blocks) for fraction in fractions))

@@ -84,7 +84,7 @@ def load(path_or_hub_id: str, *, dtype: str = "auto", device: str = "auto") -> L
     if generation_config is None:
         # Made by transformers from what config.json says of special tokens.
         derived = model.generation_config.to_diff_dict()
-        generation_config = from_json_dict(derived, ignore_unknown=True)
+        generation_config = _to_message(derived, folder / "config.json")
     local = Path(path_or_hub_id).is_dir()
     loaded = LoadedModel(
         model=model,

@@ -78,9 +78,9 @@ def select_tokens(logits: torch.Tensor, groups: Sequence[RowGroup]) -> Selection
             part = parts.pop()
             rows = rows_of(xp, scores, part)
             found = part_candidates(xp, rows, part)
-            chosen, chosen_log_probs, tops = _choose(xp, rows, found, part)
-            _check(part, tops, placed)
-            for row, token_id, log_prob in zip(part.rows, chosen, chosen_log_probs, strict=True):
+            chosen, its_log_probs, tops = _choose(xp, rows, found, part)
+            _check(part, its_log_probs, tops, placed)
+            for row, token_id, log_prob in zip(part.rows, chosen, its_log_probs, strict=True):
                 token_ids[row], log_probs[row] = token_id, log_prob
             parts += part.unfinished(found)
     return Selection(token_ids, log_probs)
@@ -114,24 +114,31 @@ def _noisy(xp: Arrays, found: Candidates, part: Part) -> Array:
     return xp.doubles(found.values) + noise
 
 
-def _check(part: Part, tops: Sequence[float], placed: Sequence[PlacedGroup]) -> None:
-    """Raise for the first row whose highest score rules out a choice; NaN counts as highest."""
-    limit = math.inf if part.kind is not Kind.GREEDY else math.nan
-    for row, top in zip(part.rows, tops, strict=True):
-        if top > -math.inf and top != limit:
+def _check(
+    part: Part, log_probs: list[float], tops: Sequence[float], placed: Sequence[PlacedGroup]
+) -> None:
+    """Raise for the first row without a lawful choice.
+
+    Args:
+        part: whose rows they are.
+        log_probs: of the chosen tokens; NaN where something is wrong. Changed to 0 where an
+            infinite score is highest and a greedy request takes it, as in transformers.
+        tops: the highest score of each row; NaN counts as highest.
+        placed: the batch's groups, to name the one at fault.
+    """
+    for index, (log_prob, top) in enumerate(zip(log_probs, tops, strict=True)):
+        if top > -math.inf and not math.isnan(log_prob):
             continue
         if math.isnan(top):
             why = "the model's scores hold a NaN"
-        elif top > 0:
-            why = "an infinite score cannot be sampled from; remove_invalid_values replaces it"
-        else:
+        elif top < 0:
             why = "the request's options leave no token to choose"
-        raise InvalidScores(
-            next(
-                index
-                for index, (group, first_row) in enumerate(placed)
-                if row < first_row + group.num_rows
-            ),
-            why,
-            options_at_fault=not math.isnan(top),
-        )
+        elif part.kind is Kind.GREEDY and not part.groups[index].parameters.renormalize_logits:
+            log_probs[index] = 0.0
+            continue
+        else:
+            why = "an infinite score cannot be sampled from; remove_invalid_values replaces it"
+        row = part.rows[index]
+        ends = (first_row + group.num_rows for group, first_row in placed)
+        group_index = next(i for i, end in enumerate(ends) if row < end)
+        raise InvalidScores(group_index, why, options_at_fault=not math.isnan(top))
