@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import structlog
 
-from outrider_target.drafting.remote import DraftFleet
+from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.updates import LinkEvent
 from outrider_target.round import Rounds
 from outrider_target.scheduler import Scheduler
@@ -131,7 +131,6 @@ class Engine:
             while not self._stopping:
                 self._take_commands(come_back_at)
                 come_back_at = self._rounds.step()
-                self._fleet.round_seconds = self._rounds.round_seconds
                 self._fleet.flush()
                 self._flush()
                 self._live = {state for state in self._live if not state.finished}

@@ -15,6 +15,7 @@ from outrider_runtime.model.runner import Runner
 from outrider_runtime.model.selection import InvalidScores
 
 from outrider_target.drafting.drafter import Drafter
+from outrider_target.drafting.patience import RoundPace
 from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
 from outrider_target.request import DraftMethod, Finish, FinishReason
 from outrider_target.scheduler import Scheduler, Work
@@ -26,8 +27,6 @@ log = structlog.get_logger()
 
 Deliver = Callable[[RequestState, Event], None]
 
-_SMOOTHING = 0.1
-
 
 class Rounds:
     """The running batch, round after round."""
@@ -38,14 +37,14 @@ class Rounds:
         scheduler: Scheduler,
         drafters: Mapping[DraftMethod, Drafter],
         deliver: Deliver,
+        round_pace: RoundPace,
     ) -> None:
         self._verifier = Verifier(runner)
         self._pool = runner.pool
         self._scheduler = scheduler
         self._drafters = drafters
         self._deliver = deliver
-        self.round_seconds = 0.0
-        """Smoothed duration of a round."""
+        self._round_pace = round_pace
         self.totals = SpeculationCounters()
         self.num_generated_tokens = 0
 
@@ -67,11 +66,11 @@ class Rounds:
                 raise fault
         batch = [work for work in plan.work if work.sequence.finish is None]
         if not batch:
-            return 0.0 if plan.faults else plan.wait_until
+            return 0.0 if plan.faults else self._come_back_at(plan.wait_until)
         for work, own in self._verify(batch):
             with self._contained(work.sequence.state):
                 self._commit(work, own)
-        self._learn_pace(time.monotonic() - started)
+        self._round_pace.observe(time.monotonic() - started)
         return 0.0
 
     def cancel(self, state: RequestState, *, report: bool) -> None:
@@ -112,6 +111,15 @@ class Rounds:
                 tokens = TokensDecided(sequence.index, (), (), sequence.finish)
                 self._deliver(sequence.state, tokens)
                 self._retire(sequence.state)
+
+    def _come_back_at(self, wait_until: float | None) -> float | None:
+        """When to look again: a drafter is waited for no longer than a request has time."""
+        times = [
+            sequence.state.arrived_at + sequence.request.max_time
+            for sequence in [*self._scheduler.running, *self._scheduler.waiting]
+            if sequence.request.max_time is not None
+        ]
+        return min(times if wait_until is None else [*times, wait_until], default=None)
 
     def _open_session(self, sequence: Sequence) -> None:
         if sequence.session is None:
@@ -216,9 +224,3 @@ class Rounds:
                 speculation=speculation,
             ),
         )
-
-    def _learn_pace(self, seconds: float) -> None:
-        if self.round_seconds == 0.0:
-            self.round_seconds = seconds
-        self.round_seconds += _SMOOTHING * (seconds - self.round_seconds)
-        self._scheduler.round_seconds = self.round_seconds

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from outrider_runtime.model.kv_pool import KVPool
 
+from outrider_target.drafting.patience import RoundPace
 from outrider_target.sequence import RequestState, Sequence
 from outrider_target.strategy import Rows
 
@@ -54,15 +55,21 @@ class Plan(NamedTuple):
 class Scheduler:
     """The running batch and the queue before it."""
 
-    def __init__(self, pool: KVPool, *, max_num_seqs: int, max_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: KVPool,
+        round_pace: RoundPace,
+        *,
+        max_num_seqs: int,
+        max_batched_tokens: int,
+    ) -> None:
         self._pool = pool
+        self._round_pace = round_pace
         self._max_num_seqs = max_num_seqs
         self._max_batched_tokens = max_batched_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
-        self.round_seconds = 0.0
-        """What a round costs at the moment; kept up to date by the round."""
         self._ready_since: float | None = None  # when a round could have begun
 
     @property
@@ -147,7 +154,7 @@ class Scheduler:
                 return None
         if self._ready_since is None:
             self._ready_since = now
-        until = min(first_deadline, self._ready_since + _LINGER * self.round_seconds)
+        until = min(first_deadline, self._ready_since + _LINGER * self._round_pace.seconds)
         return until if until > now else None
 
     def _compose(

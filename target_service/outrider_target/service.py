@@ -23,17 +23,18 @@ from outrider_runtime.tokenizer import fingerprint, load_tokenizer
 from prometheus_client import CollectorRegistry
 
 from outrider_target.admission import LiveRequests
+from outrider_target.cache_size import size_cache
 from outrider_target.drafting.drafter import NullDrafter
+from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.link import DraftLink
 from outrider_target.drafting.lookup import LookupDrafter
-from outrider_target.drafting.remote import DraftFleet
+from outrider_target.drafting.patience import RoundPace
 from outrider_target.engine import Engine
-from outrider_target.events import Event
 from outrider_target.metrics import EngineCollector, RequestMetrics
+from outrider_target.outbox import Outbox
 from outrider_target.request import DraftMethod
 from outrider_target.round import Rounds
 from outrider_target.scheduler import Scheduler
-from outrider_target.sequence import RequestState
 from outrider_target.servicer import GenerationServicer
 from outrider_target.serving import ModelIdentity, Serving
 from outrider_target.settings import TargetSettings
@@ -43,9 +44,6 @@ from outrider_target.validation import ServedModel, without_unserved
 log = structlog.get_logger()
 
 SERVICE_NAME = "outrider.v1.GenerationService"
-
-_TYPICAL_LENGTH = 2048
-"""Tokens a sequence is given room for when nobody sizes the KV cache."""
 
 _STOP_SECONDS = 10.0
 
@@ -148,17 +146,19 @@ class TargetService:
         self, loaded: LoadedModel, text: TextCodec, registry: CollectorRegistry
     ) -> Serving:
         settings = self.settings
-        num_blocks, max_model_len = _size_cache(loaded, settings)
+        num_blocks, max_model_len = size_cache(loaded, settings)
         runner = RaggedRunner(
             loaded.model, num_blocks=num_blocks, block_size=settings.model.block_size
         )
+        round_pace = RoundPace()
         scheduler = Scheduler(
             runner.pool,
+            round_pace,
             max_num_seqs=settings.batch.max_num_seqs,
             max_batched_tokens=settings.batch.max_num_batched_tokens,
         )
         print_of_tokenizer = fingerprint(text.tokenizer) if text.tokenizer else ""
-        fleet = DraftFleet(vocab_size=loaded.vocab_size)
+        fleet = DraftFleet(vocab_size=loaded.vocab_size, round_pace=round_pace)
         links = [
             DraftLink(
                 address,
@@ -178,7 +178,7 @@ class TargetService:
         requests = LiveRequests(
             max_requests=settings.batch.max_num_seqs + settings.batch.max_waiting_requests
         )
-        outbox = _Outbox(asyncio.get_running_loop(), requests)
+        outbox = Outbox(asyncio.get_running_loop(), requests)
         null = NullDrafter()
         rounds = Rounds(
             runner,
@@ -189,6 +189,7 @@ class TargetService:
                 DraftMethod.PROMPT_LOOKUP: LookupDrafter(),
             },
             outbox.put,
+            round_pace,
         )
         engine = Engine(rounds, scheduler, fleet, flush=outbox.flush, on_death=self._on_death)
         metrics = RequestMetrics(registry)
@@ -225,52 +226,6 @@ class TargetService:
         if self.serving is not None and self._death is not None:
             self.serving.requests.fail_all(self._death)
         self._stopping.set()
-
-
-class _Outbox:
-    """Collects a round's events in the engine thread and hands them to the loop in one call."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, requests: LiveRequests) -> None:
-        self._loop = loop
-        self._requests = requests
-        self._events: list[tuple[RequestState, Event]] = []
-
-    def put(self, state: RequestState, event: Event) -> None:
-        self._events.append((state, event))
-
-    def flush(self) -> None:
-        if self._events:
-            events, self._events = self._events, []
-            self._loop.call_soon_threadsafe(self._requests.dispatch, events)
-
-
-def _size_cache(loaded: LoadedModel, settings: TargetSettings) -> tuple[int, int]:
-    """Blocks of the KV cache, and the longest sequence that may be served.
-
-    Raises:
-        StartupError: The sizes asked for make no sense.
-    """
-    model = settings.model
-    if model.max_model_len is not None and model.max_model_len > loaded.max_model_len:
-        raise StartupError(
-            f"--max-model-len {model.max_model_len} is more than the model's "
-            f"{loaded.max_model_len} positions"
-        )
-    max_model_len = model.max_model_len or loaded.max_model_len
-    if model.kv_cache_bytes is not None:
-        tokens = model.kv_cache_bytes // loaded.kv_bytes_per_token
-    elif model.kv_cache_tokens is not None:
-        tokens = model.kv_cache_tokens
-    else:
-        per_sequence = min(max_model_len, _TYPICAL_LENGTH)
-        tokens = max(max_model_len, settings.batch.max_num_seqs * per_sequence)
-    num_blocks = tokens // model.block_size
-    if num_blocks < 2:
-        raise StartupError(
-            f"the KV cache has room for {tokens} tokens; it needs at least {2 * model.block_size}"
-        )
-    # One block stays free for copies of shared blocks, so that a lone sequence always fits.
-    return num_blocks, min(max_model_len, (num_blocks - 1) * model.block_size)
 
 
 def _served_model(

@@ -11,8 +11,8 @@ from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 
 from outrider_target import messages
 from outrider_target.admission import LiveRequests
+from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.link import DraftLink
-from outrider_target.drafting.remote import DraftFleet
 from outrider_target.engine import Engine
 from outrider_target.metrics import RequestMetrics
 from outrider_target.settings import BatchSettings, SpeculationDefaults

@@ -264,14 +264,15 @@ async def test_cancelling_wakes_who_waits_for_the_server_to_begin(
 async def test_cancelling_the_task_ends_the_call_and_stays_a_task_cancellation(
     server: FakeServer, ended: Ended, when: str
 ) -> None:
-    reached = threading.Event()
+    accepted = threading.Event()
+    entered = asyncio.Event()
 
     def stalled(request: Any, context: Any) -> Responses:
         over = threading.Event()
         context.add_callback(over.set)
+        accepted.set()
         if when == "iterating":
             yield started(request)
-        reached.set()
         over.wait(PATIENCE)
 
     server.script = stalled
@@ -281,13 +282,17 @@ async def test_cancelling_the_task_ends_the_call_and_stays_a_task_cancellation(
             AsyncClient(server.address) as client,
             client.stream("x", request_id="task") as stream,
         ):
+            entered.set()
             await stream.collect()
 
     task = asyncio.create_task(use())
-    assert await asyncio.to_thread(reached.wait, PATIENCE)
+    assert await asyncio.to_thread(accepted.wait, PATIENCE)
+    if when == "iterating":
+        await asyncio.wait_for(entered.wait(), PATIENCE)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert entered.is_set() == (when == "iterating")
     assert await ended() == "task"
 
 

@@ -12,7 +12,7 @@ from engine.tiny_models import MAX_POSITIONS, VOCAB_SIZE, build_tiny
 from outrider_contract.generation_config import to_json_dict
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model import device as device_module
-from outrider_runtime.model import loader
+from outrider_runtime.model import model_folder
 from outrider_runtime.model.device import resolve_device, resolve_dtype
 from outrider_runtime.model.loader import load
 from outrider_runtime.model.runner import RaggedRunner, SequenceRows
@@ -227,7 +227,7 @@ def test_a_hub_id_brings_safetensors_and_no_pickles(
         asked.append((name, allow_patterns))
         return str(saved_llama)
 
-    monkeypatch.setattr(loader, "snapshot_download", download)
+    monkeypatch.setattr(model_folder, "snapshot_download", download)
     loaded = load("someone/tiny-llama", device="cpu")
     assert loaded.name == "someone/tiny-llama"
     [(name, patterns)] = asked
@@ -240,7 +240,7 @@ def test_a_hub_that_does_not_answer_is_told_in_one_line(monkeypatch: pytest.Monk
     def fail(*_: object, **__: object) -> str:
         raise OSError("no route\nto host")
 
-    monkeypatch.setattr(loader, "snapshot_download", fail)
+    monkeypatch.setattr(model_folder, "snapshot_download", fail)
     with pytest.raises(StartupError, match="nor available from the hub: no route to host"):
         load("someone/tiny-llama")
 

@@ -13,10 +13,9 @@ from enum import StrEnum
 from typing import Any
 
 import grpc
-from outrider.v1 import draft_pb2, draft_pb2_grpc
-
 from exactness.cable import Cable, cable
 from exactness.loop_thread import PATIENCE
+from outrider.v1 import draft_pb2, draft_pb2_grpc
 
 Request = draft_pb2.SpeculateRequest
 Response = draft_pb2.SpeculateResponse

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -14,11 +12,11 @@ from exactness.link_proxy import Death, DiesAfter, Script, link_proxy
 from exactness.loop_thread import LoopThread
 from exactness.model_pairs import ModelPair
 from exactness.option_mixes import cases
+from exactness.reference import Reference
 from exactness.running import (
     PLAIN,
     SYNCHRONOUS,
     Request,
-    RunningTarget,
     num_accepted,
     outcome,
     target,
@@ -77,7 +75,6 @@ def whole_run(rig: Rig) -> WholeRun:
         completion = running.generate(REQUEST, SYNCHRONOUS)
         assert outcome(completion) == plain
         assert 0 < num_accepted([completion]) < completion.speculation.num_draft_tokens
-        # The last round's commit ends nothing that a drafter could still answer.
         return WholeRun(plain, proxy.links[0].num_requests, proxy.links[0].num_responses)
 
 
@@ -195,62 +192,54 @@ def test_a_target_begins_without_its_drafter_and_uses_it_once_it_comes(
         assert outcome(without) == outcome(with_drafter) == whole_run.outcome
 
 
-class DiesForGood(Script):
-    """Dies after some frames and at once on every later link."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self._dying = DiesAfter(Death.CUT, num_responses=after)
-
-    def begun(self) -> None:
-        self._dying.begun()
-
-    def response(self, frame: object) -> object:  # type: ignore[override]  # passes it on
-        return self._dying.response(frame)  # type: ignore[arg-type]
-
-
 def test_the_sessions_of_a_dead_drafter_move_to_another(rig: Rig) -> None:
-    drawn = [
-        replace(case.request, options={**case.request.options, "num_assistant_tokens": 4})
-        for case in cases(16, seed=7)
-    ]
+    def dies_for_good(link: int) -> Script:
+        return DiesAfter(Death.CUT, num_responses=0 if link else 6)
+
+    requests = [case.request for case in cases(8, seed=7)]
     with (
-        rig.loop_thread.entered(
-            link_proxy(rig.draft.address, lambda link: DiesForGood(0 if link else 8))
-        ) as mortal,
+        rig.loop_thread.entered(link_proxy(rig.draft.address, dies_for_good)) as mortal,
         rig.loop_thread.entered(link_proxy(rig.draft.address)) as survivor,
         target(
             rig.loop_thread, rig.pair.target, drafts=[mortal.address, survivor.address]
         ) as running,
     ):
-        plain = [outcome(running.generate(request, PLAIN)) for request in drawn]
-        moved = running.generate_together(drawn, SYNCHRONOUS)
+        plain = [outcome(running.generate(request, PLAIN)) for request in requests]
+        moved = running.generate_together(requests, SYNCHRONOUS)
         assert [outcome(each) for each in moved] == plain
         assert num_accepted(moved) > 0
-        # Both were in use, and one of them is gone.
-        assert len(mortal.links) > 1
-        assert survivor.links[0].num_responses > mortal.links[0].num_responses == 0 or True
+        # Both were in use; then one was gone and the other went on.
+        assert mortal.links[0].num_responses == 6
+        wait_until(lambda: len(mortal.links) > 1)
+        assert len(survivor.links) == 1
         before = survivor.links[0].num_responses
-        later = running.generate_together(drawn[:4], SYNCHRONOUS)
+        later = running.generate_together(requests[:4], SYNCHRONOUS)
         assert [outcome(each) for each in later] == plain[:4]
         assert num_accepted(later) > 0
         assert survivor.links[0].num_responses > before
         running.assert_nothing_left()
 
 
-def test_adaptive_pacing_survives_death_as_well(rig: Rig, whole_run: WholeRun) -> None:
-    adaptive = SpeculationConfig(run_ahead=8, report_rounds=True)
-    make: Callable[[int], Script] = lambda link: (
-        Script() if link else DiesAfter(Death.CUT, num_responses=3)
-    )
+def test_adaptive_pacing_survives_death_as_well(
+    rig: Rig, lookup_draft: RunningDrafter, reference: Reference
+) -> None:
+    def dies_once(link: int) -> Script:
+        return Script() if link else DiesAfter(Death.CUT, num_responses=6)
+
+    request = Request([7, 8, 9] * 5, {"max_new_tokens": 32})
+    expected = reference.greedy(request.prompt, request.options)
     with (
-        rig.loop_thread.entered(link_proxy(rig.draft.address, make)) as proxy,
+        rig.loop_thread.entered(link_proxy(lookup_draft.address, dies_once)) as proxy,
         target(rig.loop_thread, rig.pair.target, drafts=[proxy.address]) as running,
     ):
-        drafted = 0
-        for _ in range(5):
-            completion = running.generate(REQUEST, adaptive)
-            assert outcome(completion) == whole_run.outcome
-            drafted += completion.speculation.num_draft_tokens
-        assert drafted > 0
+        num_drafted = [0, 0]  # before and after the death
+
+        def serve_once_more() -> bool:
+            life = min(1, len(proxy.links) - 1)
+            completion = running.generate(request, SpeculationConfig(run_ahead=8))
+            assert completion.token_ids == expected
+            num_drafted[life] += completion.speculation.num_draft_tokens
+            return all(num_drafted)
+
+        wait_until(serve_once_more)
         assert len(proxy.links) > 1

@@ -8,14 +8,19 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from outrider_contract.generation_config import from_json_dict
 from outrider_runtime.conversion import sampling_parameters
 from outrider_runtime.model.selection import RowGroup
+from packaging.version import Version
 from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.utils import GenerationMixin
 
 MAX_LENGTH = 40
+# Before, a phrase as long as the text was not looked for, token 0 could not be biased in a list,
+# and a suppressed end of sequence became NaN under exponential_decay_length_penalty.
+OLDER = Version(transformers.__version__) < Version("5.23")
 
 
 class Request(NamedTuple):
@@ -84,6 +89,8 @@ def phrases(rng: random.Random, token_ids: Sequence[int], vocab_size: int) -> li
         end = rng.randint(start + 1, min(start + 4, len(token_ids)))
         found.add((*token_ids[start:end], rng.randrange(vocab_size)))
         found.add(tuple(token_ids[start:end]))
+    if OLDER:
+        found = {phrase for phrase in found if len(phrase) == 1 and phrase != (0,)}
     return [list(phrase) for phrase in sorted(found)]
 
 
@@ -165,6 +172,8 @@ def random_request(
     """A text with repetitions, one to six rows, and the named options."""
     if "forced_eos_token_id" in names or "forced_bos_token_id" in names:
         names = [name for name in names if name != "suppress_tokens"]  # refused by transformers
+    if OLDER and "exponential_decay_length_penalty" in names:
+        names = [name for name in names if name not in EDITS or name.endswith("penalty")]
     num_prompt_tokens = rng.choice([1, 1, 2, rng.randint(3, 8)])
     num_rows = rng.randint(1, 6)
     # A verified chain starts at the end of prompt plus output, so row 0 sees at least the prompt.

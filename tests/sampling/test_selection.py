@@ -120,6 +120,19 @@ def test_more_ties_than_any_window_are_all_kept() -> None:
     assert max(chosen.token_ids[1::2]) < 100
 
 
+def test_scores_that_only_the_temperature_makes_equal_are_ties() -> None:
+    """top_k compares tempered scores, and dividing rounds neighbouring floats to one."""
+    temperature = 1.7
+    high = torch.tensor(5.0)
+    while not high / temperature == (low := high.nextafter(torch.tensor(0.0))) / temperature:
+        high = low
+    logits = random_rows(1, 3000).clamp(max=4)
+    logits[0, 1000], logits[0, 2000] = high, low
+    one = group(SamplingParameters(do_sample=True, top_k=1, temperature=temperature))
+    kept = (processed_scores(logits, [one]) > -math.inf).nonzero()[:, 1]
+    assert kept.tolist() == [1000, 2000]
+
+
 def test_logits_are_left_as_they_were_and_half_precision_is_read_as_float() -> None:
     logits = random_rows(3, 40).bfloat16()
     before = logits.clone()

@@ -25,6 +25,7 @@ from outrider_runtime.model.runner import SequenceRows
 from outrider_runtime.server import ServerSettings
 from outrider_target.admission import LiveRequests
 from outrider_target.service import TargetService
+from outrider_target.serving import Serving
 from outrider_target.settings import BatchSettings, ModelSettings, TargetSettings
 
 _T = TypeVar("_T")
@@ -57,6 +58,10 @@ class Gate:
         self.num_forwards = 0
         self.before: Callable[[Sequence[SequenceRows]], None] = lambda batch: None
         """Called in the engine thread before each forward."""
+        self.after: Callable[[Sequence[SequenceRows], torch.Tensor], torch.Tensor] = (
+            lambda batch, logits: logits
+        )
+        """Called in the engine thread with what a forward gave; what it returns counts."""
 
     def __call__(self, batch: Sequence[SequenceRows]) -> torch.Tensor:
         with self._changed:
@@ -68,7 +73,7 @@ class Gate:
                 self._permits -= 1
             self.num_forwards += 1
         self.before(batch)
-        return self._forward(batch)
+        return self.after(batch, self._forward(batch))
 
     @contextmanager
     def held(self, *, after: int = 0) -> Iterator[None]:
@@ -125,10 +130,15 @@ class RunningService:
         assert not self._thread.is_alive(), "the service does not stop"
 
     @property
+    def serving(self) -> Serving:
+        """The inside of the service."""
+        assert self._service.serving is not None
+        return self._service.serving
+
+    @property
     def requests(self) -> LiveRequests:
         """The service's live requests; only to be looked at."""
-        assert self._service.serving is not None
-        return self._service.serving.requests
+        return self.serving.requests
 
     def call(self, function: Callable[[TargetService], None]) -> None:
         """Run something on the service's loop and wait for it."""

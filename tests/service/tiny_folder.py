@@ -1,7 +1,8 @@
 """A model folder made on the spot: a tiny random Llama and a tokenizer of bytes.
 
 Token ids are plain arithmetic, so tests can write them down: 0 is padding, 1 begins a text, 2 ends
-it, 3 to 258 are the bytes 0 to 255. The model has a few ids more, as padded embeddings do.
+it, 3 to 258 are the bytes 0 to 255, 259 is a word of two thousand letters. The model has a few ids
+more, as padded embeddings do.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS = 0, 1, 2
 FIRST_BYTE = 3
-TOKENIZER_SIZE = FIRST_BYTE + 256
+LONG_WORD, LONG_WORD_TEXT = FIRST_BYTE + 256, "very-" * 400
+TOKENIZER_SIZE = LONG_WORD + 1
 VOCAB_SIZE = TOKENIZER_SIZE + 5
 MAX_MODEL_LEN = 1024
 
@@ -41,7 +43,7 @@ def ids_of(text: str | bytes) -> list[int]:
 
 def bytes_of(token_ids: list[int]) -> bytes:
     """The bytes behind token ids; special and unknown ones have none."""
-    return bytes(i - FIRST_BYTE for i in token_ids if FIRST_BYTE <= i < TOKENIZER_SIZE)
+    return bytes(i - FIRST_BYTE for i in token_ids if FIRST_BYTE <= i < LONG_WORD)
 
 
 def save_tiny_folder(folder: Path) -> Path:
@@ -64,6 +66,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         single="<s> $A", special_tokens=[("<s>", BOS)]
     )
     tokenizer.add_special_tokens([AddedToken(word, special=True) for word in special])
+    tokenizer.add_tokens([AddedToken(LONG_WORD_TEXT, normalized=False)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )

@@ -12,6 +12,7 @@ from outrider_runtime.model.runner import Runner
 from outrider_runtime.sampling_parameters import SamplingParameters
 from outrider_target.drafting.drafter import Drafter, NullDrafter
 from outrider_target.drafting.lookup import LookupDrafter
+from outrider_target.drafting.patience import RoundPace
 from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
 from outrider_target.request import DraftMethod, Finish, GenerationRequest, SpeculationSettings
 from outrider_target.round import Rounds
@@ -87,8 +88,10 @@ class Batch:
     answers: dict[RequestState, Answer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        round_pace = RoundPace()
         self.scheduler = Scheduler(
             self.runner.pool,
+            round_pace,
             max_num_seqs=self.max_num_seqs,
             max_batched_tokens=self.max_batched_tokens,
         )
@@ -97,7 +100,7 @@ class Batch:
             DraftMethod.REMOTE: self.drafter,
             DraftMethod.PROMPT_LOOKUP: LookupDrafter(),
         }
-        self.rounds = Rounds(self.runner, self.scheduler, drafters, self._take)
+        self.rounds = Rounds(self.runner, self.scheduler, drafters, self._take, round_pace)
         self.num_rounds = 0
 
     def submit(self, generation: GenerationRequest) -> RequestState:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from outrider_runtime.draft_tree import CommitGap, DraftTree, Limits, Node, Proposal
-from outrider_target.drafting.remote import DraftFleet
+from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.updates import (
     CloseSession,
     CommitTokens,

@@ -8,8 +8,8 @@ import time
 import pytest
 from outrider_runtime.draft_tree import Proposal
 from outrider_target.drafting.drafter import DraftSession
-from outrider_target.drafting.patience import LinkPace, Patience
-from outrider_target.drafting.remote import MAX_OFFENCES, DraftFleet
+from outrider_target.drafting.fleet import MAX_OFFENCES, DraftFleet
+from outrider_target.drafting.patience import LinkPace, Patience, RoundPace
 from outrider_target.drafting.updates import CommitTokens, Growth, OpenSession, Resync
 from target.batch import SPECULATION, request
 from target.fake_link import FakeLink
@@ -34,7 +34,7 @@ def open_session(
 
 @pytest.fixture
 def fleet() -> DraftFleet:
-    return DraftFleet(vocab_size=1000)
+    return DraftFleet(vocab_size=1000, round_pace=RoundPace(seconds=10.0))
 
 
 @pytest.fixture
@@ -100,7 +100,6 @@ def test_nobody_waits_for_a_window_of_zero(fleet: DraftFleet, link: FakeLink) ->
 def test_an_adaptive_session_does_not_hold_back_the_first_token(
     fleet: DraftFleet, link: FakeLink
 ) -> None:
-    fleet.round_seconds = 10.0
     session = open_session(fleet, synchronous=False)
     assert session.waiting_until(3, time.monotonic()) is None
     session.commit([50], window=3)

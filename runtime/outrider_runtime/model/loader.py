@@ -6,8 +6,6 @@ nothing of requests; leaves a model that the ragged engine has been checked agai
 
 from __future__ import annotations
 
-import json
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,23 +14,25 @@ from pathlib import Path
 import structlog
 import torch
 import transformers
-from huggingface_hub import snapshot_download
 from outrider.v1.generation_config_pb2 import GenerationConfig
-from outrider_contract.generation_config import ConfigValueError, from_json_dict
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.device import is_out_of_memory, resolve_device, resolve_dtype
 from outrider_runtime.model.model_facts import max_model_len, num_output_ids
+from outrider_runtime.model.model_folder import (
+    generation_defaults,
+    one_line,
+    read_json,
+    require_safetensors,
+    resolve_folder,
+    to_generation_config,
+)
 from outrider_runtime.model.self_check import self_check
 from outrider_runtime.model.support import UnsupportedModel, check_config, check_supported
 
 _log = structlog.get_logger(__name__)
-
-# What a model needs, of a repository that may also hold pickles, other formats and duplicates.
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_HUB_SKIPPED = ["*/*", "consolidated*"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,14 @@ def load(path_or_hub_id: str, *, dtype: str = "auto", device: str = "auto") -> L
         StartupError: in one line, what is wrong and what to change.
     """
     where = resolve_device(device)
-    folder = _resolve_folder(path_or_hub_id)
     with _quiet():
+        folder = resolve_folder(path_or_hub_id)
         config = _load_config(folder)
         check_config(config)
         if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
             raise UnsupportedModel(config, "transformers has no causal language model for it")
-        _require_safetensors(folder)
-        generation_config = _generation_defaults(folder)
+        require_safetensors(folder)
+        generation_config = generation_defaults(folder)
         precision = resolve_dtype(dtype, declared=getattr(config, "dtype", None), device=where)
         model = _load_weights(folder, dtype=precision, device=where)
         check_supported(model)
@@ -84,7 +84,7 @@ def load(path_or_hub_id: str, *, dtype: str = "auto", device: str = "auto") -> L
     if generation_config is None:
         # Made by transformers from what config.json says of special tokens.
         derived = model.generation_config.to_diff_dict()
-        generation_config = _to_message(derived, folder / "config.json")
+        generation_config = to_generation_config(derived, source=folder / "config.json")
     local = Path(path_or_hub_id).is_dir()
     loaded = LoadedModel(
         model=model,
@@ -110,36 +110,11 @@ def load(path_or_hub_id: str, *, dtype: str = "auto", device: str = "auto") -> L
     return loaded
 
 
-def _resolve_folder(path_or_hub_id: str) -> Path:
-    folder = Path(path_or_hub_id)
-    if not path_or_hub_id:
-        raise StartupError("no model given: name a folder or a hub id")
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise StartupError(f"{path_or_hub_id} is a file: give the folder that holds config.json")
-    is_hub_id = path_or_hub_id.count("/") <= 1 and not path_or_hub_id.startswith((".", "/", "~"))
-    if not is_hub_id:
-        raise StartupError(f"model folder {path_or_hub_id!r} does not exist")
-    try:
-        with _quiet():
-            return Path(
-                snapshot_download(
-                    path_or_hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_SKIPPED
-                )
-            )
-    except Exception as error:
-        raise StartupError(
-            f"model {path_or_hub_id!r} is neither a folder here nor available from the hub: "
-            f"{_one_line(error)}"
-        ) from error
-
-
 def _load_config(folder: Path) -> PretrainedConfig:
     file = folder / "config.json"
     if not file.is_file():
         raise StartupError(f"{folder} has no config.json: it is not a transformers model folder")
-    values = _read_json(file)
+    values = read_json(file)
     if "model_type" not in values:
         raise StartupError(f"{file} names no model_type")
     try:
@@ -150,18 +125,7 @@ def _load_config(folder: Path) -> PretrainedConfig:
                 f"model type {values['model_type']!r} is not known to transformers "
                 f"{transformers.__version__}, and code from a model's folder is never run"
             ) from error
-        raise StartupError(f"{file} is not valid: {_one_line(error)}") from error
-
-
-def _require_safetensors(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-        raise StartupError(
-            f"{folder} has only pickled weights, which could run code when loaded: "
-            "convert them to safetensors (model.save_pretrained)"
-        )
-    raise StartupError(f"{folder} has no weights: expected model.safetensors")
+        raise StartupError(f"{file} is not valid: {one_line(error)}") from error
 
 
 def _load_weights(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -179,7 +143,7 @@ def _load_weights(folder: Path, *, dtype: torch.dtype, device: torch.device) -> 
         )
         model = model.to(device).eval()
     except SafetensorError as error:
-        raise StartupError(f"{folder}: the weights are damaged: {_one_line(error)}") from error
+        raise StartupError(f"{folder}: the weights are damaged: {one_line(error)}") from error
     except Exception as error:
         if is_out_of_memory(error):
             raise StartupError(
@@ -190,7 +154,7 @@ def _load_weights(folder: Path, *, dtype: torch.dtype, device: torch.device) -> 
             raise StartupError(
                 f"{folder}: the weights do not have the shapes that config.json asks for"
             ) from error
-        raise StartupError(f"{folder} cannot be loaded: {_one_line(error)}") from error
+        raise StartupError(f"{folder} cannot be loaded: {one_line(error)}") from error
     # Transformers fills in what is missing with random numbers and only logs it.
     if missing := sorted(report["missing_keys"]):
         raise StartupError(
@@ -200,37 +164,6 @@ def _load_weights(folder: Path, *, dtype: torch.dtype, device: torch.device) -> 
     if unexpected := sorted(report["unexpected_keys"]):
         _log.warning("weights_ignored", count=len(unexpected), example=unexpected[0])
     return model
-
-
-def _generation_defaults(folder: Path) -> GenerationConfig | None:
-    """The folder's generation_config.json, if there is one."""
-    # Read here, because transformers quietly falls back to its defaults when the file is broken.
-    file = folder / "generation_config.json"
-    if not file.is_file():
-        return None
-    try:
-        return from_json_dict(_without_negative_ids(_read_json(file)), ignore_unknown=True)
-    except ConfigValueError as error:
-        raise StartupError(f"{file} is not valid: {error}") from error
-
-
-def _without_negative_ids(values: dict[str, object]) -> dict[str, object]:
-    """Old model files write -1 for "no such token"."""
-    return {
-        name: value
-        for name, value in values.items()
-        if not (name.endswith("_token_id") and isinstance(value, int) and value < 0)
-    }
-
-
-def _read_json(file: Path) -> dict[str, object]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise StartupError(f"{file} cannot be read: {_one_line(error)}") from error
-    if not isinstance(values, dict):
-        raise StartupError(f"{file} is not a JSON object")
-    return values
 
 
 @contextmanager
@@ -246,8 +179,3 @@ def _quiet() -> Iterator[None]:
         log.set_verbosity(verbosity)
         if progress:
             log.enable_progress_bar()
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return textwrap.shorten(text, 300, placeholder=" ...") or type(error).__name__

@@ -13,11 +13,26 @@ _OPTIMISM = 2.0
 """Accepted tokens a draft that a new sequence is credited with, before anything was measured."""
 
 _SMOOTHING = 0.2
+_ROUND_SMOOTHING = 0.1
 _SILENCE = 3
 """Unanswered waits in a row after which a drafter is taken for stalled, until it answers again."""
 
 _PROBE_INTERVAL = 64
 """Rounds between two waits that keep the estimate of a poor draft up to date."""
+
+
+@dataclass(slots=True)
+class RoundPace:
+    """How long rounds take at the moment; one for the whole target."""
+
+    seconds: float = 0.0
+    """Smoothed; 0 before the first round."""
+
+    def observe(self, seconds: float) -> None:
+        """Learn from a round."""
+        if self.seconds == 0.0:
+            self.seconds = seconds
+        self.seconds += _ROUND_SMOOTHING * (seconds - self.seconds)
 
 
 @dataclass(slots=True)

@@ -1,69 +1,26 @@
-"""Sequences drafted by remote draft services.
+"""One sequence drafted by a remote draft service: its tree, and how long to wait for it.
 
-The fleet spreads sessions over the links that are up, moves them when a link goes down, and opens
-them again when one comes up. All of it runs in the engine thread; the links themselves (`link.py`)
-live in the asyncio loop and meet it in two queues. Knows nothing of gRPC.
+Runs in the engine thread. Knows nothing of gRPC, and of other sessions only what they teach it
+about their common link.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-import structlog
 from outrider_runtime.draft_tree import DraftTree, Limits
 
-from outrider_target.drafting.drafter import DraftSession
-from outrider_target.drafting.patience import LinkPace, Patience
-from outrider_target.drafting.updates import (
-    CloseSession,
-    CommitTokens,
-    Growth,
-    LinkDown,
-    LinkEvent,
-    LinkFrame,
-    LinkUp,
-    OpenSession,
-    Resync,
-    Update,
-)
+from outrider_target.drafting.link_state import LinkState
+from outrider_target.drafting.patience import Patience, RoundPace
+from outrider_target.drafting.updates import CommitTokens, Growth, OpenSession
 from outrider_target.request import GenerationRequest
-
-log = structlog.get_logger()
 
 MAX_NODES = 256
 """Nodes granted to a session's tree. Far above any window; a drafter that exceeds it floods."""
 
-MAX_OFFENCES = 256
-"""Broken proposals after which a link is closed."""
-
 _MAX_UNANSWERED = 64
 """Commits of a session whose answers may be outstanding before the oldest is given up."""
-
-
-@dataclass(slots=True, eq=False)
-class LinkState:
-    """A link as the engine sees it."""
-
-    index: int
-    post: Callable[[Sequence[Update]], None]
-    """Hands a round's updates to the link. Never blocks."""
-    expel: Callable[[str], None]
-    """Closes the link for a while because the drafter misbehaves."""
-    up: bool = False
-    kind: str = ""
-    capacity: int = 0
-    pace: LinkPace = field(default_factory=LinkPace)
-    offences: int = 0
-    sessions: dict[int, RemoteSession] = field(default_factory=dict)
-    pending: list[Update] = field(default_factory=list)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether one more session may be opened."""
-        return self.up and len(self.sessions) < self.capacity
 
 
 class RemoteSession:
@@ -71,16 +28,21 @@ class RemoteSession:
 
     def __init__(
         self,
-        fleet: DraftFleet,
         number: int,
         request: GenerationRequest,
         sample_index: int,
         token_ids: Sequence[int],
+        *,
+        vocab_size: int,
+        round_pace: RoundPace,
+        forget: Callable[[RemoteSession], None],
     ) -> None:
         self.number = number
         self.link: LinkState | None = None
         self.refused_by: set[int] = set()
-        self._fleet = fleet
+        self._vocab_size = vocab_size
+        self._round_pace = round_pace
+        self._forget = forget
         self._request = request
         self._sample_index = sample_index
         self._tree = DraftTree(token_ids)
@@ -127,7 +89,7 @@ class RemoteSession:
 
     def close(self) -> None:
         """Forget the sequence on both sides."""
-        self._fleet.forget(self)
+        self._forget(self)
 
     def attach(self, link: LinkState, window: int | None = None) -> None:
         """Open the session on a link, with a tree of its own node ids."""
@@ -149,7 +111,7 @@ class RemoteSession:
         outcome = self._tree.grow(
             growth.base_length,
             growth.proposals,
-            vocab_size=self._fleet.vocab_size,
+            vocab_size=self._vocab_size,
             max_nodes=MAX_NODES,
         )
         if growth.complete:
@@ -203,7 +165,7 @@ class RemoteSession:
         else:
             patience = self._patience.seconds(
                 link.pace,
-                round_seconds=self._fleet.round_seconds,
+                round_seconds=self._round_pace.seconds,
                 timeout=speculation.timeout_seconds,
             )
         self._deadline = now + patience
@@ -218,115 +180,3 @@ class RemoteSession:
             max_nodes=MAX_NODES,
             confidence_threshold=speculation.confidence_threshold,
         )
-
-
-class DraftFleet:
-    """All links to draft services, and the sessions spread over them."""
-
-    def __init__(self, *, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-        self.round_seconds = 0.0
-        """What a round costs at the moment; the engine keeps it up to date."""
-        self.links: list[LinkState] = []
-        self._sessions: dict[int, RemoteSession] = {}
-        self._numbers = itertools.count(1)
-
-    def add_link(
-        self,
-        *,
-        post: Callable[[Sequence[Update]], None],
-        expel: Callable[[str], None],
-    ) -> int:
-        """Add a link that is not up yet; returns its index, the one its events carry."""
-        self.links.append(LinkState(len(self.links), post, expel))
-        return len(self.links) - 1
-
-    def open(
-        self,
-        request: GenerationRequest,
-        *,
-        sample_index: int,
-        token_ids: Sequence[int],
-        window: int,
-    ) -> DraftSession:
-        """Open a session on the least loaded link; without one, wait for a link to come up."""
-        session = RemoteSession(self, next(self._numbers), request, sample_index, token_ids)
-        self._sessions[session.number] = session
-        self._place(session, window=max(1, window))
-        return session
-
-    def forget(self, session: RemoteSession) -> None:
-        """Close a session."""
-        self._sessions.pop(session.number, None)
-        if session.link is not None:
-            session.link.pending.append(CloseSession(session.number))
-            session.detach()
-
-    def handle(self, event: LinkEvent) -> None:
-        """Take in what a link reports."""
-        link = self.links[event.link]
-        if isinstance(event, LinkUp):
-            self._link_up(link, event)
-        elif isinstance(event, LinkDown):
-            self._link_down(link)
-        elif link.up:
-            self._take_frame(link, event)
-
-    def flush(self) -> None:
-        """Send each link its updates of the round, as one frame."""
-        for link in self.links:
-            if link.pending:
-                updates, link.pending = link.pending, []
-                if link.up:
-                    link.post(updates)
-
-    def _place(self, session: RemoteSession, *, window: int | None = None) -> None:
-        candidates = [
-            link for link in self.links if link.has_room and link.index not in session.refused_by
-        ]
-        if candidates:
-            session.attach(min(candidates, key=lambda link: len(link.sessions)), window)
-
-    def _link_up(self, link: LinkState, event: LinkUp) -> None:
-        link.up = True
-        link.kind = event.drafter.kind
-        link.capacity = event.drafter.max_sessions
-        link.pace = LinkPace()
-        link.offences = 0
-        link.pending.clear()
-        for session in self._sessions.values():
-            session.refused_by.discard(link.index)
-            if session.link is None:
-                self._place(session)
-
-    def _link_down(self, link: LinkState) -> None:
-        link.up = False
-        link.pending.clear()
-        orphans = list(link.sessions.values())
-        for session in orphans:
-            session.detach()
-        for session in orphans:
-            self._place(session)
-
-    def _take_frame(self, link: LinkState, frame: LinkFrame) -> None:
-        for growth in frame.growths:
-            # A session closed a moment ago may still be growing on the other side.
-            if (session := link.sessions.get(growth.session)) is not None:
-                link.offences += session.grow(growth, frame.arrived_at)
-        for resync in frame.resyncs:
-            self._resync(link, resync)
-        if link.offences > MAX_OFFENCES:
-            log.warning("draft_link_expelled", link=link.index, offences=link.offences)
-            link.expel("too many broken proposals")
-
-    def _resync(self, link: LinkState, resync: Resync) -> None:
-        session = link.sessions.get(resync.session)
-        if session is None:
-            return
-        if not resync.refused:
-            session.resync(resync.held_length)
-            return
-        log.info("draft_session_refused", link=link.index, reason=resync.reason)
-        session.refused_by.add(link.index)
-        session.detach()
-        self._place(session)

@@ -1,0 +1,152 @@
+"""All draft links, and the sessions spread over them.
+
+Sessions go to the least loaded link, move when it goes down, and are opened again when one comes
+up. All of it runs in the engine thread; the links themselves (`link`) live in the asyncio loop and
+meet it in two queues. Knows nothing of gRPC.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from outrider_target.drafting.drafter import DraftSession
+from outrider_target.drafting.link_state import LinkState
+from outrider_target.drafting.patience import LinkPace, RoundPace
+from outrider_target.drafting.remote_session import RemoteSession
+from outrider_target.drafting.updates import (
+    CloseSession,
+    LinkDown,
+    LinkEvent,
+    LinkFrame,
+    LinkUp,
+    Resync,
+    Update,
+)
+from outrider_target.request import GenerationRequest
+
+log = structlog.get_logger()
+
+MAX_OFFENCES = 256
+"""Broken proposals after which a link is closed."""
+
+
+class DraftFleet:
+    """All links to draft services, and the sessions spread over them."""
+
+    def __init__(self, *, vocab_size: int, round_pace: RoundPace) -> None:
+        self._vocab_size = vocab_size
+        self._round_pace = round_pace
+        self.links: list[LinkState] = []
+        self._sessions: dict[int, RemoteSession] = {}
+        self._numbers = itertools.count(1)
+
+    def add_link(
+        self,
+        *,
+        post: Callable[[Sequence[Update]], None],
+        expel: Callable[[str], None],
+    ) -> int:
+        """Add a link that is not up yet; returns its index, the one its events carry."""
+        self.links.append(LinkState(len(self.links), post, expel))
+        return len(self.links) - 1
+
+    def open(
+        self,
+        request: GenerationRequest,
+        *,
+        sample_index: int,
+        token_ids: Sequence[int],
+        window: int,
+    ) -> DraftSession:
+        """Open a session on the least loaded link; without one, wait for a link to come up."""
+        session = RemoteSession(
+            next(self._numbers),
+            request,
+            sample_index,
+            token_ids,
+            vocab_size=self._vocab_size,
+            round_pace=self._round_pace,
+            forget=self._forget,
+        )
+        self._sessions[session.number] = session
+        self._place(session, window=max(1, window))
+        return session
+
+    def _forget(self, session: RemoteSession) -> None:
+        """Close a session."""
+        self._sessions.pop(session.number, None)
+        if session.link is not None:
+            session.link.pending.append(CloseSession(session.number))
+            session.detach()
+
+    def handle(self, event: LinkEvent) -> None:
+        """Take in what a link reports."""
+        link = self.links[event.link]
+        if isinstance(event, LinkUp):
+            self._link_up(link, event)
+        elif isinstance(event, LinkDown):
+            self._link_down(link)
+        elif link.up:
+            self._take_frame(link, event)
+
+    def flush(self) -> None:
+        """Send each link its updates of the round, as one frame."""
+        for link in self.links:
+            if link.pending:
+                updates, link.pending = link.pending, []
+                if link.up:
+                    link.post(updates)
+
+    def _place(self, session: RemoteSession, *, window: int | None = None) -> None:
+        candidates = [
+            link for link in self.links if link.has_room and link.index not in session.refused_by
+        ]
+        if candidates:
+            session.attach(min(candidates, key=lambda link: len(link.sessions)), window)
+
+    def _link_up(self, link: LinkState, event: LinkUp) -> None:
+        link.up = True
+        link.kind = event.drafter.kind
+        link.capacity = event.drafter.max_sessions
+        link.pace = LinkPace()
+        link.offences = 0
+        link.pending.clear()
+        for session in self._sessions.values():
+            session.refused_by.discard(link.index)
+            if session.link is None:
+                self._place(session)
+
+    def _link_down(self, link: LinkState) -> None:
+        link.up = False
+        link.pending.clear()
+        orphans = list(link.sessions.values())
+        for session in orphans:
+            session.detach()
+        for session in orphans:
+            self._place(session)
+
+    def _take_frame(self, link: LinkState, frame: LinkFrame) -> None:
+        for growth in frame.growths:
+            # A session closed a moment ago may still be growing on the other side.
+            if (session := link.sessions.get(growth.session)) is not None:
+                link.offences += session.grow(growth, frame.arrived_at)
+        for resync in frame.resyncs:
+            self._resync(link, resync)
+        if link.offences > MAX_OFFENCES:
+            log.warning("draft_link_expelled", link=link.index, offences=link.offences)
+            link.expel("too many broken proposals")
+
+    def _resync(self, link: LinkState, resync: Resync) -> None:
+        session = link.sessions.get(resync.session)
+        if session is None:
+            return
+        if not resync.refused:
+            session.resync(resync.held_length)
+            return
+        log.info("draft_session_refused", link=link.index, reason=resync.reason)
+        session.refused_by.add(link.index)
+        session.detach()
+        self._place(session)

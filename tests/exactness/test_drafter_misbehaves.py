@@ -1,0 +1,263 @@
+"""A drafter that is late, confused, hostile or unfit: the text is what it is without one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from draft.harness import RunningDrafter
+from draft.hostile import ATTACKS, AdversarialDrafter, Greeting, serving
+from exactness.link_proxy import Request as Frame
+from exactness.link_proxy import Response, Script, link_proxy
+from exactness.loop_thread import LoopThread
+from exactness.model_pairs import ModelPair, byte_tokenizer, save
+from exactness.option_mixes import cases
+from exactness.reference import Reference
+from exactness.running import (
+    PLAIN,
+    SYNCHRONOUS,
+    Request,
+    RunningTarget,
+    draft_service,
+    model_drafter,
+    num_accepted,
+    num_drafted,
+    outcome,
+    target,
+    wait_until,
+)
+from outrider_client import DraftLinkState, SpeculationConfig
+
+IMPATIENT = SpeculationConfig(pacing="synchronous", draft_timeout_ms=50, report_rounds=True)
+"""Waits a moment for every answer; after three in vain not at all."""
+
+NO_STALL = 20.0
+
+
+class Late(Script):
+    """Every answer comes when the target has asked for the next one: always too late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[Response] = []
+
+    def request(self, frame: Frame) -> Iterable[Frame]:
+        for held in self._held:
+            self.send(held)
+        self._held.clear()
+        return super().request(frame)
+
+    def response(self, frame: Response) -> Iterable[Response]:
+        if not frame.HasField("welcome"):
+            self._held.append(frame)
+            return []
+        return super().response(frame)
+
+
+class Slow(Script):
+    """Every answer takes its time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def response(self, frame: Response) -> Iterable[Response]:
+        if frame.HasField("welcome"):
+            return super().response(frame)
+        asyncio.get_running_loop().call_later(self._seconds, self.send, frame)
+        return []
+
+
+class Confused(Script):
+    """Frames come twice, or some frames later, or never."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._chance = random.Random(seed)
+        self._held: list[Response] = []
+        self.num_confused = 0
+
+    def response(self, frame: Response) -> Iterable[Response]:
+        passed = list(super().response(frame))
+        if frame.HasField("welcome"):
+            return passed
+        match self._chance.choice(["on", "on", "twice", "later", "never"]):
+            case "twice":
+                passed *= 2
+                self.num_confused += 1
+            case "later":
+                self._held += passed
+                passed = []
+                self.num_confused += 1
+            case "never":
+                passed = []
+                self.num_confused += 1
+            case _:
+                self._chance.shuffle(self._held)
+                passed += self._held
+                self._held = []
+        return passed
+
+
+class Workload(NamedTuple):
+    requests: Sequence[Request]
+    plain: Sequence[list[tuple[object, ...]]]
+
+
+@pytest.fixture(scope="module")
+def plain_target(loop_thread: LoopThread, pair: ModelPair) -> Iterator[RunningTarget]:
+    with target(loop_thread, pair.target) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def work(plain_target: RunningTarget) -> Workload:
+    requests = [case.request for case in cases(8, seed=11)]
+    return Workload(requests, [outcome(plain_target.generate(each, PLAIN)) for each in requests])
+
+
+SCRIPTS: dict[str, Callable[[], Script]] = {
+    "late": Late,
+    "slow": lambda: Slow(0.03),
+    "slower than the timeout": lambda: Slow(0.2),
+    "confused": lambda: Confused(0),
+    "confused in another way": lambda: Confused(1),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_late_and_confused_answers_change_nothing(
+    name: str,
+    loop_thread: LoopThread,
+    pair: ModelPair,
+    perfect_draft: RunningDrafter,
+    work: Workload,
+) -> None:
+    with (
+        loop_thread.entered(link_proxy(perfect_draft.address, lambda _: SCRIPTS[name]())) as proxy,
+        target(loop_thread, pair.target, drafts=[proxy.address]) as running,
+    ):
+        started = time.monotonic()
+        completions = running.generate_together(work.requests, IMPATIENT)
+        assert time.monotonic() - started < NO_STALL
+        assert [outcome(each) for each in completions] == work.plain
+        # Late as they are, some proposals are still of use.
+        assert num_drafted(completions) > 0
+        if (script := proxy.links[0]) and isinstance(script, Confused):
+            assert script.num_confused > 0
+        running.assert_nothing_left()
+
+
+def test_a_network_that_stands_still_holds_no_stream_for_long(
+    loop_thread: LoopThread, pair: ModelPair, perfect_draft: RunningDrafter, reference: Reference
+) -> None:
+    request = Request([1, 2, 3], {"max_new_tokens": 40, "num_assistant_tokens": 2})
+    expected = reference.greedy(request.prompt, {"max_new_tokens": 40})
+    with (
+        loop_thread.entered(link_proxy(perfect_draft.address)) as proxy,
+        target(loop_thread, pair.target, drafts=[proxy.address]) as running,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        running.gate.close_after(4)
+        future = thread.submit(running.generate, request, IMPATIENT)
+        running.gate.wait_until_held()
+        loop_thread.loop.call_soon_threadsafe(proxy.cable.clog)
+        running.gate.open()
+        completion = future.result(NO_STALL)
+        assert completion.token_ids == expected
+        rounds = [each.num_draft_tokens for each in completion.speculation.rounds]
+        assert sum(rounds[:4]) > 0
+        assert rounds[-1] == 0
+        assert running.client.server_info().draft_links[0].state is DraftLinkState.READY
+        loop_thread.loop.call_soon_threadsafe(proxy.cable.clear)
+
+        def drafted_again() -> bool:
+            again = running.generate(request, IMPATIENT)
+            assert again.token_ids == expected
+            return num_accepted([again]) > 0
+
+        wait_until(drafted_again)
+
+
+class OneTrick(AdversarialDrafter):
+    """Plays one trick, in turn with well-formed nonsense."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(seed=3)
+        self._repertoire = [name, "wrong_tokens"]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_drafter_that_breaks_a_rule_changes_nothing(
+    name: str, loop_thread: LoopThread, pair: ModelPair, work: Workload
+) -> None:
+    drafter = OneTrick(name)
+    with (
+        loop_thread.entered(serving(drafter)) as hostile,
+        target(loop_thread, pair.target, drafts=[hostile.address]) as running,
+    ):
+        completions = running.generate_together(work.requests[:4], IMPATIENT)
+        assert [outcome(each) for each in completions] == work.plain[:4]
+        assert drafter.attacks[name] > 0
+        assert drafter.num_proposed > 0
+        running.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("greeting", "reason"),
+    [
+        (Greeting.WRONG_VERSION, "version 9999"),
+        (Greeting.NOT_A_WELCOME, "not a welcome"),
+    ],
+)
+def test_a_drafter_with_a_wrong_greeting_is_refused_and_the_reason_is_told(
+    greeting: Greeting, reason: str, loop_thread: LoopThread, pair: ModelPair, work: Workload
+) -> None:
+    with (
+        loop_thread.entered(serving(AdversarialDrafter(greeting=greeting))) as hostile,
+        target(loop_thread, pair.target, drafts=[hostile.address], wait_for_links=False) as running,
+    ):
+        assert_refused(running, reason)
+        completion = running.generate(work.requests[0], SYNCHRONOUS)
+        assert outcome(completion) == work.plain[0]
+        assert completion.speculation.num_draft_tokens == 0
+
+
+def test_a_drafter_with_another_tokenizer_is_refused_and_the_other_one_drafts(
+    loop_thread: LoopThread,
+    pair: ModelPair,
+    reference: Reference,
+    perfect_draft: RunningDrafter,
+    work: Workload,
+    tmp_path: Path,
+) -> None:
+    foreign = byte_tokenizer("some other text, from which other merges are learnt " * 9)
+    save(reference.model, foreign, tmp_path)
+    with (
+        draft_service(loop_thread, model_drafter(tmp_path)) as unfit,
+        target(
+            loop_thread,
+            pair.target,
+            drafts=[unfit.address, perfect_draft.address],
+            wait_for_links=False,
+        ) as running,
+    ):
+        running.wait_for_links(DraftLinkState.REFUSED, DraftLinkState.READY)
+        assert "tokenizer" in running.client.server_info().draft_links[0].reason
+        completions = running.generate_together(work.requests, SYNCHRONOUS)
+        assert [outcome(each) for each in completions] == work.plain
+        assert num_accepted(completions) > 0
+
+
+def assert_refused(running: RunningTarget, reason: str) -> None:
+    """The one link ends up refused, and `GetServerInfo` says why."""
+    running.wait_for_links(DraftLinkState.REFUSED)
+    (link,) = running.client.server_info().draft_links
+    assert reason in link.reason
+    assert link.num_sessions == 0
