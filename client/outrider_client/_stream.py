@@ -169,10 +169,12 @@ class Stream:
         self, timeout: float | None, request_id: str
     ) -> generation_pb2.GenerateResponse:
         self._request_id = request_id
+        if self._cancelled:  # while waiting for this try
+            raise cancelled_by_caller(request_id)
         call = self._call = self._dial(timeout, request_id)
+        if self._cancelled:  # by another thread, before there was a call to cancel
+            call.cancel()
         try:
-            if self._cancelled:  # by another thread, before there was a call to cancel
-                raise cancelled_by_caller(request_id)
             return next(call)
         except StopIteration:
             raise ended_early(request_id) from None

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from client.fake_server import Failure, FakeServer
-from client.twins import Twin
+from client.twins import Twin, enter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outrider_client import (
@@ -190,3 +190,27 @@ def test_a_lasting_error_ends_the_tries(error: OutriderError) -> None:
 def test_a_cancellation_nobody_asked_for_is_worth_another_try() -> None:
     error = RequestCancelledError("x", code=grpc.StatusCode.CANCELLED)
     assert attempts(1).delay(error) is not None
+
+
+async def test_a_stream_cancelled_between_tries_is_not_tried_again(
+    connect: Callable[..., Any], server: FakeServer
+) -> None:
+    streams: list[Any] = []
+
+    class CancelAndWait:
+        """Somebody cancels while the client waits; answers as either kind of sleep."""
+
+        def __call__(self, _: float) -> CancelAndWait:
+            streams[0].cancel()
+            return self
+
+        def __await__(self) -> Any:
+            yield from ()
+
+    server.failures.append(UNAVAILABLE)
+    async with connect(server.address, sleep=CancelAndWait()) as twin:
+        stream = twin.client.stream("x")
+        streams.append(stream)
+        with pytest.raises(RequestCancelledError):
+            await enter(stream)
+    assert len(server.received) == 1

@@ -86,3 +86,11 @@ class AsyncTwin:
     async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[AsyncTwinStream]:
         async with self.client.stream(*args, **kwargs) as stream:
             yield AsyncTwinStream(stream)
+
+
+async def enter(stream: Stream | AsyncStream) -> None:
+    """Enters a stream of either kind, without leaving it."""
+    if isinstance(stream, AsyncStream):
+        await stream.__aenter__()
+    else:
+        await asyncio.to_thread(stream.__enter__)

@@ -141,6 +141,11 @@ class _Servicer(draft_pb2_grpc.DraftServiceServicer):
             finally:
                 call.cancel()
 
+    async def Describe(self, request: Any, context: Any) -> draft_pb2.DescribeResponse:
+        async with grpc.aio.insecure_channel(self._upstream) as channel:
+            stub: draft_pb2_grpc.DraftServiceAsyncStub = draft_pb2_grpc.DraftServiceStub(channel)
+            return await stub.Describe(request)
+
 
 async def _played(
     request_iterator: Any, call: Any, script: Script

@@ -35,7 +35,11 @@ class ModelPair(NamedTuple):
 
 
 def byte_tokenizer(corpus: str = _CORPUS) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `VOCAB_SIZE` entries, some of them pieces of characters or words."""
+    """A byte-level BPE of `VOCAB_SIZE` entries, some of them pieces of characters or words.
+
+    Args:
+        corpus: Where the pieces are learnt; needs to have enough of them.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -196,7 +197,10 @@ def test_the_sessions_of_a_dead_drafter_move_to_another(rig: Rig) -> None:
     def dies_for_good(link: int) -> Script:
         return DiesAfter(Death.CUT, num_responses=0 if link else 6)
 
-    requests = [case.request for case in cases(8, seed=7)]
+    requests = [
+        replace(case.request, options={**case.request.options, "num_assistant_tokens": 3})
+        for case in cases(8, seed=7)
+    ]
     with (
         rig.loop_thread.entered(link_proxy(rig.draft.address, dies_for_good)) as mortal,
         rig.loop_thread.entered(link_proxy(rig.draft.address)) as survivor,

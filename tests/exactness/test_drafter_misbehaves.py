@@ -39,6 +39,12 @@ IMPATIENT = SpeculationConfig(pacing="synchronous", draft_timeout_ms=50, report_
 
 NO_STALL = 20.0
 
+FOREIGN_CORPUS = """
+Whoever hath her wish, thou hast thy Will, and Will to boot, and Will in overplus;
+More than enough am I that vex thee still, to thy sweet will making addition thus.
+Wilt thou, whose will is large and spacious, not once vouchsafe to hide my will in thine?
+"""
+
 
 class Late(Script):
     """Every answer comes when the target has asked for the next one: always too late."""
@@ -202,8 +208,8 @@ def test_a_drafter_that_breaks_a_rule_changes_nothing(
         loop_thread.entered(serving(drafter)) as hostile,
         target(loop_thread, pair.target, drafts=[hostile.address]) as running,
     ):
-        completions = running.generate_together(work.requests[:4], IMPATIENT)
-        assert [outcome(each) for each in completions] == work.plain[:4]
+        completions = running.generate_together(work.requests[:2], IMPATIENT)
+        assert [outcome(each) for each in completions] == work.plain[:2]
         assert drafter.attacks[name] > 0
         assert drafter.num_proposed > 0
         running.assert_nothing_left()
@@ -237,7 +243,7 @@ def test_a_drafter_with_another_tokenizer_is_refused_and_the_other_one_drafts(
     work: Workload,
     tmp_path: Path,
 ) -> None:
-    foreign = byte_tokenizer("some other text, from which other merges are learnt " * 9)
+    foreign = byte_tokenizer(FOREIGN_CORPUS)
     save(reference.model, foreign, tmp_path)
     with (
         draft_service(loop_thread, model_drafter(tmp_path)) as unfit,

@@ -122,12 +122,12 @@ def test_more_ties_than_any_window_are_all_kept() -> None:
 
 def test_scores_that_only_the_temperature_makes_equal_are_ties() -> None:
     """top_k compares tempered scores, and dividing rounds neighbouring floats to one."""
-    temperature = 1.7
-    high = torch.tensor(5.0)
-    while not high / temperature == (low := high.nextafter(torch.tensor(0.0))) / temperature:
-        high = low
+    temperature = 0.6
+    floats = torch.arange(64) * 2.0**-21 + 5  # neighbours, every one
+    equal = floats[1:] / temperature == floats[:-1] / temperature
+    low = int(equal.nonzero()[0])
     logits = random_rows(1, 3000).clamp(max=4)
-    logits[0, 1000], logits[0, 2000] = high, low
+    logits[0, 1000], logits[0, 2000] = floats[low + 1], floats[low]
     one = group(SamplingParameters(do_sample=True, top_k=1, temperature=temperature))
     kept = (processed_scores(logits, [one]) > -math.inf).nonzero()[:, 1]
     assert kept.tolist() == [1000, 2000]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from service.asking import LOOKUP, Answer, ask, collect
 from service.harness import PATIENCE, Caller, RunningService, settings_for
 from service.refusals import Refusal, refusal
 from service.tiny_folder import ids_of
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 SECRET = "/etc/secret: no such file"
@@ -127,7 +127,7 @@ def test_a_fault_in_one_request_ends_that_request_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     breakage(monkeypatch, service)
-    with capture_logs() as lines:
+    with capture_logs(processors=[merge_contextvars]) as lines:
         with service.gate.held():
             calls = [caller.open(request) for request in COMPANY]
             for call in calls:
@@ -236,4 +236,3 @@ def test_a_service_with_a_dead_engine_is_not_healthy_and_takes_nothing_new(
         got = refusal(lambda: next(caller.open(ask(max_new_tokens=2))))
         assert got.code is grpc.StatusCode.UNAVAILABLE
         assert not service.serving.engine.alive
-    assert threading.active_count() >= 1

@@ -1,0 +1,128 @@
+"""A draft service in a process of its own, killed, restarted, and stopped in its tracks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from exactness.loop_thread import LoopThread
+from exactness.model_pairs import ModelPair
+from exactness.reference import Reference
+from exactness.running import (
+    SYNCHRONOUS,
+    Request,
+    RunningTarget,
+    num_accepted,
+    target,
+    wait_until,
+)
+from outrider_client import DraftLinkState, GenerationConfig, SpeculationConfig
+from outrider_demo.processes import Service
+
+REQUEST = Request(
+    [2, 7, 1, 8, 2, 8],
+    {
+        "max_new_tokens": 60,
+        "num_assistant_tokens": 3,
+        "num_assistant_tokens_schedule": "constant",
+        "assistant_confidence_threshold": 0.0,
+    },
+)
+NUM_TOKENS = 60
+
+DRAFT_TIMEOUT_MS = 200
+LONGEST_GAP = 5.0
+"""Seconds between two chunks: three waits in vain, and much patience with a busy machine."""
+
+
+def draft_process(pair: ModelPair, port: int = 0) -> Service:
+    """A draft service on a port, to be started."""
+    return Service(
+        "outrider_draft",
+        ["--model", str(pair.draft), "--dtype", "float64", "--port", str(port)],
+    )
+
+
+@pytest.fixture
+def process(pair: ModelPair) -> Iterator[Service]:
+    with draft_process(pair) as running:
+        yield running
+
+
+@pytest.fixture
+def fed_target(
+    loop_thread: LoopThread, pair: ModelPair, process: Service
+) -> Iterator[RunningTarget]:
+    with target(loop_thread, pair.target, drafts=[process.address]) as running:
+        yield running
+
+
+@pytest.fixture
+def expected(reference: Reference) -> list[int]:
+    return reference.greedy(REQUEST.prompt, {"max_new_tokens": NUM_TOKENS})
+
+
+def test_a_killed_and_restarted_draft_service_is_used_again_in_the_same_stream(
+    process: Service, fed_target: RunningTarget, pair: ModelPair, expected: list[int]
+) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        fed_target.gate.close_after(5)
+        future = thread.submit(fed_target.generate, REQUEST, SYNCHRONOUS)
+        fed_target.gate.wait_until_held()
+        process.kill()
+        fed_target.wait_for_links(DraftLinkState.CONNECTING)
+        # A few rounds without it, and the rest with its successor.
+        fed_target.gate.close_after(5)
+        fed_target.gate.wait_until_held()
+        with draft_process(pair, int(process.address.rpartition(":")[2])) as successor:
+            assert successor.address == process.address
+            fed_target.wait_for_links()
+            fed_target.gate.open()
+            completion = future.result()
+    assert completion.token_ids == expected
+    rounds = [each.num_draft_tokens for each in completion.speculation.rounds]
+    before, without, after = rounds[:5], rounds[6:10], rounds[11:]
+    assert sum(before) > 0
+    assert sum(without) == 0
+    assert sum(after) > 0
+    assert completion.speculation.num_accepted_tokens > 0
+    fed_target.assert_nothing_left()
+
+
+def test_a_draft_service_that_is_stopped_stalls_nobody_and_is_used_again_when_it_goes_on(
+    process: Service, fed_target: RunningTarget, expected: list[int]
+) -> None:
+    impatient = SpeculationConfig(pacing="synchronous", draft_timeout_ms=DRAFT_TIMEOUT_MS)
+    token_ids: list[int] = []
+    drafted: list[bool] = []
+    longest_gap = 0.0
+    config = GenerationConfig(**REQUEST.options)
+    with fed_target.client.stream(list(REQUEST.prompt), config, speculation=impatient) as stream:
+        try:
+            last = time.monotonic()
+            for number, chunk in enumerate(stream):
+                now = time.monotonic()
+                longest_gap = max(longest_gap, now - last)
+                last = now
+                token_ids += chunk.token_ids
+                drafted += chunk.drafted
+                if number == 3:
+                    os.kill(process.pid, signal.SIGSTOP)
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+    assert token_ids == expected
+    assert len(token_ids) == NUM_TOKENS
+    assert any(drafted)
+    assert longest_gap < LONGEST_GAP
+
+    def drafts_again() -> bool:
+        again = fed_target.generate(REQUEST, impatient)
+        assert again.token_ids == expected
+        return num_accepted([again]) > 0
+
+    wait_until(drafts_again)
+    fed_target.assert_nothing_left()
