@@ -172,6 +172,7 @@ REFUSED: Mapping[str, Mapping[str, Any]] = {
         "max_position_embeddings": MAX_POSITIONS,
         "is_decoder": True,
     },
+    "roberta": {**_NO_GROUPS, "is_decoder": True},
     "gptj": {**_GPT2, "rotary_dim": 8},
     "codegen": {**_GPT2, "rotary_dim": 8},
     "gpt_neo": {

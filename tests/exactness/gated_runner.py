@@ -15,37 +15,37 @@ class Gate:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._left: int | None = None
+        self._left: int | None = None  # forwards that may pass; None: all
         self._held = False
 
     def close_after(self, num_forwards: int) -> None:
-        """Hold the engine before the forward after this many."""
-        with self._changed:
-            self._left = num_forwards
+        """Hold the engine before the forward after this many; one held already goes on till then."""
+        self._set(num_forwards)
+
+    def open(self) -> None:
+        """Let everything pass again."""
+        self._set(None)
 
     def wait_until_held(self) -> None:
         """Wait until the engine stands at the gate."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._held, PATIENCE), "the engine did not come"
 
-    def open(self) -> None:
-        """Let everything pass again."""
-        with self._changed:
-            self._left = None
-            self._changed.notify_all()
-
     def pass_through(self) -> None:
         """Called by the engine before each forward."""
         with self._changed:
-            if self._left is None:
-                return
-            if self._left > 0:
+            if self._left == 0:
+                self._held = True
+                self._changed.notify_all()
+                assert self._changed.wait_for(lambda: self._left != 0, PATIENCE), "nobody opened"
+            if self._left is not None:
                 self._left -= 1
-                return
-            self._held = True
-            self._changed.notify_all()
-            assert self._changed.wait_for(lambda: self._left is None, PATIENCE), "nobody opened"
+
+    def _set(self, left: int | None) -> None:
+        with self._changed:
+            self._left = left
             self._held = False
+            self._changed.notify_all()
 
 
 class GatedRunner(RaggedRunner):

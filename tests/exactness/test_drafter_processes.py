@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -24,7 +24,7 @@ from outrider_client import DraftLinkState, GenerationConfig, SpeculationConfig
 from outrider_demo.processes import Service
 
 REQUEST = Request(
-    [2, 7, 1, 8, 2, 8],
+    [7, 8, 9] * 5,
     {
         "max_new_tokens": 60,
         "num_assistant_tokens": 3,
@@ -39,17 +39,28 @@ LONGEST_GAP = 5.0
 """Seconds between two chunks: three waits in vain, and much patience with a busy machine."""
 
 
-def draft_process(pair: ModelPair, port: int = 0) -> Service:
+def draft_process(flags: Sequence[str], port: int = 0) -> Service:
     """A draft service on a port, to be started."""
-    return Service(
-        "outrider_draft",
-        ["--model", str(pair.draft), "--dtype", "float64", "--port", str(port)],
-    )
+    return Service("outrider_draft", [*flags, "--port", str(port)])
+
+
+@pytest.fixture(
+    params=[
+        "prompt lookup",
+        # The same with a model; starting it twice takes long.
+        pytest.param("draft model", marks=pytest.mark.slow),
+    ]
+)
+def flags(request: pytest.FixtureRequest, pair: ModelPair) -> list[str]:
+    """Which draft service runs."""
+    if request.param == "prompt lookup":
+        return ["--method", "prompt-lookup"]
+    return ["--model", str(pair.draft), "--dtype", "float64"]
 
 
 @pytest.fixture
-def process(pair: ModelPair) -> Iterator[Service]:
-    with draft_process(pair) as running:
+def process(flags: list[str]) -> Iterator[Service]:
+    with draft_process(flags) as running:
         yield running
 
 
@@ -67,7 +78,7 @@ def expected(reference: Reference) -> list[int]:
 
 
 def test_a_killed_and_restarted_draft_service_is_used_again_in_the_same_stream(
-    process: Service, fed_target: RunningTarget, pair: ModelPair, expected: list[int]
+    process: Service, flags: list[str], fed_target: RunningTarget, expected: list[int]
 ) -> None:
     with ThreadPoolExecutor(1) as thread:
         fed_target.gate.close_after(5)
@@ -78,7 +89,7 @@ def test_a_killed_and_restarted_draft_service_is_used_again_in_the_same_stream(
         # A few rounds without it, and the rest with its successor.
         fed_target.gate.close_after(5)
         fed_target.gate.wait_until_held()
-        with draft_process(pair, int(process.address.rpartition(":")[2])) as successor:
+        with draft_process(flags, int(process.address.rpartition(":")[2])) as successor:
             assert successor.address == process.address
             fed_target.wait_for_links()
             fed_target.gate.open()

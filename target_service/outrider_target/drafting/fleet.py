@@ -83,14 +83,19 @@ class DraftFleet:
             session.detach()
 
     def handle(self, event: LinkEvent) -> None:
-        """Take in what a link reports."""
+        """Take in what a link reports. A fault here costs the link, never the round."""
         link = self.links[event.link]
-        if isinstance(event, LinkUp):
-            self._link_up(link, event)
-        elif isinstance(event, LinkDown):
+        try:
+            if isinstance(event, LinkUp):
+                self._link_up(link, event)
+            elif isinstance(event, LinkDown):
+                self._link_down(link)
+            elif link.up:
+                self._take_frame(link, event)
+        except Exception:
+            log.exception("draft_link_faulted", link=link.index)
+            link.expel("a fault in handling its frames")
             self._link_down(link)
-        elif link.up:
-            self._take_frame(link, event)
 
     def flush(self) -> None:
         """Send each link its updates of the round, as one frame."""

@@ -84,7 +84,7 @@ class DraftLink:
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else None
         self._loop = asyncio.get_running_loop()
         self._frames: asyncio.Queue[draft_pb2.SpeculateRequest] = asyncio.Queue()
-        self._expulsion: asyncio.Future[str] = self._loop.create_future()
+        self._ending: asyncio.Future[Exception] = self._loop.create_future()
         self._index = -1
         self._report: Callable[[LinkEvent], None] = lambda _: None
         self._task: asyncio.Task[None] | None = None
@@ -114,17 +114,19 @@ class DraftLink:
 
     def expel(self, reason: str) -> None:
         """Close the link for a while because the drafter misbehaves. Any thread."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._end_with, Refused(reason))
 
-        def resolve() -> None:
-            if not self._expulsion.done():
-                self._expulsion.set_result(reason)
-
-        self._loop.call_soon_threadsafe(resolve)
+    def _end_with(self, why: Exception) -> None:
+        if not self._ending.done():
+            self._ending.set_result(why)
 
     def _enqueue(self, updates: Sequence[Update]) -> None:
         if self.status is not LinkStatus.READY:
             return  # the engine hears of it, and opens its sessions again later
         self._frames.put_nowait(wire.frame(updates))
+        if self._frames.qsize() > _MAX_QUEUED_FRAMES:
+            self._end_with(TimeoutError("the drafter does not read"))
 
     async def _run(self) -> None:
         """Connect again and again; every end of a connection is reported once."""
@@ -139,6 +141,9 @@ class DraftLink:
                 self._down(LinkStatus.REFUSED, str(refusal))
             except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError) as fault:
                 self._down(LinkStatus.CONNECTING, _describe(fault))
+            except Exception as fault:  # a bug here must not cost the link for good
+                log.exception("draft_link_failed", address=self.address)
+                self._down(LinkStatus.CONNECTING, _describe(fault))
             if time.monotonic() - connected_at > _MAX_BACKOFF:
                 backoff = _FIRST_BACKOFF  # it worked for a while: come back quickly
             if self.status is LinkStatus.REFUSED:
@@ -149,7 +154,7 @@ class DraftLink:
             await asyncio.sleep(pause)
 
     async def _connect_and_serve(self) -> None:
-        self._expulsion = self._loop.create_future()
+        self._ending = self._loop.create_future()
         async with self._channel() as channel:
             stub = draft_pb2_grpc.DraftServiceStub(channel)
             call = stub.Speculate(metadata=self._metadata)
@@ -176,7 +181,7 @@ class DraftLink:
         ways = {
             asyncio.ensure_future(self._send(call)),
             asyncio.ensure_future(self._receive(call)),
-            asyncio.ensure_future(self._obey_expulsion()),
+            asyncio.ensure_future(self._end_when_told()),
         }
         try:
             done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -189,10 +194,7 @@ class DraftLink:
 
     async def _send(self, call: LinkCall) -> None:
         while True:
-            frame = await self._frames.get()
-            if self._frames.qsize() > _MAX_QUEUED_FRAMES:
-                raise TimeoutError("the drafter does not read")
-            await call.write(frame)
+            await call.write(await self._frames.get())
 
     async def _receive(self, call: LinkCall) -> None:
         while True:
@@ -201,8 +203,8 @@ class DraftLink:
                 raise _end(await call.code(), await call.details())
             self._report(wire.link_frame(self._index, message))
 
-    async def _obey_expulsion(self) -> None:
-        raise Refused(await self._expulsion)
+    async def _end_when_told(self) -> None:
+        raise await self._ending
 
     def _up(self, message: draft_pb2.SpeculateResponse) -> None:
         """Check the welcome and tell the engine."""
