@@ -21,7 +21,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--package", type=Path, default=PACKAGE, help="the folder to write into")
     parser.add_argument("--target-minutes", default="84")
-    parser.add_argument("--draft-minutes", default="19")
+    parser.add_argument("--draft-minutes", default="17.5", help="of the draft on the text alone")
+    parser.add_argument("--distil-minutes", default="19", help="of the draft against the target")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--compile", action="store_true", help="needs a C++ compiler")
     options = parser.parse_args()
@@ -32,7 +33,8 @@ def main() -> None:
     run("tokenizer.py", target, draft)
     for name, out, minutes, more in (
         ("target", target, options.target_minutes, []),
-        ("draft", draft, options.draft_minutes, ["--teacher", target]),
+        ("draft", draft, options.draft_minutes, []),
+        ("draft", draft, options.distil_minutes, ["--init", draft, "--teacher", target]),
     ):
         places = ["--out", out, "--tokenizer", target, "--minutes", minutes]
         run("train.py", name, *places, *more, *flags)

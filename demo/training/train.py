@@ -71,17 +71,20 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(models.SHAPES))
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
+    parser.add_argument("--init", type=Path, help="folder of the model to start from")
     parser.add_argument("--teacher", type=Path, help="folder of the model to distil from")
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="needs a C++ compiler")
     options = parser.parse_args()
 
-    torch.manual_seed(SEED)
+    seed = SEED + (options.init is not None)
+    torch.manual_seed(seed)
     torch.set_num_threads(options.threads)
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(seed)
     training, held_out = data.parts(options.tokenizer)
-    model = models.build(options.name)
+    model = models.load(options.init) if options.init else models.build(options.name)
+    model.train()
     teacher = models.load(options.teacher) if options.teacher else None
     step_loss = torch.compile(loss, dynamic=False) if options.compile else loss
     stepping = optimisers(model)

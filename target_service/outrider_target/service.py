@@ -14,7 +14,7 @@ import torch
 from outrider.v1 import draft_pb2, generation_pb2_grpc
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 from outrider_runtime.errors import StartupError
-from outrider_runtime.listening import join_address
+from outrider_runtime.listening import check_address, join_address
 from outrider_runtime.metrics import CallMetrics, MetricsExporter, new_registry
 from outrider_runtime.model.loader import LoadedModel, load
 from outrider_runtime.model.runner import RaggedRunner
@@ -55,6 +55,8 @@ class TargetService:
     settings: TargetSettings
     port: int = 0
     """The bound port, once started."""
+    metrics_port: int | None = None
+    """The bound port of the metrics page, once started and if there is one."""
     serving: Serving | None = None
     _server: GrpcServer | None = None
     _resources: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -105,6 +107,7 @@ class TargetService:
     async def _start(self) -> None:
         settings = self.settings
         self._loop = asyncio.get_running_loop()
+        check_address(settings.server.host, settings.server.port)  # before minutes of loading
         if settings.model.threads is not None:
             torch.set_num_threads(settings.model.threads)
         loaded = await asyncio.to_thread(
@@ -131,8 +134,9 @@ class TargetService:
             exporter = MetricsExporter(
                 registry, host=settings.server.host, port=settings.metrics_port
             )
-            exporter.start()
+            self.metrics_port = exporter.start()
             self._resources.callback(exporter.stop)
+            log.info("metrics_served", host=settings.server.host, port=self.metrics_port)
         self.port = await self._server.start()
         self._server.set_serving(True)
 

@@ -49,7 +49,7 @@ class DecodingStrategy(Protocol):
 
 def select_own_tokens(logits: torch.Tensor, groups: Sequence[RowGroup]) -> list[list[int]]:
     """The target's own token for each row, greedy or sampled, split by group."""
-    token_ids = iter(select_tokens(logits, groups).token_ids)
+    token_ids = iter(select_tokens(logits, groups, with_log_probs=False).token_ids)
     return [[next(token_ids) for _ in range(group.num_rows)] for group in groups]
 
 

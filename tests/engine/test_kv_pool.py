@@ -132,7 +132,7 @@ class PoolAgainstPlainLists(RuleBasedStateMachine):
 
 TestPoolAgainstPlainLists = PoolAgainstPlainLists.TestCase
 TestPoolAgainstPlainLists.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None
+    max_examples=80, stateful_step_count=40, deadline=None
 )
 
 

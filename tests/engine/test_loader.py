@@ -196,6 +196,18 @@ def test_a_model_that_cannot_be_served_is_refused_in_one_clear_line(
     assert len(str(caught.value)) < 500
 
 
+def test_even_an_error_that_nobody_foresaw_is_one_line(
+    saved_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("half\na surprise")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(StartupError, match=r"tiny-llama cannot be loaded: .*half") as caught:
+        load(str(saved_llama), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
 def test_weights_beyond_the_config_are_reported(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -146,7 +146,7 @@ def random_schedule(name: str, data: st.DataObject) -> None:
             assert logits.shape == (0, runner.vocab_size)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_any_schedule_gives_the_logits_of_one_sequence_at_a_time(

@@ -15,7 +15,7 @@ from outrider_runtime.model.kv_storage import KVStorage
 from outrider_runtime.model.runner import RaggedRunner, SequenceRows
 from outrider_runtime.model.self_check import self_check
 from outrider_runtime.model.support import UnsupportedModel, check_config, check_supported
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 REASONS = {
     "mamba": "layers other than full and sliding attention",
@@ -58,10 +58,12 @@ def test_supported_architectures_pass_both_checks_and_keep_their_attention(name:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_go_wrong_is_refused_in_one_line_with_name_and_reason(name: str) -> None:
-    model = build_tiny(name)
-    with pytest.raises(UnsupportedModel, match=REASONS[name]) as caught:
+    def check(model: PreTrainedModel) -> None:
         check_supported(model)
         self_check(model)
+
+    with pytest.raises(UnsupportedModel, match=REASONS[name]) as caught:
+        check(build_tiny(name))
     assert repr(name) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, StartupError)

@@ -19,7 +19,7 @@ class Gate:
         self._held = False
 
     def close_after(self, num_forwards: int) -> None:
-        """Hold the engine before the forward after this many; one held already goes on till then."""
+        """Hold the engine before the forward after this many; held now, it goes on till then."""
         self._set(num_forwards)
 
     def open(self) -> None:

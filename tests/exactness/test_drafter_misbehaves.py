@@ -196,7 +196,7 @@ class OneTrick(AdversarialDrafter):
 
     def __init__(self, name: str) -> None:
         super().__init__(seed=3)
-        self._repertoire = [name, "wrong_tokens"]
+        self.repertoire = [name, "wrong_tokens"]
 
 
 @pytest.mark.parametrize("name", ATTACKS)

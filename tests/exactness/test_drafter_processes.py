@@ -107,28 +107,31 @@ def test_a_killed_and_restarted_draft_service_is_used_again_in_the_same_stream(
 def test_a_draft_service_that_is_stopped_stalls_nobody_and_is_used_again_when_it_goes_on(
     process: Service, fed_target: RunningTarget, expected: list[int]
 ) -> None:
-    impatient = SpeculationConfig(pacing="synchronous", draft_timeout_ms=DRAFT_TIMEOUT_MS)
-    token_ids: list[int] = []
-    drafted: list[bool] = []
-    longest_gap = 0.0
+    impatient = SpeculationConfig(
+        pacing="synchronous", draft_timeout_ms=DRAFT_TIMEOUT_MS, report_rounds=True
+    )
     config = GenerationConfig(**REQUEST.options)
+    gaps: list[float] = []
+    fed_target.gate.close_after(5)
     with fed_target.client.stream(list(REQUEST.prompt), config, speculation=impatient) as stream:
         try:
             last = time.monotonic()
-            for number, chunk in enumerate(stream):
-                now = time.monotonic()
-                longest_gap = max(longest_gap, now - last)
-                last = now
-                token_ids += chunk.token_ids
-                drafted += chunk.drafted
+            for number, _ in enumerate(stream):
                 if number == 3:
                     os.kill(process.pid, signal.SIGSTOP)
+                    fed_target.gate.open()
+                now = time.monotonic()
+                gaps.append(now - last)
+                last = now
         finally:
             os.kill(process.pid, signal.SIGCONT)
-    assert token_ids == expected
-    assert len(token_ids) == NUM_TOKENS
-    assert any(drafted)
-    assert longest_gap < LONGEST_GAP
+    # It came to its end while the drafter stood still.
+    completion = stream.final
+    assert completion.token_ids == expected
+    rounds = [each.num_draft_tokens for each in completion.speculation.rounds]
+    assert sum(rounds[:4]) > 0
+    assert sum(rounds[8:]) == 0
+    assert max(gaps) < LONGEST_GAP
 
     def drafts_again() -> bool:
         again = fed_target.generate(REQUEST, impatient)

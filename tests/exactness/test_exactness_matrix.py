@@ -106,7 +106,8 @@ def test_a_draft_model_changes_nothing(drafted_target: RunningTarget, work: Work
 def test_the_company_in_the_batch_changes_nothing(
     drafted_target: RunningTarget, work: Workload
 ) -> None:
-    completions = serve(drafted_target, work, together=False)
+    some = Workload(work.cases[1::2], work.plain[1::2])
+    completions = serve(drafted_target, some, together=False)
     assert num_accepted(completions) > 0
 
 

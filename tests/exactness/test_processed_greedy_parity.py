@@ -22,8 +22,8 @@ from exactness.running import (
 )
 from outrider_client import SpeculationConfig
 
-NUM_TOKENS = 24
-PROMPTS = [*random_prompts(3, seed=5), [7]]
+NUM_TOKENS = 20
+PROMPTS = [*random_prompts(2, seed=5), [7]]
 
 Options = Mapping[str, Any]
 Make = Callable[[Sequence[int]], Options]
@@ -41,7 +41,7 @@ BITING: dict[str, Make] = {
     "begin_suppress_tokens": lambda plain: {"begin_suppress_tokens": [plain[0]]},
     "eos_token_id": lambda plain: {"eos_token_id": [plain[6], plain[9]]},
     "min_new_tokens": lambda plain: {"eos_token_id": plain[3], "min_new_tokens": 12},
-    "min_length": lambda plain: {"eos_token_id": [plain[3]], "min_length": 20},
+    "min_length": lambda plain: {"eos_token_id": [plain[3]], "min_length": 15},
     "forced_eos_token_id": lambda plain: {"eos_token_id": 319, "forced_eos_token_id": 319},
     "forced_eos_token_id_list": lambda plain: {"forced_eos_token_id": [318, 317]},
     "exponential_decay_length_penalty": lambda plain: {
@@ -71,12 +71,16 @@ NEUTRAL: dict[str, Make] = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain(reference: Reference) -> list[list[int]]:
+    return [reference.greedy(prompt, {"max_new_tokens": NUM_TOKENS}) for prompt in PROMPTS]
+
+
 @pytest.mark.parametrize("name", [*BITING, *NEUTRAL])
 def test_an_option_does_what_it_does_in_generate(
-    name: str, drafted_target: RunningTarget, reference: Reference
+    name: str, drafted_target: RunningTarget, reference: Reference, plain: list[list[int]]
 ) -> None:
     make = BITING.get(name) or NEUTRAL[name]
-    plain = [reference.greedy(prompt, {"max_new_tokens": NUM_TOKENS}) for prompt in PROMPTS]
     requests = [
         Request(prompt, given({"max_new_tokens": NUM_TOKENS, **make(plainly)}))
         for prompt, plainly in zip(PROMPTS, plain, strict=True)
@@ -104,12 +108,14 @@ def test_a_forced_first_token_comes_as_in_generate(
 
 
 def test_a_stop_string_ends_the_text_where_generate_ends_it(
-    drafted_target: RunningTarget, reference: Reference, pair: ModelPair
+    drafted_target: RunningTarget,
+    reference: Reference,
+    pair: ModelPair,
+    plain: list[list[int]],
 ) -> None:
     completions = []
-    for prompt in PROMPTS:
-        plain = reference.greedy(prompt, {"max_new_tokens": NUM_TOKENS})
-        text = longest_clean_piece(pair.tokenizer.decode(plain[2:16]))
+    for prompt, token_ids in zip(PROMPTS, plain, strict=True):
+        text = longest_clean_piece(pair.tokenizer.decode(token_ids[2:16]))
         options = {"max_new_tokens": NUM_TOKENS, "stop_strings": [text, "not to be found"]}
         expected = reference.greedy(prompt, options, pair.tokenizer)
         completions.append(drafted_target.generate(Request(prompt, options), SYNCHRONOUS))

@@ -99,9 +99,16 @@ def assert_same_rounds(
     return seen
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.4])
-@pytest.mark.parametrize("schedule", ["constant", "heuristic", "heuristic_transient"])
-@pytest.mark.parametrize("window", [1, 5])
+@pytest.mark.parametrize(
+    ("window", "schedule", "threshold"),
+    [
+        (1, "constant", 0.0),
+        (1, "heuristic", 0.4),
+        (5, "constant", 0.4),
+        (5, "heuristic", 0.0),
+        (5, "heuristic_transient", 0.2),
+    ],
+)
 def test_a_tiny_pair_goes_round_as_in_transformers(
     tiny: Assistance, window: int, schedule: str, threshold: float
 ) -> None:
@@ -120,7 +127,7 @@ def test_the_shipped_pair_goes_round_as_in_transformers(
     shipped: Assistance, window: int, schedule: str, threshold: float
 ) -> None:
     assert_same_rounds(
-        shipped, window=window, schedule=schedule, threshold=threshold, num_tokens=32
+        shipped, window=window, schedule=schedule, threshold=threshold, num_tokens=24
     )
 
 

@@ -94,6 +94,7 @@ def test_an_infinite_score_wins_when_greedy_and_cannot_be_sampled(kind: str) -> 
     logits[0, 7] = math.inf
     if kind == "greedy":
         assert select_tokens(logits, [group(GREEDY)]) == ([7], [0.0])
+        assert select_tokens(logits, [group(GREEDY)], with_log_probs=False) == ([7], [])
     else:
         with pytest.raises(InvalidScores, match="infinite"):
             select_tokens(logits, [group(KINDS[kind])])
@@ -181,6 +182,14 @@ def test_ids_beyond_the_vocabulary_are_ignored_where_they_cannot_be_chosen() -> 
         [1, 4],
         [1, 39],
     ]
+
+
+def test_log_probabilities_may_be_left_out() -> None:
+    logits = random_rows(8, 300)
+    groups = [group(parameters, rows=2) for parameters in KINDS.values()]
+    chosen = select_tokens(logits, groups, with_log_probs=False)
+    assert chosen.log_probs == []
+    assert chosen.token_ids == select_tokens(logits, groups).token_ids
 
 
 def test_rows_and_groups_must_add_up() -> None:

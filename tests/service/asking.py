@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from outrider.v1 import generation_pb2 as pb
 from outrider.v1 import speculation_pb2
 from outrider_contract.generation_config import from_json_dict
 from service.tiny_folder import ids_of
+
+Config = dict[str, Any]
+"""Fields of GenerationConfig in transformers' JSON form."""
 
 PLAIN = speculation_pb2.SpeculationConfig(enabled=False)
 LOOKUP = speculation_pb2.SpeculationConfig(method=speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP)
@@ -25,7 +29,7 @@ def ask(
     request_id: str = "",
     skip_special_tokens: bool | None = None,
     clear: Iterable[str] = ENDLESS,
-    **config: object,
+    **config: Any,
 ) -> pb.GenerateRequest:
     """A request; `config` are fields of GenerationConfig in transformers' JSON form."""
     message = from_json_dict(config)
@@ -45,7 +49,7 @@ def ask(
     return request
 
 
-def emitting(text: str, *, after: str = "") -> dict[str, object]:
+def emitting(text: str, *, after: str = "") -> Config:
     """Fields that make any model write `text` over and over.
 
     Args:

@@ -136,23 +136,15 @@ class RunningService:
         return self._service.serving
 
     @property
+    def metrics_port(self) -> int:
+        """Port of the metrics page."""
+        assert self._service.metrics_port is not None
+        return self._service.metrics_port
+
+    @property
     def requests(self) -> LiveRequests:
         """The service's live requests; only to be looked at."""
         return self.serving.requests
-
-    def call(self, function: Callable[[TargetService], None]) -> None:
-        """Run something on the service's loop and wait for it."""
-        assert self._loop is not None
-        done = threading.Event()
-
-        def run() -> None:
-            try:
-                function(self._service)
-            finally:
-                done.set()
-
-        self._loop.call_soon_threadsafe(run)
-        assert done.wait(PATIENCE)
 
     def _run(self) -> None:
         try:

@@ -21,7 +21,7 @@ class Oracle:
     def sequence(
         self, started: pb.GenerationStarted, prompt: list[int], *, sample_index: int, count: int
     ) -> list[int]:
-        """The first `count` tokens of one sequence of a request that was answered with `started`."""
+        """The first `count` tokens of one sequence of the request that `started` answers."""
         parameters = sampling_parameters(
             started.effective_config,
             num_prompt_tokens=len(prompt),

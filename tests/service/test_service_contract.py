@@ -11,7 +11,7 @@ from outrider.v1 import speculation_pb2
 from outrider_client import AsyncClient, Client, FinishReason, GenerationConfig, SpeculationConfig
 from outrider_contract.generation_config import GLOBAL_DEFAULTS, to_json_dict
 from outrider_contract.metadata import REQUEST_ID
-from service.asking import ENDLESS, LOOKUP, PLAIN, ask, collect, emitting
+from service.asking import ENDLESS, LOOKUP, PLAIN, Config, ask, collect, emitting
 from service.harness import PATIENCE, Caller, RunningService
 from service.oracle import Oracle
 from service.tiny_folder import (
@@ -25,7 +25,7 @@ from service.tiny_folder import (
     ids_of,
 )
 
-SAMPLED = {"do_sample": True, "temperature": 1.5, "top_k": 0}
+SAMPLED: Config = {"do_sample": True, "temperature": 1.5, "top_k": 0}
 REPETITIVE = "the cat sat on the mat, the cat sat on the mat, the cat sat"
 
 
@@ -123,9 +123,7 @@ def test_each_of_several_sequences_is_the_sample_of_its_own_index(
 def test_a_sequence_does_not_depend_on_how_many_others_are_asked_for(caller: Caller) -> None:
     answers = [
         collect(
-            caller.open(
-                ask("abc", seed=5, max_new_tokens=8, num_return_sequences=count, **SAMPLED)
-            )
+            caller.open(ask("abc", seed=5, max_new_tokens=8, num_return_sequences=count, **SAMPLED))
         )
         for count in (1, 2, 5)
     ]
@@ -212,9 +210,7 @@ def test_no_window_exceeds_the_requests_bound(caller: Caller) -> None:
 def test_asking_for_prompt_lookup_in_transformers_words_drafts_by_it(caller: Caller) -> None:
     request = ask(REPETITIVE, max_new_tokens=30, prompt_lookup_num_tokens=3)
     answer = collect(caller.open(request))
-    assert (
-        answer.started.effective_speculation.method == speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP
-    )
+    assert answer.started.effective_speculation.method == speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP
     assert answer.complete.speculation.num_draft_tokens > 0
 
 
@@ -231,7 +227,7 @@ def test_the_id_of_a_request_comes_from_its_field_else_its_metadata_else_the_ser
         call = caller.stub.Generate(
             request,
             timeout=PATIENCE,
-            metadata=[(name.replace("_", "-"), value) for name, value in metadata.items()],
+            metadata=tuple((name.replace("_", "-"), v) for name, v in metadata.items()),
         )
         returned = collect(call).started.request_id
         assert dict(call.initial_metadata())[REQUEST_ID] == returned
@@ -324,9 +320,7 @@ def test_both_clients_return_what_the_messages_say(client: Client, caller: Calle
     assert completion.seed == 3
     assert completion.usage.completion_tokens == 12
     assert completion.effective_config.top_k == GENERATION_CONFIG["top_k"]
-    assert (
-        completion.speculation.num_draft_tokens == raw.complete.speculation.num_draft_tokens > 0
-    )
+    assert completion.speculation.num_draft_tokens == raw.complete.speculation.num_draft_tokens > 0
 
 
 async def test_the_asyncio_client_streams_several_requests_at_once(
@@ -353,8 +347,8 @@ async def test_the_asyncio_client_streams_several_requests_at_once(
 
 
 def test_ids_beyond_the_tokenizer_leave_no_text(caller: Caller) -> None:
-    unknown = [i for i in range(TOKENIZER_SIZE, VOCAB_SIZE)]
-    config = {"sequence_bias": [[[token_id], 1e6] for token_id in unknown]}
+    unknown = range(TOKENIZER_SIZE, VOCAB_SIZE)
+    config: Config = {"sequence_bias": [[[token_id], 1e6] for token_id in unknown]}
     answer = collect(caller.open(ask("abc", max_new_tokens=4, **config)))
     assert set(answer.token_ids) <= set(unknown)
     assert answer.text == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from outrider_target.service import TargetService
 from outrider_target.stopping import StopCheck
 from outrider_target.strategy import TokenStrategy
 from outrider_target.text import TextWriter
-from service.asking import LOOKUP, Answer, ask, collect
+from service.asking import LOOKUP, Answer, Config, ask, collect
 from service.harness import PATIENCE, Caller, RunningService, settings_for
 from service.refusals import Refusal, refusal
 from service.tiny_folder import ids_of
@@ -36,13 +37,14 @@ POISON = 250
 POISONED = ask(
     [POISON, *ids_of("abcab")], request_id="poisoned", max_new_tokens=30, speculation=LOOKUP
 )
+OTHERS: list[tuple[str, Config]] = [
+    ("abcabcab", {}),
+    ("xyz", {"do_sample": True, "top_k": 0}),
+    ("a long prompt " * 6, {"do_sample": True, "num_return_sequences": 2}),
+]
 COMPANY = [
-    ask(REQUEST, seed=7, max_new_tokens=30, speculation=LOOKUP, **config)
-    for REQUEST, config in (
-        ("abcabcab", {}),
-        ("xyz", {"do_sample": True, "top_k": 0}),
-        ("a long prompt " * 6, {"do_sample": True, "num_return_sequences": 2}),
-    )
+    ask(prompt, seed=7, max_new_tokens=30, speculation=LOOKUP, **config)
+    for prompt, config in OTHERS
 ]
 
 Breakage = Callable[[pytest.MonkeyPatch, RunningService], None]
@@ -230,7 +232,7 @@ def test_a_service_with_a_dead_engine_is_not_healthy_and_takes_nothing_new(
             service.gate.wait_until_held()
             monkeypatch.setattr(rounds.Rounds, "_verify", explode)
         for call in calls:
-            assert refusal(lambda call=call: list(call)).code is grpc.StatusCode.INTERNAL
+            assert refusal(functools.partial(list, call)).code is grpc.StatusCode.INTERNAL
         assert next(watching).status == health_pb2.HealthCheckResponse.NOT_SERVING
         watching.cancel()
         got = refusal(lambda: next(caller.open(ask(max_new_tokens=2))))

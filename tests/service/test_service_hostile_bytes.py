@@ -1,4 +1,4 @@
-"""Bytes that are no message, or too many of them: a clear status, nothing internal, still serving."""
+"""Bytes that are no message, or too many of them: a clear status, and the server lives on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sender(caller: Caller, method: str, **options: Any) -> Send:
     """Sends bytes to a method as they are; gives the first answer, and lets the call go."""
     path = f"/outrider.v1.GenerationService/{method}"
     if method == "Generate":
-        stream = caller.channel.unary_stream(path)
+        stream: Any = caller.channel.unary_stream(path)
 
         def first(data: bytes) -> Any:
             call = stream(data, timeout=PATIENCE, **options)
@@ -42,7 +42,7 @@ def sender(caller: Caller, method: str, **options: Any) -> Send:
                 call.cancel()
 
         return first
-    unary = caller.channel.unary_unary(path)
+    unary: Any = caller.channel.unary_unary(path)
     return lambda data: unary(data, timeout=PATIENCE, **options)
 
 
@@ -127,7 +127,7 @@ def test_metadata_beyond_its_limit_is_turned_away(caller: Caller) -> None:
     "path", ["/outrider.v1.GenerationService/Nothing", "/outrider.v1.Nobody/Generate", "/"]
 )
 def test_a_method_that_is_not_there_is_unimplemented(caller: Caller, path: str) -> None:
-    method = caller.channel.unary_unary(path)
+    method: Any = caller.channel.unary_unary(path)
     got = refusal(lambda: method(b"", timeout=PATIENCE))
     assert got.code is grpc.StatusCode.UNIMPLEMENTED
 

@@ -1,9 +1,10 @@
-"""More than fits: refused clearly, served in order, made room for; nobody starves, nothing leaks."""
+"""More than fits: refused clearly, served in order, made room for; nobody starves."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_what_exceeds_the_queue_is_refused_with_a_delay_and_the_admitted_finish(
                 assert got.retry_after is not None
                 assert got.retry_after > 0
             # What does not generate is answered meanwhile.
-            assert caller.loads().num_running_sequences == 2 or True
+            assert caller.loads().kv_cache_usage >= 0
         for call in calls:
             *_, last = call
             assert last.complete.usage.completion_tokens == 10
@@ -106,7 +107,8 @@ def test_a_client_that_does_not_retry_sees_why(small: Callable[..., RunningServi
         service.gate.held(),
         Client(service.address, max_retries=0) as client,
     ):
-        next(caller.open(ask(max_new_tokens=2)))
+        running = caller.open(ask(max_new_tokens=2))  # dropped, it would be cancelled
+        next(running)
         with pytest.raises(OverloadedError) as caught:
             client.generate("abc")
         assert caught.value.retry_after == 1.0
@@ -155,11 +157,10 @@ def test_when_memory_is_short_everybody_finishes_with_the_same_text_and_nothing_
     with Caller(service.address) as caller:
         alone = [collect(caller.open(request)) for request in requests]
         assert caller.loads().num_preemptions == 0
-        calls = []
+        calls: list[Any] = []
         with service.gate.held():
-            for request in requests:
-                calls.append(caller.open(request))
-        together = in_threads([lambda call=call: collect(call) for call in calls])
+            calls += [caller.open(request) for request in requests]
+        together = in_threads([functools.partial(collect, call) for call in calls])
         loads = caller.wait_until_idle()
     for answer, expected in zip(together, alone, strict=True):
         assert [p.token_ids for p in answer.parts] == [p.token_ids for p in expected.parts]

@@ -1,10 +1,10 @@
-"""Text and its ends: whole characters, special tokens, stop strings and tokens exact to the token."""
+"""Text and its ends: whole characters, special tokens, stops that are exact to the token."""
 
 from __future__ import annotations
 
 import pytest
 from outrider.v1 import speculation_pb2
-from service.asking import LOOKUP, PLAIN, ask, collect, emitting
+from service.asking import LOOKUP, PLAIN, Config, ask, collect, emitting
 from service.harness import Caller
 from service.tiny_folder import EOS, ids_of
 
@@ -12,7 +12,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 HOWS = pytest.mark.parametrize("how", [PLAIN, LOOKUP], ids=["plain", "drafted"])
 
 
-def ending_in(token_id: int, *, before: str) -> dict[str, object]:
+def ending_in(token_id: int, *, before: str) -> Config:
     """Fields that make the model write a token behind the character `before`."""
     return {"sequence_bias": [[[ids_of(before)[-1], token_id], 1e6]]}
 
@@ -140,7 +140,7 @@ def test_special_tokens_are_in_the_ids_always_and_in_the_text_on_request(caller:
 @pytest.mark.parametrize("limit", [{"max_new_tokens": 7}, {"max_length": 11}])
 @HOWS
 def test_a_limit_ends_the_text_exactly(
-    caller: Caller, limit: dict[str, int], how: speculation_pb2.SpeculationConfig
+    caller: Caller, limit: Config, how: speculation_pb2.SpeculationConfig
 ) -> None:
     answer = collect(caller.open(ask("abc", speculation=how, **limit, **emitting("bc", after="x"))))
     assert len(answer.token_ids) == 7

@@ -25,7 +25,7 @@ from outrider_target.validation import (
     MAX_STOP_STRINGS,
     MAX_WINDOW,
 )
-from service.asking import LOOKUP, ask, collect
+from service.asking import LOOKUP, Config, ask, collect
 from service.harness import Caller
 from service.refusals import refused
 from service.tiny_folder import MAX_MODEL_LEN, VOCAB_SIZE, ids_of
@@ -159,7 +159,7 @@ def test_no_number_may_be_nan_or_infinite(
 
 # --- ranges
 
-RANGES: dict[str, tuple[tuple[object, ...], tuple[object, ...]]] = {
+RANGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     # field: (refused, accepted), both as near the border as the type allows
     "max_length": ((0, MAX_MODEL_LEN + 1, MAX_UINT32), (5, MAX_MODEL_LEN)),
     "max_new_tokens": ((0, MAX_MODEL_LEN - 3, MAX_UINT32), (1, MAX_MODEL_LEN - 4)),
@@ -190,14 +190,12 @@ RANGES: dict[str, tuple[tuple[object, ...], tuple[object, ...]]] = {
 PROMPT = "abc"  # 4 tokens; 20 may follow where nothing else is said
 
 
-def in_ranges(column: int) -> list[tuple[str, object]]:
+def in_ranges(column: int) -> list[tuple[str, Any]]:
     return [(field, value) for field, row in RANGES.items() for value in row[column]]
 
 
 @pytest.mark.parametrize(("field", "value"), in_ranges(0))
-def test_just_outside_its_range_a_value_is_refused(
-    caller: Caller, field: str, value: object
-) -> None:
+def test_just_outside_its_range_a_value_is_refused(caller: Caller, field: str, value: Any) -> None:
     too_long = field in ("max_length", "max_new_tokens") and value != 0
     reason = Reason.PROMPT_TOO_LONG if too_long else Reason.INVALID_FIELD
     request = ask(PROMPT, do_sample=True, **{field: value})
@@ -205,10 +203,8 @@ def test_just_outside_its_range_a_value_is_refused(
 
 
 @pytest.mark.parametrize(("field", "value"), in_ranges(1))
-def test_just_inside_its_range_a_value_is_served(
-    caller: Caller, field: str, value: object
-) -> None:
-    config = {"do_sample": True, "max_time": 0.5, field: value}
+def test_just_inside_its_range_a_value_is_served(caller: Caller, field: str, value: Any) -> None:
+    config: Config = {"do_sample": True, "max_time": 0.5, field: value}
     answer = collect(caller.open(ask(PROMPT, speculation=LOOKUP, **config)))
     assert set(answer.finish_reasons) <= {"LENGTH", "TIME"}
 
@@ -255,7 +251,7 @@ def test_acceptance_by_ratio_is_refused_as_not_served(caller: Caller) -> None:
 
 # --- token ids
 
-ID_FIELDS: dict[str, object] = {
+ID_FIELDS: Config = {
     "suppress_tokens": [5, ...],
     "begin_suppress_tokens": [5, ...],
     "forced_bos_token_id": ...,
@@ -266,7 +262,7 @@ ID_FIELDS: dict[str, object] = {
 }
 
 
-def filled(shape: object, token_id: int) -> object:
+def filled(shape: Any, token_id: int) -> Any:
     """A value with the token id where its shape has dots."""
     if isinstance(shape, list):
         return [filled(item, token_id) for item in shape]
@@ -298,7 +294,7 @@ def test_the_last_token_id_of_the_vocabulary_is_served(caller: Caller, field: st
         ("sequence_bias", [[[], 1.0]]),
     ],
 )
-def test_an_empty_phrase_is_refused(caller: Caller, field: str, value: object) -> None:
+def test_an_empty_phrase_is_refused(caller: Caller, field: str, value: Any) -> None:
     check(caller, ask(PROMPT, **{field: value}), f"generation_config.{field}")
 
 
@@ -327,7 +323,7 @@ def test_a_phrase_biased_twice_is_refused(caller: Caller) -> None:
     ids=str,
 )
 def test_options_that_contradict_each_other_are_refused(
-    caller: Caller, config: dict[str, object], field: str
+    caller: Caller, config: Config, field: str
 ) -> None:
     check(caller, ask(PROMPT, **config), f"generation_config.{field}")
 
@@ -405,13 +401,15 @@ def test_what_is_sent_never_makes_the_refusal_too_long_to_send(
         ("bad_words_ids", [[5] * 100] * (MAX_PHRASE_TOKENS // 100 + 1)),
         ("sequence_bias", [[[5, 6], 1.0]] * (MAX_PHRASE_TOKENS + 1)),
         ("force_words_ids", [[5, 6]] * (MAX_PHRASE_TOKENS + 1)),
-        *((field, [5] * (VOCAB_SIZE + 1)) for field in ("suppress_tokens", "begin_suppress_tokens")),
-        *((field, [5] * (VOCAB_SIZE + 1)) for field in ("eos_token_id", "forced_eos_token_id")),
+        ("suppress_tokens", [5] * (VOCAB_SIZE + 1)),
+        ("begin_suppress_tokens", [5] * (VOCAB_SIZE + 1)),
+        ("eos_token_id", [5] * (VOCAB_SIZE + 1)),
+        ("forced_eos_token_id", [5] * (VOCAB_SIZE + 1)),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{len(value)}",
 )
 def test_no_list_is_so_long_that_everybody_would_wait_for_it(
-    caller: Caller, field: str, value: object
+    caller: Caller, field: str, value: Any
 ) -> None:
     check(caller, ask(PROMPT, max_new_tokens=2, **{field: value}), f"generation_config.{field}")
 
@@ -456,7 +454,7 @@ def test_json_text_is_refused_whether_it_is_json_or_not(
 )
 @pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sampled"])
 def test_extreme_but_legal_options_give_the_same_tokens_drafted_and_plainly(
-    caller: Caller, config: dict[str, object], sample: bool
+    caller: Caller, config: Config, sample: bool
 ) -> None:
     drafted, plain = (
         collect(
@@ -483,7 +481,7 @@ def test_extreme_but_legal_options_give_the_same_tokens_drafted_and_plainly(
     ids=["infinite scores", "every word is bad", "every word was said"],
 )
 def test_options_that_leave_nothing_to_choose_from_are_the_callers_error(
-    caller: Caller, config: dict[str, object]
+    caller: Caller, config: Config
 ) -> None:
     call = caller.open(ask(ids_of("abcabc"), max_new_tokens=100, **config))
     with pytest.raises(grpc.RpcError) as caught:

@@ -69,7 +69,7 @@ def load(path_or_hub_id: str, *, dtype: str = "auto", device: str = "auto") -> L
         StartupError: in one line, what is wrong and what to change.
     """
     where = resolve_device(device)
-    with _quiet():
+    with _quiet(), _startup_errors(path_or_hub_id):
         folder = resolve_folder(path_or_hub_id)
         config = _load_config(folder)
         check_config(config)
@@ -154,7 +154,7 @@ def _load_weights(folder: Path, *, dtype: torch.dtype, device: torch.device) -> 
             raise StartupError(
                 f"{folder}: the weights do not have the shapes that config.json asks for"
             ) from error
-        raise StartupError(f"{folder} cannot be loaded: {one_line(error)}") from error
+        raise
     # Transformers fills in what is missing with random numbers and only logs it.
     if missing := sorted(report["missing_keys"]):
         raise StartupError(
@@ -179,3 +179,14 @@ def _quiet() -> Iterator[None]:
         log.set_verbosity(verbosity)
         if progress:
             log.enable_progress_bar()
+
+
+@contextmanager
+def _startup_errors(path_or_hub_id: str) -> Iterator[None]:
+    """Gives what nobody foresaw (configs hold anything) the form that a service can print."""
+    try:
+        yield
+    except StartupError:
+        raise
+    except Exception as error:
+        raise StartupError(f"{path_or_hub_id} cannot be loaded: {one_line(error)}") from error

@@ -50,15 +50,30 @@ class Selection(NamedTuple):
     token_ids: list[int]
     """The row's own token."""
     log_probs: list[float]
-    """Natural logarithm of that token's probability under the processed scores."""
+    """Natural logarithm of that token's probability under the processed scores. Empty if not asked
+    for."""
 
 
-def select_tokens(logits: torch.Tensor, groups: Sequence[RowGroup]) -> Selection:
+class _Choice(NamedTuple):
+    """What is learned about the rows of a part; the lists run over them."""
+
+    token_ids: list[int]
+    log_probs: list[float]
+    highest_before: list[float]
+    """Highest score before temperature and truncation; NaN counts as highest."""
+    highest_after: list[float]
+
+
+def select_tokens(
+    logits: torch.Tensor, groups: Sequence[RowGroup], *, with_log_probs: bool = True
+) -> Selection:
     """Choose every row's token.
 
     Args:
         logits: [rows, vocab], the rows of all groups in order; not changed.
         groups: whose rows they are.
+        with_log_probs: a drafter's confidence. For greedy rows, normalising costs several times
+            more than finding the highest score: a verifier does without.
 
     Returns:
         The tokens and their log probabilities.
@@ -69,7 +84,7 @@ def select_tokens(logits: torch.Tensor, groups: Sequence[RowGroup]) -> Selection
     """
     placed = place(logits, groups)
     xp, scores = arrays_of(logits)
-    token_ids, log_probs = [0] * len(scores), [0.0] * len(scores)
+    token_ids, log_probs = [0] * len(scores), [0.0] * len(scores) * with_log_probs
     # numpy would warn of the NaNs and infinities that `_check` looks for.
     with torch.no_grad(), np.errstate(all="ignore"):
         scores = edit_scores(xp, scores, placed)
@@ -78,27 +93,28 @@ def select_tokens(logits: torch.Tensor, groups: Sequence[RowGroup]) -> Selection
             part = parts.pop()
             rows = rows_of(xp, scores, part)
             found = part_candidates(xp, rows, part)
-            chosen, its_log_probs, tops = _choose(xp, rows, found, part)
-            _check(part, its_log_probs, tops, placed)
-            for row, token_id, log_prob in zip(part.rows, chosen, its_log_probs, strict=True):
-                token_ids[row], log_probs[row] = token_id, log_prob
+            choice = _choose(xp, rows, found, part, with_log_probs=with_log_probs)
+            _check(part, choice, placed)
+            for index, row in enumerate(part.rows):
+                token_ids[row] = choice.token_ids[index]
+                if with_log_probs:
+                    log_probs[row] = choice.log_probs[index]
             parts += part.unfinished(found)
     return Selection(token_ids, log_probs)
 
 
 def _choose(
-    xp: Arrays, scores: Array, found: Candidates, part: Part
-) -> tuple[list[int], list[float], list[float]]:
-    """Tokens, their log probabilities, and the highest score before truncation, of each row."""
+    xp: Arrays, scores: Array, found: Candidates, part: Part, *, with_log_probs: bool
+) -> _Choice:
     values, padded = found.values, found.token_ids is not None
-    top = xp.argmax(values)
-    tops = xp.pick(values, top)
-    places = top if part.kind is Kind.GREEDY else xp.argmax(_noisy(xp, found, part))
+    best = xp.argmax(values)
+    after = xp.pick(values, best)
+    places = best if part.kind is Kind.GREEDY else xp.argmax(_noisy(xp, found, part))
     token_ids = xp.pick(found.token_ids, places) if padded else places
-    log_probs = xp.log_prob(values, places, tops, padded=padded)
-    # Truncation can hide a NaN, so it is the scores before it that are checked.
-    unhidden = tops if values is scores else xp.pick(scores, xp.argmax(scores))
-    return xp.lists(token_ids, log_probs, unhidden)
+    # Truncation can hide a NaN, so the scores before it are looked at as well.
+    before = after if values is scores else xp.pick(scores, xp.argmax(scores))
+    log_probs = xp.log_prob(values, places, after, padded=padded) if with_log_probs else after
+    return _Choice(*xp.lists(token_ids, log_probs, before, after))
 
 
 def _noisy(xp: Arrays, found: Candidates, part: Part) -> Array:
@@ -114,31 +130,25 @@ def _noisy(xp: Arrays, found: Candidates, part: Part) -> Array:
     return xp.doubles(found.values) + noise
 
 
-def _check(
-    part: Part, log_probs: list[float], tops: Sequence[float], placed: Sequence[PlacedGroup]
-) -> None:
+def _check(part: Part, choice: _Choice, placed: Sequence[PlacedGroup]) -> None:
     """Raise for the first row without a lawful choice.
 
-    Args:
-        part: whose rows they are.
-        log_probs: of the chosen tokens; NaN where something is wrong. Changed to 0 where an
-            infinite score is highest and a greedy request takes it, as in transformers.
-        tops: the highest score of each row; NaN counts as highest.
-        placed: the batch's groups, to name the one at fault.
+    A greedy request takes an infinite score, as in transformers; its log probability becomes 0.
     """
-    for index, (log_prob, top) in enumerate(zip(log_probs, tops, strict=True)):
-        if top > -math.inf and not math.isnan(log_prob):
+    tops = zip(choice.highest_before, choice.highest_after, strict=True)
+    for index, (before, after) in enumerate(tops):
+        if math.isfinite(before) and math.isfinite(after):
             continue
-        if math.isnan(top):
+        if math.isnan(before):
             why = "the model's scores hold a NaN"
-        elif top < 0:
+        elif before < 0:
             why = "the request's options leave no token to choose"
-        elif part.kind is Kind.GREEDY and not part.groups[index].parameters.renormalize_logits:
-            log_probs[index] = 0.0
+        elif part.kind is Kind.GREEDY and after > 0:
+            choice.log_probs[index] = 0.0
             continue
         else:
             why = "an infinite score cannot be sampled from; remove_invalid_values replaces it"
         row = part.rows[index]
         ends = (first_row + group.num_rows for group, first_row in placed)
         group_index = next(i for i, end in enumerate(ends) if row < end)
-        raise InvalidScores(group_index, why, options_at_fault=not math.isnan(top))
+        raise InvalidScores(group_index, why, options_at_fault=not math.isnan(before))

@@ -83,8 +83,8 @@ def self_check(model: PreTrainedModel) -> int:
     if not off <= _TOLERANCE[runner.dtype]:
         raise UnsupportedModel(
             config,
-            f"on ragged batches its logits are off by {off:.1%} of the largest, so something "
-            "besides attention joins the rows of a batch",
+            f"on ragged batches its logits are off by {off:.1%} of the largest, so they follow from "
+            "more than the tokens, their positions and attention",
         )
     return runner.bytes_per_token
 

@@ -56,9 +56,8 @@ class _Numpy:
             totals[start : start + step] = total
         return self.pick(x, indices) - tops - np.log(totals)
 
-    def lists(self, integers: Array, *floats: Array) -> tuple[list[int], list[float], list[float]]:
-        first, second = floats
-        return integers.tolist(), first.tolist(), second.tolist()
+    def lists(self, integers: Array, *floats: Array) -> tuple[list[Any], ...]:
+        return integers.tolist(), *(one.tolist() for one in floats)
 
     def sort(self, x: Array) -> Array:
         return np.sort(x, axis=-1)

@@ -45,9 +45,10 @@ class _Torch:
     def log_prob(self, x: Array, indices: Array, tops: Array, *, padded: bool) -> Array:
         return self.pick(x.log_softmax(dim=-1), indices)
 
-    def lists(self, integers: Array, *floats: Array) -> tuple[list[int], list[float], list[float]]:
-        first, second, third = torch.stack([integers, *floats]).double().tolist()
-        return [int(value) for value in first], second, third
+    def lists(self, integers: Array, *floats: Array) -> tuple[list[Any], ...]:
+        # Float64 holds every token id.
+        first, *others = torch.stack([one.double() for one in (integers, *floats)]).tolist()
+        return [int(value) for value in first], *others
 
     def sort(self, x: Array) -> Array:
         return x.sort(dim=-1).values

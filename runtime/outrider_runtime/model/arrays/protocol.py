@@ -91,8 +91,8 @@ class Arrays(Protocol):
             padded: whether rows differ in real length.
         """
 
-    def lists(self, integers: Array, *floats: Array) -> tuple[list[int], list[float], list[float]]:
-        """Three arrays [rows] as lists, fetched from the device at once."""
+    def lists(self, integers: Array, *floats: Array) -> tuple[list[Any], ...]:
+        """Arrays [rows] as lists, the first of ints: fetched from a device at once."""
 
     def doubles(self, x: Array) -> Array:
         """Float64 copy."""
