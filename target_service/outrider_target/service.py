@@ -31,6 +31,7 @@ from outrider_target.drafting.lookup import LookupDrafter
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.engine import Engine
 from outrider_target.metrics import EngineCollector, RequestMetrics
+from outrider_target.model_defaults import servable_defaults
 from outrider_target.outbox import Outbox
 from outrider_target.request import DraftMethod
 from outrider_target.round import Rounds
@@ -39,7 +40,7 @@ from outrider_target.servicer import GenerationServicer
 from outrider_target.serving import ModelIdentity, Serving
 from outrider_target.settings import TargetSettings
 from outrider_target.text import TextCodec
-from outrider_target.validation import ServedModel, without_unserved
+from outrider_target.validation import ServedModel
 
 log = structlog.get_logger()
 
@@ -235,7 +236,7 @@ class TargetService:
 def _served_model(
     loaded: LoadedModel, settings: TargetSettings, max_model_len: int, text: TextCodec
 ) -> ServedModel:
-    served, dropped = without_unserved(loaded.generation_config)
+    served, dropped = servable_defaults(loaded.generation_config, vocab_size=loaded.vocab_size)
     if dropped:
         log.warning("model_defaults_dropped", fields=dropped, file="generation_config.json")
     return ServedModel(

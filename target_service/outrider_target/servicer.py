@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import grpc.aio
 import structlog
@@ -39,7 +40,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request_id = _request_id(request)
         serving.requests.check_room(request_id)
         generation = await self._validated(request, request_id)
-        state = new_state(generation, serving.text.tokenizer)
+        build = partial(new_state, generation, serving.text.tokenizer)
+        # Stop strings may begin in the prompt: thousands of its tokens are looked at.
+        state = await asyncio.to_thread(build) if generation.stop_strings else build()
         events = serving.requests.add(state)
         serving.engine.submit(state)
         try:

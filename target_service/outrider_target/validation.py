@@ -19,7 +19,6 @@ from outrider_contract.errors import Reason
 from outrider_contract.generation_config import (
     FIELD_NAMES,
     ConfigValueError,
-    clear,
     is_set,
     to_json_dict,
 )
@@ -114,16 +113,13 @@ def validate(
         UnsupportedOption: A value asks for what is not served; names the field and the reason.
     """
     _check_sizes(message.generation_config, model)
-    _check_finite(message.generation_config, "generation_config")
     _check_finite(message.speculation, "speculation")
     config = effective_config.merge(
         message.generation_config, model.generation_config, defaults.generation_defaults()
     )
-    _check_served(config)
-    _check_ranges(config)
-    _check_token_ids(config, model)
+    check_values(config, model.vocab_size)
     _check_prompt(message, prompt, model)
-    max_length = _max_length(config, len(prompt), model)
+    max_length = _max_length(message.generation_config, config, len(prompt), model)
     _check_consistent(config, len(prompt), max_length, model)
     config.max_length = max_length
     return GenerationRequest(
@@ -133,7 +129,7 @@ def validate(
             config, num_prompt_tokens=len(prompt), max_length=max_length
         ),
         seed=message.seed if message.HasField("seed") else secrets.randbits(64),
-        num_sequences=config.num_return_sequences,
+        num_sequences=_num_sequences(config),
         stop_strings=_stop_strings(config, model),
         max_time=config.max_time if config.HasField("max_time") else None,
         speculation=_speculation(message.speculation, config, defaults),
@@ -141,19 +137,16 @@ def validate(
     )
 
 
-def without_unserved(config: GenerationConfig) -> tuple[GenerationConfig, list[str]]:
-    """A model's own defaults without what is not served, and the names left out.
+def check_values(config: GenerationConfig, vocab_size: int) -> None:
+    """Check values that are right or wrong by themselves, whatever the prompt.
 
-    A model's file may name a cache implementation or beams; that must not make every request fail.
+    Raises:
+        InvalidRequest: As `validate`.
     """
-    served = GenerationConfig()
-    served.CopyFrom(config)
-    dropped = []
-    for name, value in to_json_dict(config).items():
-        if _is_unserved(name, value):
-            clear(served, name)
-            dropped.append(name)
-    return served, dropped
+    _check_finite(config, "generation_config")
+    _check_served(config)
+    _check_ranges(config)
+    _check_token_ids(config, vocab_size)
 
 
 def _is_unserved(name: str, value: object) -> bool:
@@ -209,7 +202,7 @@ def _check_ranges(config: GenerationConfig) -> None:
                 f"generation_config.{name}", f"{allowed.words}, got {getattr(config, name):g}"
             )
     schedule = config.num_assistant_tokens_schedule
-    if schedule not in SCHEDULES:
+    if is_set(config, "num_assistant_tokens_schedule") and schedule not in SCHEDULES:
         raise InvalidRequest(
             "generation_config.num_assistant_tokens_schedule",
             f"must be one of {', '.join(SCHEDULES)}, got {schedule!r}",
@@ -222,7 +215,7 @@ def _check_ranges(config: GenerationConfig) -> None:
         )
 
 
-def _check_token_ids(config: GenerationConfig, model: ServedModel) -> None:
+def _check_token_ids(config: GenerationConfig, vocab_size: int) -> None:
     """Every token id lies in the vocabulary, and no phrase is empty or there twice."""
     phrases: dict[str, list[Sequence[int]]] = {
         "bad_words_ids": [entry.ids for entry in config.bad_words_ids.lists],
@@ -250,10 +243,10 @@ def _check_token_ids(config: GenerationConfig, model: ServedModel) -> None:
     if config.HasField("forced_bos_token_id"):
         ids["forced_bos_token_id"] = [config.forced_bos_token_id]
     for name, token_ids in ids.items():
-        if token_ids and max(token_ids) >= model.vocab_size:
+        if token_ids and max(token_ids) >= vocab_size:
             raise InvalidRequest(
                 f"generation_config.{name}",
-                f"token id {max(token_ids)} is outside the vocabulary of {model.vocab_size}",
+                f"token id {max(token_ids)} is outside the vocabulary of {vocab_size}",
             )
 
 
@@ -279,7 +272,16 @@ def _check_prompt(
         )
 
 
-def _max_length(config: GenerationConfig, num_prompt_tokens: int, model: ServedModel) -> int:
+def _num_sequences(config: GenerationConfig) -> int:
+    return config.num_return_sequences if config.HasField("num_return_sequences") else 1
+
+
+def _max_length(
+    request: GenerationConfig,
+    config: GenerationConfig,
+    num_prompt_tokens: int,
+    model: ServedModel,
+) -> int:
     """Total length at which generation stops."""
     if config.HasField("max_new_tokens"):
         field, max_length = "max_new_tokens", num_prompt_tokens + config.max_new_tokens
@@ -294,6 +296,8 @@ def _max_length(config: GenerationConfig, num_prompt_tokens: int, model: ServedM
     else:
         return min(num_prompt_tokens + _DEFAULT_NEW_TOKENS, model.max_model_len)
     if max_length > model.max_model_len:
+        if not is_set(request, field):
+            return model.max_model_len  # the model's file knows neither prompt nor server
         raise InvalidRequest(
             f"generation_config.{field}",
             f"asks for {max_length} tokens in total ({num_prompt_tokens} of them prompt); at most "
@@ -332,7 +336,7 @@ def _check_consistent(
             raise InvalidRequest(
                 f"generation_config.{name}", "is also in suppress_tokens, which forbids it"
             )
-    if config.num_return_sequences > 1 and not config.do_sample:
+    if _num_sequences(config) > 1 and not config.do_sample:
         raise InvalidRequest(
             "generation_config.num_return_sequences",
             "more than one sequence needs do_sample=true: greedy ones would all be the same",
@@ -382,7 +386,11 @@ def _speculation(
             "speculation.draft_temperature",
             f"must be greater than 0, got {message.draft_temperature:g}",
         )
-    window, schedule = config.num_assistant_tokens, config.num_assistant_tokens_schedule
+    window, schedule = defaults.num_assistant_tokens, defaults.num_assistant_tokens_schedule
+    if config.HasField("num_assistant_tokens"):
+        window = config.num_assistant_tokens
+    if config.HasField("num_assistant_tokens_schedule"):
+        schedule = config.num_assistant_tokens_schedule
     if config.HasField("prompt_lookup_num_tokens"):
         window, schedule = config.prompt_lookup_num_tokens, "constant"  # as in transformers
     run_ahead = _bounded(message, "run_ahead", defaults.run_ahead, 0, MAX_WINDOW)

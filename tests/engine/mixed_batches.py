@@ -40,6 +40,7 @@ def run_mixed_batches(runner: RaggedRunner, *, roll_back: bool = True) -> torch.
         roll_back: leave it out to see what the comparison is worth.
     """
     pool = runner.pool
+    num_free = pool.num_free_blocks
     a, b, c, d = (pool.create() for _ in range(4))
     nothing = runner.forward(
         [SequenceRows(d, _D[:19], 0), SequenceRows(a, _A[:16], 0), SequenceRows(b, _B[:8], 0)]
@@ -66,5 +67,5 @@ def run_mixed_batches(runner: RaggedRunner, *, roll_back: bool = True) -> torch.
     for handle in (a, b, c, d):
         pool.free(handle)
     pool.check_integrity()
-    assert pool.num_free_blocks == pool.num_blocks
+    assert pool.num_free_blocks == num_free
     return torch.cat([first, second])

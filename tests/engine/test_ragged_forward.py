@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from outrider_runtime.model import attention_groups
 from outrider_runtime.model.batch import RaggedBatch
-from outrider_runtime.model.kv_pool import OutOfBlocks
+from outrider_runtime.model.kv_pool import KVPool, OutOfBlocks
 from outrider_runtime.model.runner import RaggedRunner, SequenceRows
 
 TOLERANCE = 1e-5
@@ -36,20 +36,34 @@ def test_mixed_batches_with_rollback_give_the_logits_of_one_sequence_at_a_time(n
     assert largest_difference(actual, expected) < TOLERANCE
 
 
+def scatter_free_blocks(pool: KVPool) -> None:
+    """Takes every other block, so that no sequence lies in consecutive slots."""
+    singles = [pool.create() for _ in range(pool.num_blocks)]
+    pool.append_all([(handle, pool.block_size) for handle in singles])
+    for handle in singles:
+        if pool.table(handle)[0] % 2:
+            pool.free(handle)
+
+
 @pytest.mark.parametrize("name", KINDS_OF_ATTENTION)
 @pytest.mark.parametrize("in_place_keys", [0, 10**9])
 @pytest.mark.parametrize("max_padding", [0, 10**9])
-@pytest.mark.parametrize("block_size", [1, 5, 64])
+@pytest.mark.parametrize(
+    ("block_size", "scattered"), [(1, True), (5, False), (5, True), (64, False)]
+)
 def test_every_way_of_grouping_gives_the_same_logits(
     name: str,
     in_place_keys: int,
     max_padding: int,
     block_size: int,
+    scattered: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attention_groups, "IN_PLACE_KEYS", in_place_keys)
     monkeypatch.setattr(attention_groups, "MAX_PADDING", max_padding)
     runner = ragged_runner(name, num_blocks=400 // block_size, block_size=block_size)
+    if scattered:
+        scatter_free_blocks(runner.pool)
     expected = expected_logits(plain_model(name))
     assert largest_difference(run_mixed_batches(runner), expected) < TOLERANCE
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from draft.harness import RunningDrafter
-from exactness.loop_thread import LoopThread
+from exactness.loop_thread import LoopThread, ServiceThreads
 from exactness.model_pairs import ModelPair, make_pair
 from exactness.reference import Reference
 from exactness.running import (
@@ -20,12 +20,13 @@ from exactness.running import (
 
 
 @pytest.fixture(scope="session")
-def loop_thread() -> Iterator[LoopThread]:
+def threads() -> Iterator[ServiceThreads]:
     """Where all services of this process live."""
     torch.set_num_threads(1)
-    running = LoopThread()
+    running = ServiceThreads(LoopThread("targets"), LoopThread("drafters"))
     yield running
-    running.close()
+    for thread in running:
+        thread.close()
 
 
 @pytest.fixture(scope="session")
@@ -41,39 +42,39 @@ def reference(pair: ModelPair) -> Reference:
 
 
 @pytest.fixture(scope="session")
-def model_draft(loop_thread: LoopThread, pair: ModelPair) -> Iterator[RunningDrafter]:
+def model_draft(threads: ServiceThreads, pair: ModelPair) -> Iterator[RunningDrafter]:
     """A draft service with the pair's draft model."""
-    with draft_service(loop_thread, model_drafter(pair.draft)) as running:
+    with draft_service(threads, model_drafter(pair.draft)) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def perfect_draft(loop_thread: LoopThread, pair: ModelPair) -> Iterator[RunningDrafter]:
+def perfect_draft(threads: ServiceThreads, pair: ModelPair) -> Iterator[RunningDrafter]:
     """A draft service with the target model itself: everything it proposes is accepted."""
-    with draft_service(loop_thread, model_drafter(pair.target)) as running:
+    with draft_service(threads, model_drafter(pair.target)) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def lookup_draft(loop_thread: LoopThread) -> Iterator[RunningDrafter]:
+def lookup_draft(threads: ServiceThreads) -> Iterator[RunningDrafter]:
     """A draft service that needs no model."""
-    with draft_service(loop_thread, lookup_drafter()) as running:
+    with draft_service(threads, lookup_drafter()) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def drafted_target(
-    loop_thread: LoopThread, pair: ModelPair, model_draft: RunningDrafter
+    threads: ServiceThreads, pair: ModelPair, model_draft: RunningDrafter
 ) -> Iterator[RunningTarget]:
     """The pair's target, fed by its draft model."""
-    with target(loop_thread, pair.target, drafts=[model_draft.address]) as running:
+    with target(threads, pair.target, drafts=[model_draft.address]) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def perfectly_drafted_target(
-    loop_thread: LoopThread, pair: ModelPair, perfect_draft: RunningDrafter
+    threads: ServiceThreads, pair: ModelPair, perfect_draft: RunningDrafter
 ) -> Iterator[RunningTarget]:
     """The pair's target, fed by itself."""
-    with target(loop_thread, pair.target, drafts=[perfect_draft.address]) as running:
+    with target(threads, pair.target, drafts=[perfect_draft.address]) as running:
         yield running

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -17,9 +17,9 @@ PATIENCE = 90.0
 class LoopThread:
     """Runs coroutines for threads that have no event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name="services", daemon=True)
+        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -41,6 +41,13 @@ class LoopThread:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(PATIENCE)
         self.loop.close()
+
+
+class ServiceThreads(NamedTuple):
+    """Targets and drafters apart, as in life: what a drafter does holds up no target's loop."""
+
+    targets: LoopThread
+    drafters: LoopThread
 
 
 async def _leave(manager: AbstractAsyncContextManager[Any]) -> None:

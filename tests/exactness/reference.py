@@ -57,6 +57,12 @@ class Reference:
         """The new tokens of plain greedy decoding."""
         return self._generate(prompt, options, tokenizer=tokenizer)
 
+    def next_logits(self, token_ids: Sequence[int]) -> list[float]:
+        """The model's logits for the token that follows."""
+        with torch.no_grad():
+            logits: list[float] = self.model(torch.tensor([list(token_ids)])).logits[0, -1].tolist()
+        return logits
+
     def assisted(
         self,
         assistant: Reference,

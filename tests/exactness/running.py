@@ -1,7 +1,8 @@
 """Real services over loopback gRPC, and requests to them.
 
 The target service runs in this process, on the event loop of a `LoopThread` and with its own engine
-thread; draft services likewise, or as child processes. Requests go through the real client.
+thread; draft services likewise, on another loop, or as child processes. Requests go through the
+real client.
 
 Models are loaded in float64. Equality to the token across batch shapes then holds: rows of
 different batches differ by some 1e-16, which no two scores come close to. In float32 rows differ by
@@ -23,7 +24,7 @@ from unittest import mock
 
 from draft import harness
 from exactness.gated_runner import Gate, GatedRunner
-from exactness.loop_thread import PATIENCE, LoopThread
+from exactness.loop_thread import PATIENCE, ServiceThreads
 from outrider_client import (
     Client,
     Completion,
@@ -66,7 +67,6 @@ class RunningTarget:
     client: Client
     service: TargetService
     gate: Gate
-    loop_thread: LoopThread
 
     def generate(self, request: Request, speculation: SpeculationConfig = PLAIN) -> Completion:
         """Serve one request."""
@@ -119,7 +119,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def target(
-    loop_thread: LoopThread,
+    threads: ServiceThreads,
     model: Path,
     *,
     drafts: Sequence[str] = (),
@@ -131,7 +131,7 @@ def target(
     """Run a target service until the block ends.
 
     Args:
-        loop_thread: Where it lives.
+        threads: Where it lives.
         model: The folder of its model.
         drafts: Addresses of draft services.
         dtype: Of the model.
@@ -159,10 +159,10 @@ def target(
             await service.stop()
 
     with (
-        loop_thread.entered(running()) as service,
+        threads.targets.entered(running()) as service,
         Client(f"127.0.0.1:{service.port}") as client,
     ):
-        started = RunningTarget(client, service, gate, loop_thread)
+        started = RunningTarget(client, service, gate)
         if wait_for_links:
             started.wait_for_links()
         yield started
@@ -180,9 +180,9 @@ def lookup_drafter() -> Drafter:
 
 
 @contextmanager
-def draft_service(loop_thread: LoopThread, drafter: Drafter) -> Iterator[harness.RunningDrafter]:
+def draft_service(threads: ServiceThreads, drafter: Drafter) -> Iterator[harness.RunningDrafter]:
     """Run a real draft service until the block ends."""
-    with loop_thread.entered(harness.draft_service(drafter)) as service:
+    with threads.drafters.entered(harness.draft_service(drafter)) as service:
         yield service
 
 

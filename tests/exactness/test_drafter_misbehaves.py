@@ -7,15 +7,17 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 from draft.harness import RunningDrafter
 from draft.hostile import ATTACKS, AdversarialDrafter, Greeting, serving
 from exactness.link_proxy import Request as Frame
 from exactness.link_proxy import Response, Script, link_proxy
-from exactness.loop_thread import LoopThread
+from exactness.loop_thread import ServiceThreads
 from exactness.model_pairs import ModelPair, byte_tokenizer, save
 from exactness.option_mixes import cases
 from exactness.reference import Reference
@@ -33,6 +35,7 @@ from exactness.running import (
     wait_until,
 )
 from outrider_client import DraftLinkState, SpeculationConfig
+from outrider_target import service as target_service_module
 
 IMPATIENT = SpeculationConfig(pacing="synchronous", draft_timeout_ms=50, report_rounds=True)
 """Waits a moment for every answer; after three in vain not at all."""
@@ -117,14 +120,18 @@ class Workload(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def plain_target(loop_thread: LoopThread, pair: ModelPair) -> Iterator[RunningTarget]:
-    with target(loop_thread, pair.target) as running:
+def plain_target(threads: ServiceThreads, pair: ModelPair) -> Iterator[RunningTarget]:
+    with target(threads, pair.target) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def work(plain_target: RunningTarget) -> Workload:
-    requests = [case.request for case in cases(8, seed=11)]
+    deep = {"num_assistant_tokens": 12, "assistant_confidence_threshold": 0.0}
+    requests = [
+        replace(case.request, options={**case.request.options, **deep})
+        for case in cases(8, seed=11)
+    ]
     return Workload(requests, [outcome(plain_target.generate(each, PLAIN)) for each in requests])
 
 
@@ -140,14 +147,16 @@ SCRIPTS: dict[str, Callable[[], Script]] = {
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_late_and_confused_answers_change_nothing(
     name: str,
-    loop_thread: LoopThread,
+    threads: ServiceThreads,
     pair: ModelPair,
     perfect_draft: RunningDrafter,
     work: Workload,
 ) -> None:
     with (
-        loop_thread.entered(link_proxy(perfect_draft.address, lambda _: SCRIPTS[name]())) as proxy,
-        target(loop_thread, pair.target, drafts=[proxy.address]) as running,
+        threads.drafters.entered(
+            link_proxy(perfect_draft.address, lambda _: SCRIPTS[name]())
+        ) as proxy,
+        target(threads, pair.target, drafts=[proxy.address]) as running,
     ):
         started = time.monotonic()
         completions = running.generate_together(work.requests, IMPATIENT)
@@ -161,19 +170,19 @@ def test_late_and_confused_answers_change_nothing(
 
 
 def test_a_network_that_stands_still_holds_no_stream_for_long(
-    loop_thread: LoopThread, pair: ModelPair, perfect_draft: RunningDrafter, reference: Reference
+    threads: ServiceThreads, pair: ModelPair, perfect_draft: RunningDrafter, reference: Reference
 ) -> None:
     request = Request([1, 2, 3], {"max_new_tokens": 40, "num_assistant_tokens": 2})
     expected = reference.greedy(request.prompt, {"max_new_tokens": 40})
     with (
-        loop_thread.entered(link_proxy(perfect_draft.address)) as proxy,
-        target(loop_thread, pair.target, drafts=[proxy.address]) as running,
+        threads.drafters.entered(link_proxy(perfect_draft.address)) as proxy,
+        target(threads, pair.target, drafts=[proxy.address]) as running,
         ThreadPoolExecutor(1) as thread,
     ):
         running.gate.close_after(4)
         future = thread.submit(running.generate, request, IMPATIENT)
         running.gate.wait_until_held()
-        loop_thread.loop.call_soon_threadsafe(proxy.cable.clog)
+        threads.drafters.loop.call_soon_threadsafe(proxy.cable.clog)
         running.gate.open()
         completion = future.result(NO_STALL)
         assert completion.token_ids == expected
@@ -181,7 +190,7 @@ def test_a_network_that_stands_still_holds_no_stream_for_long(
         assert sum(rounds[:4]) > 0
         assert rounds[-1] == 0
         assert running.client.server_info().draft_links[0].state is DraftLinkState.READY
-        loop_thread.loop.call_soon_threadsafe(proxy.cable.clear)
+        threads.drafters.loop.call_soon_threadsafe(proxy.cable.clear)
 
         def drafted_again() -> bool:
             again = running.generate(request, IMPATIENT)
@@ -201,12 +210,12 @@ class OneTrick(AdversarialDrafter):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_drafter_that_breaks_a_rule_changes_nothing(
-    name: str, loop_thread: LoopThread, pair: ModelPair, work: Workload
+    name: str, threads: ServiceThreads, pair: ModelPair, work: Workload
 ) -> None:
     drafter = OneTrick(name)
     with (
-        loop_thread.entered(serving(drafter)) as hostile,
-        target(loop_thread, pair.target, drafts=[hostile.address]) as running,
+        threads.drafters.entered(serving(drafter)) as hostile,
+        target(threads, pair.target, drafts=[hostile.address]) as running,
     ):
         completions = running.generate_together(work.requests[:2], IMPATIENT)
         assert [outcome(each) for each in completions] == work.plain[:2]
@@ -223,11 +232,11 @@ def test_a_drafter_that_breaks_a_rule_changes_nothing(
     ],
 )
 def test_a_drafter_with_a_wrong_greeting_is_refused_and_the_reason_is_told(
-    greeting: Greeting, reason: str, loop_thread: LoopThread, pair: ModelPair, work: Workload
+    greeting: Greeting, reason: str, threads: ServiceThreads, pair: ModelPair, work: Workload
 ) -> None:
     with (
-        loop_thread.entered(serving(AdversarialDrafter(greeting=greeting))) as hostile,
-        target(loop_thread, pair.target, drafts=[hostile.address], wait_for_links=False) as running,
+        threads.drafters.entered(serving(AdversarialDrafter(greeting=greeting))) as hostile,
+        target(threads, pair.target, drafts=[hostile.address], wait_for_links=False) as running,
     ):
         assert_refused(running, reason)
         completion = running.generate(work.requests[0], SYNCHRONOUS)
@@ -235,8 +244,23 @@ def test_a_drafter_with_a_wrong_greeting_is_refused_and_the_reason_is_told(
         assert completion.speculation.num_draft_tokens == 0
 
 
+def test_a_draft_service_refuses_a_target_of_another_protocol_and_the_reason_is_told(
+    threads: ServiceThreads, pair: ModelPair, perfect_draft: RunningDrafter, work: Workload
+) -> None:
+    with (
+        mock.patch.object(target_service_module, "PROTOCOL_VERSION", 9999),
+        target(
+            threads, pair.target, drafts=[perfect_draft.address], wait_for_links=False
+        ) as running,
+    ):
+        assert_refused(running, "version 9999")
+        completion = running.generate(work.requests[0], SYNCHRONOUS)
+        assert outcome(completion) == work.plain[0]
+        assert completion.speculation.num_draft_tokens == 0
+
+
 def test_a_drafter_with_another_tokenizer_is_refused_and_the_other_one_drafts(
-    loop_thread: LoopThread,
+    threads: ServiceThreads,
     pair: ModelPair,
     reference: Reference,
     perfect_draft: RunningDrafter,
@@ -246,9 +270,9 @@ def test_a_drafter_with_another_tokenizer_is_refused_and_the_other_one_drafts(
     foreign = byte_tokenizer(FOREIGN_CORPUS)
     save(reference.model, foreign, tmp_path)
     with (
-        draft_service(loop_thread, model_drafter(tmp_path)) as unfit,
+        draft_service(threads, model_drafter(tmp_path)) as unfit,
         target(
-            loop_thread,
+            threads,
             pair.target,
             drafts=[unfit.address, perfect_draft.address],
             wait_for_links=False,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from exactness.loop_thread import LoopThread
+from exactness.loop_thread import ServiceThreads
 from exactness.model_pairs import ModelPair
 from exactness.reference import Reference
 from exactness.running import (
@@ -66,9 +66,9 @@ def process(flags: list[str]) -> Iterator[Service]:
 
 @pytest.fixture
 def fed_target(
-    loop_thread: LoopThread, pair: ModelPair, process: Service
+    threads: ServiceThreads, pair: ModelPair, process: Service
 ) -> Iterator[RunningTarget]:
-    with target(loop_thread, pair.target, drafts=[process.address]) as running:
+    with target(threads, pair.target, drafts=[process.address]) as running:
         yield running
 
 

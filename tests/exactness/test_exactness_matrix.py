@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import pytest
 from draft.harness import RunningDrafter
 from draft.hostile import AdversarialDrafter, RandomDrafter, serving
-from exactness.loop_thread import LoopThread
+from exactness.loop_thread import ServiceThreads
 from exactness.model_pairs import ModelPair
 from exactness.option_mixes import LONGEST_OUTPUT, LONGEST_PROMPT, Case, cases
 from exactness.running import (
@@ -42,9 +42,9 @@ class Workload(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def plain_target(loop_thread: LoopThread, pair: ModelPair) -> Iterator[RunningTarget]:
+def plain_target(threads: ServiceThreads, pair: ModelPair) -> Iterator[RunningTarget]:
     """A target without drafters."""
-    with target(loop_thread, pair.target) as running:
+    with target(threads, pair.target) as running:
         yield running
 
 
@@ -128,9 +128,9 @@ def test_a_perfect_drafter_changes_nothing(
 
 
 def test_a_drafter_that_looks_up_the_prompt_changes_nothing(
-    loop_thread: LoopThread, pair: ModelPair, lookup_draft: RunningDrafter, work: Workload
+    threads: ServiceThreads, pair: ModelPair, lookup_draft: RunningDrafter, work: Workload
 ) -> None:
-    with target(loop_thread, pair.target, drafts=[lookup_draft.address]) as running:
+    with target(threads, pair.target, drafts=[lookup_draft.address]) as running:
         completions = serve(running, work)
         assert num_accepted(completions) > 0
 
@@ -145,28 +145,28 @@ def test_prompt_lookup_in_the_target_changes_nothing(
 
 
 def test_a_random_drafter_changes_nothing(
-    loop_thread: LoopThread, pair: ModelPair, work: Workload
+    threads: ServiceThreads, pair: ModelPair, work: Workload
 ) -> None:
     drafter = RandomDrafter(familiar=0.7)
     with (
-        loop_thread.entered(serving(drafter)) as hostile,
-        target(loop_thread, pair.target, drafts=[hostile.address]) as running,
+        threads.drafters.entered(serving(drafter)) as hostile,
+        target(threads, pair.target, drafts=[hostile.address]) as running,
     ):
         serve(running, work)
     assert drafter.num_proposed > 0
 
 
 def test_adversarial_drafters_change_nothing(
-    loop_thread: LoopThread, pair: ModelPair, work: Workload
+    threads: ServiceThreads, pair: ModelPair, work: Workload
 ) -> None:
     """Several, because a target has no patience with one for long."""
     drafters = [AdversarialDrafter(seed=seed) for seed in range(8)]
     with ExitStack() as stack:
         addresses = [
-            stack.enter_context(loop_thread.entered(serving(drafter))).address
+            stack.enter_context(threads.drafters.entered(serving(drafter))).address
             for drafter in drafters
         ]
-        running = stack.enter_context(target(loop_thread, pair.target, drafts=addresses))
+        running = stack.enter_context(target(threads, pair.target, drafts=addresses))
         some = Workload(work.cases[::2], work.plain[::2])
         serve(running, some, lambda speculation: replace(speculation, draft_timeout_ms=20))
     assert sum(drafter.num_proposed for drafter in drafters) > 0
@@ -175,7 +175,7 @@ def test_adversarial_drafters_change_nothing(
 
 @contextmanager
 def cramped(
-    loop_thread: LoopThread,
+    threads: ServiceThreads,
     pair: ModelPair,
     drafter: RunningDrafter,
     *,
@@ -184,36 +184,34 @@ def cramped(
 ) -> Iterator[RunningTarget]:
     """A target with little room, in its cache or in its forwards."""
     batch = BatchSettings(max_num_batched_tokens=max_num_batched_tokens)
-    with target(
-        loop_thread, pair.target, drafts=[drafter.address], batch=batch, **cache
-    ) as running:
+    with target(threads, pair.target, drafts=[drafter.address], batch=batch, **cache) as running:
         yield running
 
 
 def test_preemption_changes_nothing(
-    loop_thread: LoopThread, pair: ModelPair, model_draft: RunningDrafter, work: Workload
+    threads: ServiceThreads, pair: ModelPair, model_draft: RunningDrafter, work: Workload
 ) -> None:
     room = 2 * (LONGEST_PROMPT + LONGEST_OUTPUT) + 8
-    with cramped(loop_thread, pair, model_draft, kv_cache_tokens=room, block_size=4) as running:
+    with cramped(threads, pair, model_draft, kv_cache_tokens=room, block_size=4) as running:
         completions = serve(running, work)
         assert num_accepted(completions) > 0
         assert sum(each.usage.num_preemptions for each in completions) > 0
 
 
 def test_prefill_in_chunks_changes_nothing(
-    loop_thread: LoopThread, pair: ModelPair, model_draft: RunningDrafter, work: Workload
+    threads: ServiceThreads, pair: ModelPair, model_draft: RunningDrafter, work: Workload
 ) -> None:
-    with cramped(loop_thread, pair, model_draft, max_num_batched_tokens=12) as running:
+    with cramped(threads, pair, model_draft, max_num_batched_tokens=12) as running:
         completions = serve(running, work)
         assert num_accepted(completions) > 0
 
 
 def test_a_tiny_cache_fed_in_tiny_chunks_changes_nothing(
-    loop_thread: LoopThread, pair: ModelPair, perfect_draft: RunningDrafter, work: Workload
+    threads: ServiceThreads, pair: ModelPair, perfect_draft: RunningDrafter, work: Workload
 ) -> None:
     room = LONGEST_PROMPT + LONGEST_OUTPUT + 16
     with cramped(
-        loop_thread,
+        threads,
         pair,
         perfect_draft,
         kv_cache_tokens=room,

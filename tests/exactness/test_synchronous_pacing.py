@@ -10,11 +10,10 @@ accepted draft token that it is. The text is the same, and no round follows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from exactness.loop_thread import LoopThread
+from exactness.loop_thread import ServiceThreads
 from exactness.model_pairs import ModelPair
 from exactness.prompts import random_prompts
 from exactness.reference import Reference, Round
@@ -49,16 +48,16 @@ def tiny(drafted_target: RunningTarget, reference: Reference, pair: ModelPair) -
 
 
 @pytest.fixture(scope="module")
-def shipped(loop_thread: LoopThread) -> Iterator[Assistance]:
+def shipped(threads: ServiceThreads) -> Iterator[Assistance]:
     tokenizer = AutoTokenizer.from_pretrained(TARGET_DIR)
     with (
-        draft_service(loop_thread, model_drafter(DRAFT_DIR)) as drafter,
-        target(loop_thread, TARGET_DIR, drafts=[drafter.address]) as running,
+        draft_service(threads, model_drafter(DRAFT_DIR)) as drafter,
+        target(threads, TARGET_DIR, drafts=[drafter.address]) as running,
     ):
         yield Assistance(
             running,
-            Reference(Path(TARGET_DIR)),
-            Reference(Path(DRAFT_DIR)),
+            Reference(TARGET_DIR),
+            Reference(DRAFT_DIR),
             [list(tokenizer.encode(text)) for text in PROMPT_TEXTS],
         )
 

@@ -108,7 +108,7 @@ def collect(call: Iterable[pb.GenerateResponse]) -> Answer:
     assert first.chunk.HasField("started")
     assert not first.chunk.token_ids
     assert last.WhichOneof("response") == "complete"
-    count = first.chunk.started.effective_config.num_return_sequences
+    count = first.chunk.started.effective_config.num_return_sequences or 1
     parts = [Part() for _ in range(count)]
     for message in chunks:
         assert message.WhichOneof("response") == "chunk"

@@ -78,13 +78,14 @@ class Gate:
     @contextmanager
     def held(self, *, after: int = 0) -> Iterator[None]:
         """Hold the engine before a forward, once `after` more have gone through."""
-        self._let(after)
+        self.let(after)
         try:
             yield
         finally:
-            self._let(None)
+            self.let(None)
 
-    def _let(self, permits: int | None) -> None:
+    def let(self, permits: int | None) -> None:
+        """Let so many more forwards through, or from now on all."""
         with self._changed:
             self._permits = permits
             self._changed.notify_all()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # stubs, but no py.typed
+from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from outrider.v1 import generation_pb2 as pb
 from outrider_contract.errors import DOMAIN, FIELD_KEY, REQUEST_ID_KEY, Reason

@@ -103,10 +103,15 @@ def test_a_value_that_asks_for_nothing_is_taken_and_changes_nothing(
     assert given.token_ids == without.token_ids
 
 
-@pytest.mark.parametrize("name", UNSERVED)
-def test_a_field_that_is_not_served_may_be_cleared(caller: Caller, name: str) -> None:
-    answer = collect(caller.open(ask("abc", max_new_tokens=1, clear=(*ENDLESS, name))))
-    assert not is_set(answer.started.effective_config, name)
+@pytest.mark.parametrize("name", FIELD_NAMES)
+def test_any_field_may_be_cleared(caller: Caller, name: str) -> None:
+    limit: Config = {} if name == "max_new_tokens" else {"max_new_tokens": 20}
+    request = ask("abcabcab", speculation=LOOKUP, clear=(*ENDLESS, name), **limit)
+    answer = collect(caller.open(request))
+    if name != "max_length":  # the limit in force is always told
+        assert not is_set(answer.started.effective_config, name)
+    assert len(answer.token_ids) == 20
+    assert answer.complete.speculation.num_draft_tokens > 0
 
 
 # --- each honoured field does something, or says that it does not
@@ -152,7 +157,7 @@ CHANGES: dict[str, tuple[dict[str, Any], object, Observe]] = {
     "forced_bos_token_id": ({**BASE, "prompt": [9]}, 77, tokens),
     "forced_eos_token_id": (BASE, 77, tokens),
     "remove_invalid_values": (
-        {**BASE, "do_sample": True, "repetition_penalty": 1e-45, "prompt": "aaaa"},
+        {**SAMPLED, "repetition_penalty": 1e-45, "prompt": "aaaa"},
         True,
         tokens,
     ),

@@ -115,6 +115,24 @@ def test_a_client_that_does_not_retry_sees_why(small: Callable[..., RunningServi
         assert caught.value.reason == Reason.OVERLOADED
 
 
+def test_what_waits_and_what_runs_are_counted_apart(small: Callable[..., RunningService]) -> None:
+    service = small(max_num_seqs=2, max_waiting_requests=8)
+    with Caller(service.address) as caller:
+        with service.gate.held(after=1):
+            request = ask(do_sample=True, num_return_sequences=2, max_new_tokens=30)
+            calls = [caller.open(request) for _ in range(4)]
+            for call in calls:
+                next(call)
+            service.gate.wait_until_held()
+            service.gate.let(3)  # the engine hears of the others between two forwards
+            loads = until(caller.loads, lambda loads: loads.num_waiting_requests == 3)
+            assert loads.num_running_sequences == 2
+        for call in calls:
+            *_, last = call
+            assert last.complete.usage.completion_tokens == 60
+        assert caller.wait_until_idle().num_waiting_requests == 0
+
+
 async def test_requests_are_served_in_the_order_they_came(
     small: Callable[..., RunningService],
 ) -> None:

@@ -26,9 +26,9 @@ from outrider_target.validation import (
     MAX_WINDOW,
 )
 from service.asking import LOOKUP, Config, ask, collect
-from service.harness import Caller
-from service.refusals import refused
-from service.tiny_folder import MAX_MODEL_LEN, VOCAB_SIZE, ids_of
+from service.harness import PATIENCE, Caller
+from service.refusals import refusal, refused
+from service.tiny_folder import MAX_MODEL_LEN, TOKENIZER_SIZE, VOCAB_SIZE, ids_of
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MAX_UINT32 = 2**32 - 1
@@ -303,6 +303,20 @@ def test_a_phrase_biased_twice_is_refused(caller: Caller) -> None:
     check(caller, ask(PROMPT, sequence_bias=twice), "generation_config.sequence_bias")
 
 
+@pytest.mark.parametrize("token_id", [TOKENIZER_SIZE, MAX_UINT32])
+def test_only_ids_of_the_tokenizer_become_text(caller: Caller, token_id: int) -> None:
+    request = pb.DetokenizeRequest(token_ids=[5, token_id])
+    got = refusal(lambda: caller.stub.Detokenize(request, timeout=PATIENCE))
+    assert (got.code, got.field) == (INVALID, "token_ids")
+    assert str(token_id) in got.message
+
+
+def test_no_text_beyond_the_limit_becomes_ids(caller: Caller) -> None:
+    request = pb.TokenizeRequest(text="a" * (MAX_TEXT_LENGTH + 1))
+    got = refusal(lambda: caller.stub.Tokenize(request, timeout=PATIENCE))
+    assert (got.code, got.field) == (INVALID, "text")
+
+
 # --- what contradicts itself
 
 
@@ -443,7 +457,7 @@ def test_json_text_is_refused_whether_it_is_json_or_not(
         {"temperature": 1e-30},
         {"temperature": 3e38},
         {"repetition_penalty": 3e38},
-        {"sequence_bias": [[[5], 3e38], [[6], -3e38]]},
+        {"sequence_bias": [[[5], 1e38], [[6], -1e38]]},
         {"exponential_decay_length_penalty": [0, 3e38], "eos_token_id": [0]},
         {"typical_p": 1e-30, "top_p": 0.0, "top_k": 1, "min_p": 1.0, "eta_cutoff": 0.999},
         {"no_repeat_ngram_size": 1},
