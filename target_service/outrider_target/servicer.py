@@ -43,6 +43,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         build = partial(new_state, generation, serving.text.tokenizer)
         # Stop strings may begin in the prompt: thousands of its tokens are looked at.
         state = await asyncio.to_thread(build) if generation.stop_strings else build()
+        if (seconds_left := context.time_remaining()) is not None and seconds_left <= 0:
+            return  # gRPC has ended the call; what it asked for need not begin
         events = serving.requests.add(state)
         serving.engine.submit(state)
         try:

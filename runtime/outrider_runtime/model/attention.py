@@ -12,7 +12,7 @@ beforehand (see `attention_groups`). Knows nothing of scheduling or of whole mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple, cast
@@ -129,76 +129,68 @@ def ragged_attention(
 
 def _attend(query: torch.Tensor, layer: _Layer, *, group: AttentionGroup) -> torch.Tensor:
     """One group: query [1, heads, size * num_rows, key_dim] -> [.., heads, value_dim]."""
-    heads, key_heads = query.shape[1], layer.kv.num_heads
-    # [size, key heads, rows, repeats, dim]: the query heads of a key head are rows of it, so that
-    # its keys are read once for all of them.
-    folded = query.view(key_heads, heads // key_heads, group.size, group.num_rows, -1)
-    folded = folded.permute(2, 0, 3, 1, 4)
     if layer.softcap is not None or layer.sinks is not None:
-        out = _explicit(folded, layer, reads=group.reads)
+        product = _explicit
     elif group.num_rows > SHORT_ROWS:
-        out = _fused_long(folded, layer, reads=group.reads)
+        return _fused_long(query, layer, group=group)
     else:
-        out = _fused_short(folded, layer, reads=group.reads)
-    return out.transpose(1, 2).reshape(group.size * group.num_rows, heads, -1)
+        product = _fused
+    size, rows, heads = group.size, group.num_rows, query.shape[1]
+    key_heads = layer.kv.num_heads
+    repeats = heads // key_heads
+    # [size, key heads, rows * repeats, dim]: the query heads of a key head are rows of it, so that
+    # its keys are read once for all of them. On the CPU each view counts.
+    if rows == 1:
+        folded = query.view(key_heads, repeats, size, -1).permute(2, 0, 1, 3)
+        return product(folded, layer, group=group).reshape(size, heads, -1)
+    folded = query.view(key_heads, repeats, size, rows, -1).permute(2, 0, 3, 1, 4)
+    out = product(folded.reshape(size, key_heads, rows * repeats, -1), layer, group=group)
+    out = out.view(size, key_heads, rows, repeats, -1).transpose(1, 2)
+    return out.reshape(size * rows, heads, -1)
 
 
-def _fused_short(query: torch.Tensor, layer: _Layer, *, reads: list[KeyRead]) -> torch.Tensor:
-    """[size, key heads, rows, repeats, key_dim] -> the same with value_dim."""
-    size, key_heads, rows, repeats, _ = query.shape
-    query = query.reshape(size, key_heads, rows * repeats, -1)
-    parts: list[torch.Tensor] = []
-    first = 0
-    for read in reads:
-        keys, values = _read(layer, read)
-        parts.append(
-            scaled_dot_product_attention(
-                query if read.size == size else query[first : first + read.size],
-                keys,
-                values,
-                attn_mask=read.bias(repeats),
-                scale=layer.scaling,
-            )
-        )
-        first += read.size
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return out.view(size, key_heads, rows, repeats, -1)
+def _fused(query: torch.Tensor, layer: _Layer, *, group: AttentionGroup) -> torch.Tensor:
+    """[size, key heads, rows * repeats, key_dim] -> the same with value_dim."""
+    repeats = query.shape[2] // group.num_rows
+    return _for_each_read(
+        query,
+        layer,
+        group=group,
+        attend=lambda part, keys, values, read: scaled_dot_product_attention(
+            part, keys, values, attn_mask=read.bias(repeats), scale=layer.scaling
+        ),
+    )
 
 
-def _fused_long(query: torch.Tensor, layer: _Layer, *, reads: list[KeyRead]) -> torch.Tensor:
-    """As `_fused_short` for many rows: the bias is large, so it is not repeated per head."""
-    size, key_heads, rows, repeats, _ = query.shape
-    query = query.permute(0, 1, 3, 2, 4).reshape(size, key_heads * repeats, rows, -1)
-    parts: list[torch.Tensor] = []
-    first = 0
-    for read in reads:
-        keys, values = _read(layer, read)
-        parts.append(
-            scaled_dot_product_attention(
-                query[first : first + read.size],
-                keys,
-                values,
-                attn_mask=None if read.is_causal_square else read.bias(1),
-                is_causal=read.is_causal_square,
-                scale=layer.scaling,
-                enable_gqa=repeats > 1,
-            )
-        )
-        first += read.size
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return out.view(size, key_heads, repeats, rows, -1).transpose(2, 3)
+def _fused_long(query: torch.Tensor, layer: _Layer, *, group: AttentionGroup) -> torch.Tensor:
+    """For many rows, as `_attend`: the bias is large, so it is not repeated per head."""
+    heads, rows = query.shape[1], group.num_rows
+    out = _for_each_read(
+        query.view(heads, group.size, rows, -1).transpose(0, 1),
+        layer,
+        group=group,
+        attend=lambda part, keys, values, read: scaled_dot_product_attention(
+            part,
+            keys,
+            values,
+            attn_mask=None if read.is_causal_square else read.bias(1),
+            is_causal=read.is_causal_square,
+            scale=layer.scaling,
+            enable_gqa=heads > layer.kv.num_heads,
+        ),
+    )
+    return out.transpose(1, 2).reshape(group.size * rows, heads, -1)
 
 
-def _explicit(query: torch.Tensor, layer: _Layer, *, reads: list[KeyRead]) -> torch.Tensor:
-    """As `_fused_short`, written out: for soft-capped scores and attention sinks."""
-    size, key_heads, rows, repeats, _ = query.shape
-    query = query.reshape(size, key_heads, rows * repeats, -1) * layer.scaling
-    parts: list[torch.Tensor] = []
-    first = 0
-    for read in reads:
-        keys, values = _read(layer, read)
-        scores = query[first : first + read.size] @ keys.mT
-        first += read.size
+def _explicit(query: torch.Tensor, layer: _Layer, *, group: AttentionGroup) -> torch.Tensor:
+    """As `_fused`, written out: for soft-capped scores and attention sinks."""
+    key_heads, rows = query.shape[1], group.num_rows
+    repeats = query.shape[2] // rows
+
+    def attend(
+        part: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, read: KeyRead
+    ) -> torch.Tensor:
+        scores = part @ keys.mT
         if layer.softcap is not None:
             scores = torch.tanh(scores / layer.softcap) * layer.softcap
         if (bias := read.bias(1)) is not None:
@@ -206,14 +198,34 @@ def _explicit(query: torch.Tensor, layer: _Layer, *, reads: list[KeyRead]) -> to
             scores = scores.view(read.size, key_heads, rows, repeats, -1) + bias[:, :, :, None]
             scores = scores.flatten(2, 3)
         if layer.sinks is not None:
-            # [heads] -> [1, key heads, rows * repeats, 1]
+            # [heads] -> [size, key heads, rows * repeats, 1]
             sinks = layer.sinks.to(scores.dtype).view(1, key_heads, 1, repeats)
             sinks = sinks.expand(read.size, -1, rows, -1).reshape(read.size, key_heads, -1, 1)
             scores = torch.cat([scores, sinks], dim=3)
         precise = torch.promote_types(scores.dtype, torch.float32)
         weights = scores.softmax(3, dtype=precise).to(values.dtype)
-        parts.append(weights[..., : read.num_keys] @ values)
-    return torch.cat(parts).view(size, key_heads, rows, repeats, -1)
+        return weights[..., : read.num_keys] @ values
+
+    return _for_each_read(query * layer.scaling, layer, group=group, attend=attend)
+
+
+def _for_each_read(
+    query: torch.Tensor,
+    layer: _Layer,
+    *,
+    group: AttentionGroup,
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, KeyRead], torch.Tensor],
+) -> torch.Tensor:
+    """Calls `attend` with the sequences and keys of each read; query [size, ...] -> [size, ...]."""
+    reads = group.reads
+    if len(reads) == 1:
+        return attend(query, *_read(layer, reads[0]), reads[0])
+    parts: list[torch.Tensor] = []
+    first = 0
+    for read in reads:
+        parts.append(attend(query[first : first + read.size], *_read(layer, read), read))
+        first += read.size
+    return torch.cat(parts)
 
 
 def _read(layer: _Layer, read: KeyRead) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,8 +20,8 @@ class LayerKV:
     """Keys and values of one layer, side by side in one row per slot: one gather reads both."""
 
     rows: torch.Tensor  # [num_slots, num_heads * (key_dim + value_dim)]
-    keys: torch.Tensor  # view [num_slots, num_heads, key_dim]
-    values: torch.Tensor  # view [num_slots, num_heads, value_dim]
+    keys: torch.Tensor  # view [num_slots, num_heads, 1, key_dim]
+    values: torch.Tensor  # view [num_slots, num_heads, 1, value_dim]
     num_heads: int
     key_dim: int
     value_dim: int
@@ -75,7 +75,7 @@ class KVStorage:
         Raises:
             RuntimeError: the shapes do not fit what this layer holds.
         """
-        keys, values = keys[0].transpose(0, 1), values[0].transpose(0, 1)
+        keys, values = keys.transpose(0, 2), values.transpose(0, 2)  # [rows, num_heads, 1, dim]
         kv = self._layers.get(layer)
         if kv is None:
             kv = self._layers[layer] = self._new_layer(keys, values)
@@ -108,16 +108,16 @@ class KVStorage:
             blocks.index_copy_(0, dst, blocks.index_select(0, src))
 
     def _new_layer(self, keys: torch.Tensor, values: torch.Tensor) -> LayerKV:
-        """For keys [any, num_heads, key_dim] and values [any, num_heads, value_dim]."""
-        (_, num_heads, key_dim), value_dim = keys.shape, values.shape[2]
+        """For keys [any, num_heads, 1, key_dim] and values [any, num_heads, 1, value_dim]."""
+        num_heads, key_dim, value_dim = keys.shape[1], keys.shape[3], values.shape[3]
         if values.shape[1] != num_heads:
             raise RuntimeError(f"{num_heads} key heads but {values.shape[1]} value heads")
         rows = keys.new_zeros(self.num_slots, num_heads * (key_dim + value_dim))
         split = num_heads * key_dim
         return LayerKV(
             rows=rows,
-            keys=rows[:, :split].view(-1, num_heads, key_dim),
-            values=rows[:, split:].view(-1, num_heads, value_dim),
+            keys=rows[:, :split].view(-1, num_heads, 1, key_dim),
+            values=rows[:, split:].view(-1, num_heads, 1, value_dim),
             num_heads=num_heads,
             key_dim=key_dim,
             value_dim=value_dim,

@@ -4,7 +4,7 @@ A model may break the engine's assumptions without any error (see `support`). So
 or not, has to show on a few random tokens that a mixed ragged batch, with a prefill in two parts,
 several rows at once and a rollback, gives the logits of plain forwards on the same tokens. One of
 the two sequences lies at the far end of the model's positions, where rotary scaling that follows
-the largest position of a batch shows. Five forwards of at most 14 rows: well below a second for
+the largest position of a batch shows. Six forwards of at most 14 rows: well below a second for
 small models, a few seconds for large ones on a CPU.
 
 Two things it cannot see on so few tokens, and which are checked another way: whether a sliding
@@ -83,8 +83,8 @@ def self_check(model: PreTrainedModel) -> int:
     if not off <= _TOLERANCE[runner.dtype]:
         raise UnsupportedModel(
             config,
-            f"on ragged batches its logits are off by {off:.1%} of the largest, so they follow from "
-            "more than the tokens, their positions and attention",
+            f"on ragged batches its logits are off by {off:.1%} of the largest: they depend on "
+            "more than tokens, positions and attention",
         )
     return runner.bytes_per_token
 
