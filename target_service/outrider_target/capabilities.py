@@ -79,7 +79,7 @@ CAPABILITIES: dict[str, Capability] = {
     "length_penalty": _not_yet(_BEAMS, 1.0),
     "no_repeat_ngram_size": _honoured(),
     "bad_words_ids": _honoured(),
-    "renormalize_logits": _honoured(),
+    "renormalize_logits": _honoured("without effect on the tokens: it changes no order"),
     "forced_bos_token_id": _honoured(),
     "forced_eos_token_id": _honoured(),
     "remove_invalid_values": _honoured(),

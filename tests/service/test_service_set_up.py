@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 from outrider.v1 import generation_pb2 as pb
-from outrider_client import Client
+from outrider_client import Client, DraftLinkState, GenerationConfig
 from outrider_contract.errors import Reason
 from service.asking import ENDLESS, ask, collect
-from service.harness import PATIENCE, Caller, RunningService, settings_for
+from service.harness import PATIENCE, Caller, RunningService, settings_for, until
 from service.refusals import refusal, refused
 from service.tiny_folder import EOS, MAX_MODEL_LEN, VOCAB_SIZE, ids_of
 from structlog.testing import capture_logs
@@ -79,6 +80,25 @@ def test_limits_and_names_are_those_of_the_settings(folder: Path) -> None:
             got = refused(caller, ask([5] * 10, max_new_tokens=55))
             assert got.reason == Reason.PROMPT_TOO_LONG
             assert len(collect(caller.open(ask([5] * 10, max_new_tokens=54))).token_ids) == 54
+
+
+def test_a_draft_service_that_is_not_there_is_told_of_and_costs_no_request(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+    settings = settings_for(folder, drafts=(address,))
+    with RunningService(settings) as service, Client(service.address) as client:
+        completion = client.generate(
+            "abc", GenerationConfig(max_new_tokens=5, clear_fields=ENDLESS)
+        )
+        assert len(completion.token_ids) == 5
+        assert completion.effective_speculation.method == "remote"
+        assert completion.speculation.num_draft_tokens == 0
+        (link,) = until(
+            client.server_info, lambda info: bool(info.draft_links[0].reason)
+        ).draft_links
+        assert link.address == address
+        assert link.state is DraftLinkState.CONNECTING
+        assert link.num_sessions == 0
 
 
 def test_the_type_of_the_weights_is_the_one_asked_for(folder: Path) -> None:
