@@ -51,10 +51,9 @@ def main() -> None:
     prompts = [prompt.text for prompt in held_out_prompts()[: options.prompts]]
     console = Console()
     with ExitStack() as stack:
-        contenders = _contenders(stack)
-        threads = fastest_thread_count(
-            contenders[0], Workload(prompts[:2], 1, False, options.new_tokens)
-        )
+        plain = Transformers(_BASELINE, TARGET_DIR)
+        threads = fastest_thread_count(plain, Workload(prompts[:2], 1, False, options.new_tokens))
+        contenders = _contenders(plain, stack)
         results = []
         for streams in (1, 8):
             for sampled in (False, True):
@@ -74,7 +73,7 @@ def main() -> None:
     console.print(f"written to {options.json}")
 
 
-def _contenders(stack: ExitStack) -> list[Contender]:
+def _contenders(plain: Transformers, stack: ExitStack) -> list[Contender]:
     threads = ["--threads", "1"]
     draft = stack.enter_context(Service("outrider_draft", ["--model", str(DRAFT_DIR), *threads]))
     target = stack.enter_context(
@@ -82,7 +81,7 @@ def _contenders(stack: ExitStack) -> list[Contender]:
     )
     client = stack.enter_context(Client(target.address, timeout=600))
     return [
-        Transformers(_BASELINE, TARGET_DIR),
+        plain,
         Transformers("transformers assisted (its defaults)", TARGET_DIR, DRAFT_DIR),
         Transformers("transformers assisted (heuristic)", TARGET_DIR, DRAFT_DIR, _HEURISTIC),
         Outrider("Outrider plain", client, SpeculationConfig(enabled=False)),

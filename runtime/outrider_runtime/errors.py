@@ -10,7 +10,7 @@ import math
 from typing import ClassVar
 
 import grpc
-from google.rpc import (  # type: ignore[import-untyped]  # has stubs, but no py.typed
+from google.rpc import (
     error_details_pb2,
     status_pb2,
 )

@@ -10,7 +10,7 @@ import asyncio
 
 from outrider_runtime.errors import Draining, DuplicateRequest, Overloaded
 
-from outrider_target.events import Event, RequestFailed
+from outrider_target.events import Event, RequestFailed, TokensDecided
 from outrider_target.sequence import RequestState
 
 _RETRY_AFTER_SECONDS = 1.0
@@ -71,10 +71,15 @@ class LiveRequests:
         return self._by_id.get(request_id)
 
     def dispatch(self, events: list[tuple[RequestState, Event]]) -> None:
-        """Pass on a round's events."""
+        """Pass on a round's events. With its last one a request gives up its place.
+
+        A reader that never reads thus holds memory for the tokens it may have, but no place.
+        """
         for state, event in events:
             if (queue := self._queues.get(state)) is not None:
                 queue.put_nowait(event)
+                if not isinstance(event, TokensDecided):
+                    self.remove(state)
 
     def fail_all(self, fault: BaseException) -> None:
         """End every live request, and refuse new ones, because the engine is gone."""

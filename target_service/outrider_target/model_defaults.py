@@ -11,7 +11,7 @@ from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_contract.generation_config import FIELD_NAMES, clear, copy_field, is_set
 from outrider_runtime.errors import InvalidRequest
 
-from outrider_target.validation import check_values
+from outrider_target.field_rules import check_values
 
 _HARMLESS_OUTSIDE = (
     "eos_token_id",

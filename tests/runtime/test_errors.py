@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # stubs, but no py.typed
+from google.rpc import error_details_pb2
 from outrider_contract.errors import DOMAIN, Reason
 from outrider_runtime.errors import (
     Draining,

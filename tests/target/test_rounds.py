@@ -30,7 +30,7 @@ def some_requests(seed: int, count: int) -> list[GenerationRequest]:
     requests = []
     for _ in range(count):
         prompt = [chance.randrange(3, VOCAB_SIZE) for _ in range(chance.randint(1, 40))]
-        options: dict[str, object] = {"do_sample": chance.random() < 0.6}
+        options: dict[str, Any] = {"do_sample": chance.random() < 0.6}
         if options["do_sample"]:
             options["temperature"] = chance.choice([0.5, 1.0, 1.7])
             options["top_k"] = chance.choice([0, 5, 50])

@@ -519,7 +519,7 @@ class GenerationConfig(_message.Message):
     early_stopping_mode: _builtins.str
     """transformers' string form; the one value is "never"."""
     max_time: _builtins.float
-    """Seconds after which generation stops, counted from admission. Checked once a round; greater than 0."""
+    """Seconds after which generation stops, counted from the request's arrival. Checked once a round; greater than 0."""
     do_sample: _builtins.bool
     """Whether to sample. Default false: greedy."""
     num_beams: _builtins.int

@@ -1,0 +1,129 @@
+"""How to speculate for a request: what it says over the model's configuration over the server's.
+
+A value is refused with the name of its field. None of them can change the text.
+"""
+
+from __future__ import annotations
+
+from outrider.v1 import speculation_pb2
+from outrider.v1.generation_config_pb2 import GenerationConfig
+from outrider_runtime.errors import InvalidRequest, UnsupportedOption
+
+from outrider_target.field_rules import check_finite
+from outrider_target.request import DraftMethod, SpeculationSettings
+from outrider_target.settings import SpeculationDefaults
+
+MAX_WINDOW = 64
+MAX_DRAFT_TIMEOUT_MS = 60_000
+
+
+def speculation_settings(
+    message: speculation_pb2.SpeculationConfig,
+    config: GenerationConfig,
+    defaults: SpeculationDefaults,
+) -> SpeculationSettings:
+    """Resolve everything about speculation.
+
+    Args:
+        message: What the request says apart from GenerationConfig.
+        config: The effective configuration.
+        defaults: What holds where nobody says anything.
+
+    Raises:
+        InvalidRequest: A value is wrong; names the field.
+        UnsupportedOption: A value asks for what is not served.
+    """
+    check_finite(message, "speculation")
+    method = _draft_method(message, config)
+    _check_verification(message)
+    pacing = message.pacing
+    if pacing not in speculation_pb2.DraftPacing.values():
+        raise InvalidRequest("speculation.pacing", f"{pacing} is not a known pacing")
+    synchronous = pacing == speculation_pb2.DRAFT_PACING_SYNCHRONOUS
+    max_window = _bounded(
+        message, "max_assistant_tokens", defaults.max_assistant_tokens, 1, MAX_WINDOW
+    )
+    timeout_ms = _bounded(
+        message, "draft_timeout_ms", defaults.draft_timeout_ms, 0, MAX_DRAFT_TIMEOUT_MS
+    )
+    if message.HasField("draft_temperature") and message.draft_temperature <= 0:
+        raise InvalidRequest(
+            "speculation.draft_temperature",
+            f"must be greater than 0, got {message.draft_temperature:g}",
+        )
+    window, schedule = defaults.num_assistant_tokens, defaults.num_assistant_tokens_schedule
+    if config.HasField("num_assistant_tokens"):
+        window = config.num_assistant_tokens
+    if config.HasField("num_assistant_tokens_schedule"):
+        schedule = config.num_assistant_tokens_schedule
+    if config.HasField("prompt_lookup_num_tokens"):
+        window, schedule = config.prompt_lookup_num_tokens, "constant"  # as in transformers
+    run_ahead = _bounded(message, "run_ahead", defaults.run_ahead, 0, MAX_WINDOW)
+    return SpeculationSettings(
+        method=method,
+        synchronous=synchronous,
+        window=window,
+        schedule=schedule,
+        max_window=max_window,
+        run_ahead=0 if synchronous else run_ahead,
+        confidence_threshold=config.assistant_confidence_threshold,
+        timeout_seconds=timeout_ms / 1000,
+        draft_temperature=message.draft_temperature
+        if message.HasField("draft_temperature")
+        else 1.0,
+        max_matching_ngram_size=config.max_matching_ngram_size
+        if config.HasField("max_matching_ngram_size")
+        else 2,
+        report_rounds=message.report_rounds,
+    )
+
+
+_METHODS = {
+    speculation_pb2.DRAFT_METHOD_UNSPECIFIED: DraftMethod.REMOTE,
+    speculation_pb2.DRAFT_METHOD_NONE: DraftMethod.NONE,
+    speculation_pb2.DRAFT_METHOD_REMOTE: DraftMethod.REMOTE,
+    speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP: DraftMethod.PROMPT_LOOKUP,
+}
+
+
+def _draft_method(
+    message: speculation_pb2.SpeculationConfig, config: GenerationConfig
+) -> DraftMethod:
+    if message.method not in _METHODS:
+        raise InvalidRequest("speculation.method", f"{message.method} is not a known method")
+    method = _METHODS[message.method]
+    asks_lookup = config.HasField("prompt_lookup_num_tokens")
+    if asks_lookup and message.method == speculation_pb2.DRAFT_METHOD_UNSPECIFIED:
+        method = DraftMethod.PROMPT_LOOKUP
+    if message.HasField("enabled") and not message.enabled:
+        if message.method not in (
+            speculation_pb2.DRAFT_METHOD_UNSPECIFIED,
+            speculation_pb2.DRAFT_METHOD_NONE,
+        ):
+            raise InvalidRequest(
+                "speculation.method", "names a drafter although speculation.enabled is false"
+            )
+        return DraftMethod.NONE
+    return method
+
+
+def _check_verification(message: speculation_pb2.SpeculationConfig) -> None:
+    if message.verification not in speculation_pb2.Verification.values():
+        raise InvalidRequest(
+            "speculation.verification", f"{message.verification} is not a known verification"
+        )
+    if message.verification == speculation_pb2.VERIFICATION_SPECULATIVE_SAMPLING:
+        raise UnsupportedOption(
+            "speculation.verification", "speculative_sampling is not served yet; use exact"
+        )
+
+
+def _bounded(
+    message: speculation_pb2.SpeculationConfig, name: str, default: int, low: int, high: int
+) -> int:
+    if not message.HasField(name):  # type: ignore[arg-type]  # any field name
+        return default
+    value: int = getattr(message, name)
+    if not low <= value <= high:
+        raise InvalidRequest(f"speculation.{name}", f"must lie in [{low}, {high}], got {value}")
+    return value
