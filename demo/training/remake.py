@@ -24,20 +24,22 @@ def main() -> None:
     parser.add_argument("--draft-minutes", default="17.5", help="of the draft on the text alone")
     parser.add_argument("--distil-minutes", default="19", help="of the draft against the target")
     parser.add_argument("--threads", default="1")
-    parser.add_argument("--compile", action="store_true", help="needs a C++ compiler")
+    parser.add_argument(
+        "--compile", action="store_true", help="the target's steps; needs a C++ compiler"
+    )
     options = parser.parse_args()
     models: Path = options.package / "models"
     target, draft = models / "target", models / "draft"
-    flags = ["--threads", options.threads, *(["--compile"] if options.compile else [])]
+    compiled = ["--compile"] if options.compile else []
 
     run("tokenizer.py", target, draft)
     for name, out, minutes, more in (
-        ("target", target, options.target_minutes, []),
+        ("target", target, options.target_minutes, compiled),
         ("draft", draft, options.draft_minutes, []),
         ("draft", draft, options.distil_minutes, ["--init", draft, "--teacher", target]),
     ):
         places = ["--out", out, "--tokenizer", target, "--minutes", minutes]
-        run("train.py", name, *places, *more, *flags)
+        run("train.py", name, *places, *more, "--threads", options.threads)
     run("prompts.py", target, options.package / "prompts.json")
     run("evaluate.py", models)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,7 +30,6 @@ from exactness.running import (
     draft_service,
     model_drafter,
     num_accepted,
-    num_drafted,
     outcome,
     target,
     wait_until,
@@ -50,23 +50,24 @@ Wilt thou, whose will is large and spacious, not once vouchsafe to hide my will 
 
 
 class Late(Script):
-    """Every answer comes when the target has asked for the next one: always too late."""
+    """Every answer comes when the target has asked so many times more: always too late."""
 
-    def __init__(self) -> None:
+    def __init__(self, by: int) -> None:
         super().__init__()
-        self._held: list[Response] = []
+        self._by = by
+        self._held: deque[tuple[int, Response]] = deque()
 
     def request(self, frame: Frame) -> Iterable[Frame]:
-        for held in self._held:
-            self.send(held)
-        self._held.clear()
-        return super().request(frame)
+        passed = super().request(frame)
+        while self._held and self._held[0][0] <= self.num_requests:
+            self.send(self._held.popleft()[1])
+        return passed
 
     def response(self, frame: Response) -> Iterable[Response]:
-        if not frame.HasField("welcome"):
-            self._held.append(frame)
-            return []
-        return super().response(frame)
+        if frame.HasField("welcome"):
+            return super().response(frame)
+        self._held.append((self.num_requests + self._by, frame))
+        return []
 
 
 class Slow(Script):
@@ -127,24 +128,42 @@ def plain_target(threads: ServiceThreads, pair: ModelPair) -> Iterator[RunningTa
 
 @pytest.fixture(scope="module")
 def work(plain_target: RunningTarget) -> Workload:
-    deep = {"num_assistant_tokens": 12, "assistant_confidence_threshold": 0.0}
-    requests = [
-        replace(case.request, options={**case.request.options, **deep})
-        for case in cases(8, seed=11)
-    ]
+    requests = [with_window(case.request, 4) for case in cases(8, seed=11)]
     return Workload(requests, [outcome(plain_target.generate(each, PLAIN)) for each in requests])
 
 
-SCRIPTS: dict[str, Callable[[], Script]] = {
-    "late": Late,
-    "slow": lambda: Slow(0.03),
-    "slower than the timeout": lambda: Slow(0.2),
-    "confused": lambda: Confused(0),
-    "confused in another way": lambda: Confused(1),
+def with_window(request: Request, window: int) -> Request:
+    """The same request, which gets the same text, with another window."""
+    windowed = {
+        "num_assistant_tokens": window,
+        "num_assistant_tokens_schedule": "constant",
+        "assistant_confidence_threshold": 0.0,
+    }
+    return replace(request, options={**request.options, **windowed})
+
+
+class Trouble(NamedTuple):
+    """What goes wrong, and requests it goes wrong for."""
+
+    make_script: Callable[[], Script]
+    speculation: SpeculationConfig
+    window: int = 12
+
+
+# What comes twice or out of order counts as an offence, token by token, and too many offences end
+# the link: a small window lets more of it happen.
+TROUBLES = {
+    "a round late": Trouble(lambda: Late(1), IMPATIENT),
+    "three rounds late": Trouble(lambda: Late(3), IMPATIENT),
+    "slow": Trouble(lambda: Slow(0.02), SYNCHRONOUS),
+    "confused": Trouble(lambda: Confused(0), replace(IMPATIENT, draft_timeout_ms=250), window=2),
+    "confused otherwise": Trouble(
+        lambda: Confused(1), replace(IMPATIENT, draft_timeout_ms=250), window=2
+    ),
 }
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", TROUBLES)
 def test_late_and_confused_answers_change_nothing(
     name: str,
     threads: ServiceThreads,
@@ -152,19 +171,20 @@ def test_late_and_confused_answers_change_nothing(
     perfect_draft: RunningDrafter,
     work: Workload,
 ) -> None:
+    trouble = TROUBLES[name]
+    requests = [with_window(request, trouble.window) for request in work.requests]
+    proxied = link_proxy(perfect_draft.address, lambda _: trouble.make_script())
     with (
-        threads.drafters.entered(
-            link_proxy(perfect_draft.address, lambda _: SCRIPTS[name]())
-        ) as proxy,
+        threads.drafters.entered(proxied) as proxy,
         target(threads, pair.target, drafts=[proxy.address]) as running,
     ):
         started = time.monotonic()
-        completions = running.generate_together(work.requests, IMPATIENT)
+        completions = running.generate_together(requests, trouble.speculation)
         assert time.monotonic() - started < NO_STALL
         assert [outcome(each) for each in completions] == work.plain
         # Late as they are, some proposals are still of use.
-        assert num_drafted(completions) > 0
-        if (script := proxy.links[0]) and isinstance(script, Confused):
+        assert num_accepted(completions) > 0
+        if isinstance(script := proxy.links[0], Confused):
             assert script.num_confused > 0
         running.assert_nothing_left()
 
