@@ -29,7 +29,7 @@ from outrider_client import Completion, SpeculationConfig
 from outrider_target.settings import BatchSettings
 
 FEW = 24
-MANY = 150
+MANY = 200
 
 Outcomes = list[list[tuple[object, ...]]]
 

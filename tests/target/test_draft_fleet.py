@@ -232,7 +232,7 @@ def test_frames_for_sessions_that_are_gone_are_nobodys_business(
 def test_waiting_is_bounded_by_what_a_draft_is_worth() -> None:
     patience, pace = Patience(), LinkPace()
     pace.answered(0.004)
-    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) == pytest.approx(0.010)
+    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) == pytest.approx(0.012)
     assert patience.seconds(pace, round_seconds=0.010, timeout=0.003) == pytest.approx(0.003)
     for _ in range(50):
         patience.observe(0)

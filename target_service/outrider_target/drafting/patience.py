@@ -1,8 +1,9 @@
 """How long a round waits for a draft: as long as waiting is expected to pay. Pure.
 
-Verifying a draft saves about `expected_accepted` plain rounds, so waiting up to that many round
-times breaks even. When the drafter usually answers later than that, waiting never pays and the
-round decodes plainly at once; the late answer may still agree with what was decided meanwhile.
+Verifying a draft saves about `expected_accepted` plain rounds, so waiting that many round times
+breaks even. Whether to wait is decided at the start, by how long the drafter usually takes: giving
+up halfway would cost the wait and the draft. When it usually takes longer than the draft is worth,
+the round decodes plainly at once; the late answer may still agree with what was decided meanwhile.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ _OPTIMISM = 2.0
 
 _SMOOTHING = 0.2
 _ROUND_SMOOTHING = 0.1
+_SCATTER = 3.0
+"""How much longer than usual an answer may take before it is given up."""
+
 _SILENCE = 3
 """Unanswered waits in a row after which a drafter is taken for stalled, until it answers again."""
 
@@ -89,5 +93,4 @@ class Patience:
                 return 0.0
             self.rounds_since_probe = 0
             return min(2 * pace.latency, 2 * round_seconds, timeout)
-        # Answers scatter: allow twice the usual time, but not more than the draft is worth.
-        return min(max(2 * pace.latency, round_seconds), worth, timeout)
+        return min(max(_SCATTER * pace.latency, round_seconds), timeout)
