@@ -79,13 +79,15 @@ class RemoteSession:
         return self._deadline
 
     def proposal(self, window: int) -> list[int]:
-        """The most probable path of the tree as it is now."""
+        """The most probable path of the tree as it is now, if it is worth verifying."""
+        if not self._request.speculation.synchronous and not self._patience.draft_pays:
+            return []
         return [node.token_id for node in self._tree.best_path(window)]
 
     def observe(self, num_draft_tokens: int, num_accepted: int) -> None:
         """Learn what drafts are worth here."""
         if num_draft_tokens:
-            self._patience.observe(num_accepted)
+            self._patience.observe(num_draft_tokens, num_accepted)
 
     def close(self) -> None:
         """Forget the sequence on both sides."""
@@ -165,7 +167,8 @@ class RemoteSession:
         else:
             patience = self._patience.seconds(
                 link.pace,
-                round_seconds=self._round_pace.seconds,
+                self._round_pace,
+                num_sessions=len(link.sessions),
                 timeout=speculation.timeout_seconds,
             )
         self._deadline = now + patience
