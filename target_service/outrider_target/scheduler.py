@@ -98,16 +98,19 @@ class Scheduler:
         """Move sequences from the queue into the batch while there is room; returns them."""
         admitted: list[Sequence] = []
         available = self._pool.num_free_blocks - self._promised_blocks()
+        places = self._max_num_seqs - len(self.running)
         for sequence in list(self.waiting):
-            if len(self.running) >= self._max_num_seqs:
+            if places <= 0:
                 break
             source = self._fork_source(sequence)
             if source is not None and not self._prefilled(source):
-                continue  # its blocks are worth waiting for: they hold the same prompt
+                places -= 1  # its turn comes with its source's blocks: they hold the same prompt
+                continue
             needed = self._blocks_for(sequence, source)
             if needed > available and self.running:
                 break  # first come, first served: nobody overtakes
             available -= needed
+            places -= 1
             self._place(sequence, source)
             if sequence.state.admitted_at is None:
                 sequence.state.admitted_at = now
