@@ -53,7 +53,7 @@ def main() -> None:
     with ExitStack() as stack:
         plain = Transformers(_BASELINE, TARGET_DIR)
         threads = fastest_thread_count(plain, Workload(prompts[:2], 1, False, options.new_tokens))
-        contenders = _contenders(plain, stack)
+        contenders = _contenders(plain, stack, threads)
         results = []
         for streams in (1, 8):
             for sampled in (False, True):
@@ -73,12 +73,13 @@ def main() -> None:
     console.print(f"written to {options.json}")
 
 
-def _contenders(plain: Transformers, stack: ExitStack) -> list[Contender]:
-    threads = ["--threads", "1"]
-    draft = stack.enter_context(Service("outrider_draft", ["--model", str(DRAFT_DIR), *threads]))
-    target = stack.enter_context(
-        Service("outrider_target", ["--model", str(TARGET_DIR), *threads, "--draft", draft.address])
+def _contenders(plain: Transformers, stack: ExitStack, threads: int) -> list[Contender]:
+    """Everybody's target gets the threads that transformers is fastest with; the drafter one."""
+    draft = stack.enter_context(
+        Service("outrider_draft", ["--model", str(DRAFT_DIR), "--threads", "1"])
     )
+    arguments = ["--model", str(TARGET_DIR), "--threads", str(threads), "--draft", draft.address]
+    target = stack.enter_context(Service("outrider_target", arguments))
     client = stack.enter_context(Client(target.address, timeout=600))
     return [
         plain,
