@@ -104,6 +104,7 @@ async def test_run_ahead_that_was_not_sent_before_a_commit_is_sent_after_it() ->
         await proposer.step_begins()  # 2 was sent; 3 and 4 are in the tree, 5 is on its way
         await scripted.until(lambda: session.chain == [2])
         await scripted.commit(1, [2])
+        await drafter.until(lambda: drafter.service.worker.num_waiting == 1)  # it has arrived
         proposer.gate.release(10)
         assert await scripted.grown(1) == [3, 4, 5, 6, 7]
 
@@ -114,6 +115,7 @@ async def test_a_commit_that_overtakes_a_step_takes_effect_in_the_next() -> None
         session = await scripted.open(1, [1], window=2)
         await proposer.step_begins()
         await scripted.commit(1, [10])
+        await drafter.until(lambda: drafter.service.worker.num_waiting == 1)  # it has arrived
         proposer.gate.release(10)
         assert await scripted.grown(1) == [11, 12]
         assert [list(grow.token_ids) for grow in session.grows] == [[11, 12]]
