@@ -4,7 +4,7 @@ Verifying a draft saves about `expected_accepted` plain rounds and costs its row
 waiting for the difference breaks even. Whether to wait is decided at the start, by how long the
 drafter usually takes: giving up halfway would cost the wait and the draft. When it usually takes
 longer than the draft is worth, the round decodes plainly at once; the late answer may still agree
-with what was decided meanwhile. A draft that is not even worth its rows is not verified.
+with what was decided meanwhile.
 """
 
 from __future__ import annotations
@@ -90,8 +90,6 @@ class Patience:
     expected_accepted: float = _OPTIMISM
     expected_drafted: float = _OPTIMISM
     rounds_since_probe: int = 0
-    draft_pays: bool = True
-    """Whether the next draft is worth its rows, or due to be tried all the same."""
 
     def observe(self, num_draft_tokens: int, num_accepted: int) -> None:
         """Learn what a round made of a draft."""
@@ -116,12 +114,9 @@ class Patience:
         verifying = rounds.row_seconds * self.expected_drafted * num_sessions
         worth = self.expected_accepted * round_seconds - verifying
         if pace.latency <= worth:
-            self.draft_pays = True
             return min(max(_SCATTER * pace.latency, round_seconds), timeout)
         self.rounds_since_probe += 1
-        due = self.rounds_since_probe >= _PROBE_INTERVAL
-        self.draft_pays = due or worth > 0
-        if not due:
+        if self.rounds_since_probe < _PROBE_INTERVAL:
             return 0.0
         self.rounds_since_probe = 0
         return min(2 * pace.latency, 2 * round_seconds, timeout)

@@ -79,9 +79,7 @@ class RemoteSession:
         return self._deadline
 
     def proposal(self, window: int) -> list[int]:
-        """The most probable path of the tree as it is now, if it is worth verifying."""
-        if not self._request.speculation.synchronous and not self._patience.draft_pays:
-            return []
+        """The most probable path of the tree as it is now."""
         return [node.token_id for node in self._tree.best_path(window)]
 
     def observe(self, num_draft_tokens: int, num_accepted: int) -> None:
