@@ -70,9 +70,7 @@ class Rounds:
         for work, own in self._verify(batch):
             with self._contained(work.sequence.state):
                 self._commit(work, own)
-        num_rows = sum(len(work.token_ids) for work in batch)
-        if num_rows == sum(1 + len(work.draft) for work in batch):  # reading prompts is no measure
-            self._round_pace.observe(time.monotonic() - started, num_rows)
+        self._round_pace.observe(time.monotonic() - started)
         return 0.0
 
     def cancel(self, state: RequestState, *, report: bool) -> None:

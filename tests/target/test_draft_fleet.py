@@ -230,57 +230,25 @@ def test_frames_for_sessions_that_are_gone_are_nobodys_business(
 
 
 def test_waiting_is_bounded_by_what_a_draft_is_worth() -> None:
-    patience, pace, rounds = Patience(), LinkPace(), RoundPace(seconds=0.010)
-
-    def wait(timeout: float = 1.0) -> float:
-        return patience.seconds(pace, rounds, num_sessions=1, timeout=timeout)
-
+    patience, pace = Patience(), LinkPace()
     pace.answered(0.004)
-    assert wait() == pytest.approx(0.012)
-    assert wait(timeout=0.003) == pytest.approx(0.003)
+    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) == pytest.approx(0.012)
+    assert patience.seconds(pace, round_seconds=0.010, timeout=0.003) == pytest.approx(0.003)
     for _ in range(50):
-        patience.observe(3, 0)
-    waits = [wait() for _ in range(640)]
+        patience.observe(0)
+    waits = [patience.seconds(pace, round_seconds=0.010, timeout=1.0) for _ in range(640)]
     assert sum(wait > 0 for wait in waits) == 10, "a poor draft is waited for once in 64 rounds"
     for _ in range(50):
-        patience.observe(5, 4)
-    assert wait() > 0.008
-
-
-def test_nobody_waits_for_drafts_whose_rows_cost_more_than_they_save() -> None:
-    patience, pace = Patience(), LinkPace()
-    pace.answered(0.001)
-    rounds = RoundPace(seconds=0.010, row_seconds=0.001)
-    for _ in range(50):
-        patience.observe(4, 1)
-    # One token saved is worth a round of 10 ms; four more rows cost 4 ms for each of the batch.
-    assert patience.seconds(pace, rounds, num_sessions=1, timeout=1.0) > 0
-    assert patience.seconds(pace, rounds, num_sessions=8, timeout=1.0) == 0
-
-
-def test_the_cost_of_a_row_is_learned_from_the_rounds() -> None:
-    rounds = RoundPace()
-    for step in range(200):
-        num_rows = 1 + step % 7
-        rounds.observe(0.008 + 0.0005 * num_rows, num_rows)
-    assert rounds.row_seconds == pytest.approx(0.0005, rel=0.05)
-    assert rounds.seconds == pytest.approx(0.010, rel=0.1)
-    same = RoundPace()
-    for _ in range(50):
-        same.observe(0.008, 8)
-    assert same.row_seconds == 0, "rounds of one size tell nothing"
+        patience.observe(4)
+    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) > 0.008
 
 
 def test_a_silent_drafter_is_not_waited_for_until_it_answers() -> None:
-    patience, pace, rounds = Patience(), LinkPace(), RoundPace(seconds=0.010)
-
-    def wait() -> float:
-        return patience.seconds(pace, rounds, num_sessions=1, timeout=1.0)
-
+    patience, pace = Patience(), LinkPace()
     pace.answered(0.004)
     for _ in range(3):
-        assert wait() > 0
+        assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) > 0
         pace.missed()
-    assert wait() == 0
+    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) == 0
     pace.answered(0.004)
-    assert wait() > 0
+    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) > 0

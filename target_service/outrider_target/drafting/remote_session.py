@@ -85,7 +85,7 @@ class RemoteSession:
     def observe(self, num_draft_tokens: int, num_accepted: int) -> None:
         """Learn what drafts are worth here."""
         if num_draft_tokens:
-            self._patience.observe(num_draft_tokens, num_accepted)
+            self._patience.observe(num_accepted)
 
     def close(self) -> None:
         """Forget the sequence on both sides."""
@@ -165,8 +165,7 @@ class RemoteSession:
         else:
             patience = self._patience.seconds(
                 link.pace,
-                self._round_pace,
-                num_sessions=len(link.sessions),
+                round_seconds=self._round_pace.seconds,
                 timeout=speculation.timeout_seconds,
             )
         self._deadline = now + patience
