@@ -182,8 +182,10 @@ def test_late_and_confused_answers_change_nothing(
         completions = running.generate_together(requests, trouble.speculation)
         assert time.monotonic() - started < NO_STALL
         assert [outcome(each) for each in completions] == work.plain
-        # Late as they are, some proposals are still of use.
-        assert num_accepted(completions) > 0
+        # Whether a late proposal is still of use is a matter of time; one that is waited for is.
+        assert proxy.links, "the drafter was never asked"
+        if trouble.speculation is SYNCHRONOUS:
+            assert num_accepted(completions) > 0
         if isinstance(script := proxy.links[0], Confused):
             assert script.num_confused > 0
         running.assert_nothing_left()
