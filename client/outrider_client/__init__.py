@@ -41,7 +41,7 @@ from outrider_client._info import (
 )
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._stream import Stream
-from outrider_client._usage import SpeculationRound, SpeculationStats, Usage
+from outrider_client._usage import DrafterStats, SpeculationRound, SpeculationStats, Usage
 
 __all__ = [
     "AlreadyExistsError",
@@ -55,6 +55,7 @@ __all__ = [
     "DeadlineExceededError",
     "DraftLink",
     "DraftLinkState",
+    "DrafterStats",
     "FieldCapability",
     "FieldSupport",
     "FinishReason",

@@ -18,6 +18,7 @@ from outrider_client._errors import InvalidRequestError
 _METHODS: Mapping[str, speculation_pb2.DraftMethod.ValueType] = {
     "remote": speculation_pb2.DRAFT_METHOD_REMOTE,
     "prompt-lookup": speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP,
+    "combined": speculation_pb2.DRAFT_METHOD_COMBINED,
     "none": speculation_pb2.DRAFT_METHOD_NONE,
 }
 _VERIFICATIONS: Mapping[str, speculation_pb2.Verification.ValueType] = {
@@ -49,8 +50,9 @@ class SpeculationConfig:
     enabled: bool | None = None
     """Whether to speculate at all. False is plain decoding."""
 
-    method: Literal["remote", "prompt-lookup", "none"] | None = None
-    """Which drafter proposes: a draft service, prompt lookup in the target service, or none."""
+    method: Literal["remote", "prompt-lookup", "combined", "none"] | None = None
+    """Which drafter proposes: a draft service, prompt lookup in the target service, both side by
+    side, or none."""
 
     verification: Literal["exact", "speculative-sampling"] | None = None
     """How draft tokens are accepted."""

@@ -57,6 +57,23 @@ class SpeculationRound:
 
 
 @dataclass(frozen=True, slots=True)
+class DrafterStats:
+    """What one drafter contributed."""
+
+    method: str
+    """"remote" or "prompt-lookup"."""
+
+    num_drafts: int
+    """Rounds that verified a draft of it."""
+
+    num_draft_tokens: int
+    """Draft tokens of it that were verified."""
+
+    num_accepted_tokens: int
+    """Draft tokens of it that were accepted and emitted."""
+
+
+@dataclass(frozen=True, slots=True)
 class SpeculationStats:
     """What speculation did; names and meaning as in vLLM."""
 
@@ -87,6 +104,9 @@ class SpeculationStats:
     rounds: tuple[SpeculationRound, ...] = ()
     """The rounds one by one; only with `SpeculationConfig(report_rounds=True)`."""
 
+    drafters: tuple[DrafterStats, ...] = ()
+    """The above by drafter, those that drafted anything."""
+
     @classmethod
     def from_message(cls, message: speculation_pb2.SpeculationStats) -> SpeculationStats:
         """The statistics in a message."""
@@ -102,5 +122,17 @@ class SpeculationStats:
             rounds=tuple(
                 SpeculationRound(each.num_draft_tokens, each.num_accepted_tokens)
                 for each in message.rounds
+            ),
+            drafters=tuple(
+                DrafterStats(
+                    speculation_pb2.DraftMethod.Name(each.method)
+                    .removeprefix("DRAFT_METHOD_")
+                    .lower()
+                    .replace("_", "-"),
+                    each.num_drafts,
+                    each.num_draft_tokens,
+                    each.num_accepted_tokens,
+                )
+                for each in message.drafters
             ),
         )

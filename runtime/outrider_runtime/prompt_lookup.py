@@ -80,6 +80,11 @@ class PromptLookup:
             self._continuations.clear()
             self.extend(kept)
 
+    @property
+    def match_size(self) -> int:
+        """Size of the longest n-gram that ends the sequence and occurred before; 0: none."""
+        return self._longest_match(())[0]
+
     def candidates(
         self,
         num_tokens: int,
@@ -97,7 +102,7 @@ class PromptLookup:
         Returns:
             At most `num_tokens` tokens; none when nothing matches.
         """
-        start = self._continuation(drafted)
+        _, start = self._longest_match(drafted)
         if start is None or num_tokens < 1:
             return []
         copied: list[int] = []
@@ -118,15 +123,15 @@ class PromptLookup:
             copied.append(token_id)
         return copied
 
-    def _continuation(self, drafted: Sequence[int]) -> int | None:
-        """Position behind the earlier occurrence of the longest n-gram that ends the text."""
+    def _longest_match(self, drafted: Sequence[int]) -> tuple[int, int | None]:
+        """Size of the longest n-gram that ends the text, and the position behind its occurrence."""
         known = len(self._token_ids) + len(drafted)
         tail = [*self._token_ids[-self._max_ngram_size :], *drafted]
         for size in range(min(self._max_ngram_size, known - 1), 0, -1):
             start = self._continuations.get(tuple(tail[-size:]))
             if start is not None:
-                return start
-        return None
+                return size, start
+        return 0, None
 
     def _index_end(self) -> None:
         """Index the n-grams that end the sequence: a token is about to follow them."""

@@ -26,6 +26,7 @@ from outrider_runtime.settings import (
     startup_errors,
 )
 
+from outrider_target.request import DraftMethod
 from outrider_target.settings import (
     BatchSettings,
     ModelSettings,
@@ -84,6 +85,10 @@ def serve(
     block_size: Annotated[
         int, flag("--block-size", "Tokens per block of the KV cache.", min=1)
     ] = 16,
+    draft_method: Annotated[
+        DraftMethod | None,
+        flag("--draft-method", "Who drafts, when nobody says; default: combined with --draft."),
+    ] = None,
     num_assistant_tokens: Annotated[
         int,
         flag("--num-assistant-tokens", "Window of the first round, when nobody says.", min=1),
@@ -163,6 +168,7 @@ def serve(
             max_waiting_requests=max_waiting_requests,
         ),
         speculation=SpeculationDefaults(
+            method=draft_method,
             num_assistant_tokens=num_assistant_tokens,
             num_assistant_tokens_schedule=num_assistant_tokens_schedule,
             assistant_confidence_threshold=assistant_confidence_threshold,

@@ -26,6 +26,7 @@ _METHODS = {
     DraftMethod.NONE: speculation_pb2.DRAFT_METHOD_NONE,
     DraftMethod.REMOTE: speculation_pb2.DRAFT_METHOD_REMOTE,
     DraftMethod.PROMPT_LOOKUP: speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP,
+    DraftMethod.COMBINED: speculation_pb2.DRAFT_METHOD_COMBINED,
 }
 _LINK_STATES = {
     LinkStatus.CONNECTING: generation_pb2.DRAFT_LINK_STATE_CONNECTING,
@@ -103,6 +104,15 @@ def speculation_stats(counters: SpeculationCounters) -> speculation_pb2.Speculat
         rounds=[
             speculation_pb2.SpeculationRound(num_draft_tokens=drafted, num_accepted_tokens=accepted)
             for drafted, accepted in counters.rounds
+        ],
+        drafters=[
+            speculation_pb2.DrafterStats(
+                method=_METHODS[method],
+                num_drafts=share.num_drafts,
+                num_draft_tokens=share.num_draft_tokens,
+                num_accepted_tokens=share.num_accepted_tokens,
+            )
+            for method, share in counters.by_method.items()
         ],
     )
 

@@ -5,7 +5,7 @@ Knows nothing of how the numbers come about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from outrider.v1 import generation_pb2 as pb
 from outrider_runtime.metrics import LATENCY_BUCKETS
@@ -15,6 +15,8 @@ from prometheus_client.registry import Collector
 
 from outrider_target.engine import Loads
 from outrider_target.events import RequestCompleted
+from outrider_target.request import DraftMethod
+from outrider_target.statistics import DrafterCounters
 
 
 class RequestMetrics:
@@ -118,3 +120,23 @@ class EngineCollector(Collector):
         for position, count in enumerate(tuple(speculation.num_accepted_tokens_per_pos)):
             per_position.add_metric([str(position)], count)
         yield per_position
+        yield from _by_drafter(speculation.by_method)
+
+
+def _by_drafter(shares: Mapping[DraftMethod, DrafterCounters]) -> Iterator[Metric]:
+    """Who of them earns its keep. Not summed elsewhere: the totals have names of their own."""
+    drafted = CounterMetricFamily(
+        "outrider_drafter_num_draft_tokens",
+        "Draft tokens verified, by who proposed them.",
+        labels=["method"],
+    )
+    accepted = CounterMetricFamily(
+        "outrider_drafter_num_accepted_tokens",
+        "Draft tokens accepted, by who proposed them.",
+        labels=["method"],
+    )
+    for method, share in tuple(shares.items()):
+        drafted.add_metric([method.value], share.num_draft_tokens)
+        accepted.add_metric([method.value], share.num_accepted_tokens)
+    yield drafted
+    yield accepted

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import NamedTuple
 
 from outrider.v1.generation_config_pb2 import GenerationConfig
@@ -23,13 +23,14 @@ class FinishReason(Enum):
     CANCELLED = "cancelled"
 
 
-class DraftMethod(Enum):
+class DraftMethod(StrEnum):
     """Which drafter a request wants."""
 
-    SERVER_DEFAULT = "default"
     NONE = "none"
     REMOTE = "remote"
     PROMPT_LOOKUP = "prompt-lookup"
+    COMBINED = "combined"
+    """Remote and prompt lookup: each round takes the draft that is worth more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,19 +159,23 @@ class Rounds:
             return
         assert sequence.handle is not None
         assert sequence.session is not None
-        decided, num_accepted = sequence.strategy.commit(work.draft, own)
+        draft = work.draft
+        decided, num_accepted = sequence.strategy.commit(draft.token_ids, own)
         kept = self._append_until_stop(sequence, decided)
         num_accepted = min(num_accepted, len(kept))
         has_drafter = sequence.session.active
-        keep_round = sequence.request.speculation.report_rounds
-        sequence.counters.observe(
-            len(work.draft), num_accepted, has_drafter=has_drafter, keep_round=keep_round
-        )
-        self.totals.observe(
-            len(work.draft), num_accepted, has_drafter=has_drafter, keep_round=False
-        )
-        sequence.window.observe(len(work.draft), num_accepted)
-        sequence.session.observe(len(work.draft), num_accepted)
+        for counters, keep_round in (
+            (sequence.counters, sequence.request.speculation.report_rounds),
+            (self.totals, False),
+        ):
+            counters.observe(
+                len(draft.token_ids),
+                num_accepted,
+                method=draft.method,
+                has_drafter=has_drafter,
+                keep_round=keep_round,
+            )
+        sequence.window.observe(len(draft.token_ids), num_accepted)
         self.num_generated_tokens += len(kept)
         if sequence.state.first_token_at is None:
             sequence.state.first_token_at = time.monotonic()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from outrider_runtime.model.kv_pool import KVPool
 
+from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.sequence import RequestState, Sequence
 from outrider_target.strategy import Rows
@@ -29,13 +30,13 @@ class Work(NamedTuple):
         sequence: The sequence.
         token_ids: Tokens to feed.
         rows: What is wanted from their logits; None for a prefill chunk that is not the last.
-        draft: The draft tokens at the end of `token_ids`.
+        draft: The draft, at the end of `token_ids`.
     """
 
     sequence: Sequence
     token_ids: list[int]
     rows: Rows | None
-    draft: list[int]
+    draft: Draft
 
 
 class Plan(NamedTuple):
@@ -177,7 +178,7 @@ class Scheduler:
                 faults.append((sequence, fault))
                 continue
             needed = self._reserve(work, reserved)
-            if needed is None and work.draft:
+            if needed is None and work.draft.token_ids:
                 work = self._without_draft(work)  # a draft never costs another sequence its blocks
                 needed = self._reserve(work, reserved)
             while needed is None:
@@ -199,10 +200,10 @@ class Scheduler:
         pending = sequence.length - cached
         if pending > budget:
             chunk = sequence.token_ids[cached : cached + budget]
-            return Work(sequence, chunk, None, [])
+            return Work(sequence, chunk, None, NO_DRAFT)
         window = min(sequence.next_window, budget - pending)
-        draft = sequence.session.proposal(window) if window else []
-        rows = sequence.strategy.rows(sequence.token_ids, cached, draft)
+        draft = sequence.session.proposal(window) if window else NO_DRAFT
+        rows = sequence.strategy.rows(sequence.token_ids, cached, draft.token_ids)
         return Work(sequence, list(rows.token_ids), rows, draft)
 
     def _without_draft(self, work: Work) -> Work:
@@ -210,7 +211,7 @@ class Scheduler:
         assert sequence.handle is not None
         cached = self._pool.length(sequence.handle)
         rows = sequence.strategy.rows(sequence.token_ids, cached, [])
-        return Work(sequence, list(rows.token_ids), rows, [])
+        return Work(sequence, list(rows.token_ids), rows, NO_DRAFT)
 
     def _reserve(self, work: Work, reserved: int) -> int | None:
         """Blocks the work needs, or None when they are not free."""

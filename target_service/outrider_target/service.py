@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from prometheus_client import CollectorRegistry
 
 from outrider_target.admission import LiveRequests
 from outrider_target.cache_size import size_cache
+from outrider_target.drafting.combined import CombinedDrafter
 from outrider_target.drafting.drafter import NullDrafter
 from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.link import DraftLink
@@ -184,14 +186,14 @@ class TargetService:
             max_requests=settings.batch.max_num_seqs + settings.batch.max_waiting_requests
         )
         outbox = Outbox(asyncio.get_running_loop(), requests)
-        null = NullDrafter()
         rounds = Rounds(
             runner,
             scheduler,
             {
-                DraftMethod.NONE: null,
-                DraftMethod.REMOTE: fleet if links else null,
+                DraftMethod.NONE: NullDrafter(),
+                DraftMethod.REMOTE: fleet,
                 DraftMethod.PROMPT_LOOKUP: LookupDrafter(),
+                DraftMethod.COMBINED: CombinedDrafter(fleet),
             },
             outbox.put,
             round_pace,
@@ -211,7 +213,9 @@ class TargetService:
                 fingerprint=print_of_tokenizer,
             ),
             batch=settings.batch,
-            speculation_defaults=settings.speculation,
+            speculation_defaults=dataclasses.replace(
+                settings.speculation, method=settings.draft_method
+            ),
             fleet=fleet,
             links=links,
             num_blocks=num_blocks,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from outrider_runtime.server import ServerSettings
 
+from outrider_target.request import DraftMethod
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
@@ -59,6 +61,9 @@ class BatchSettings:
 class SpeculationDefaults:
     """What holds where neither request nor model says anything about speculation."""
 
+    method: DraftMethod | None = None
+    """Who drafts; None: combined when there are draft services, else none."""
+
     num_assistant_tokens: int = 5
     """Window of the first round."""
 
@@ -106,3 +111,10 @@ class TargetSettings:
 
     metrics_port: int | None = None
     """Port of the Prometheus page; None: no page."""
+
+    @property
+    def draft_method(self) -> DraftMethod:
+        """Who drafts where nobody says anything."""
+        if self.speculation.method is not None:
+            return self.speculation.method
+        return DraftMethod.COMBINED if self.drafts else DraftMethod.NONE

@@ -34,12 +34,12 @@ def speculation_settings(
         UnsupportedOption: A value asks for what is not served.
     """
     check_finite(message, "speculation")
-    method = _draft_method(message, config)
     _check_verification(message)
     pacing = message.pacing
     if pacing not in speculation_pb2.DraftPacing.values():
         raise InvalidRequest("speculation.pacing", f"{pacing} is not a known pacing")
     synchronous = pacing == speculation_pb2.DRAFT_PACING_SYNCHRONOUS
+    method = _draft_method(message, config, defaults, synchronous=synchronous)
     max_window = _bounded(
         message, "max_assistant_tokens", defaults.max_assistant_tokens, 1, MAX_WINDOW
     )
@@ -79,32 +79,37 @@ def speculation_settings(
 
 
 _METHODS = {
-    speculation_pb2.DRAFT_METHOD_UNSPECIFIED: DraftMethod.REMOTE,
     speculation_pb2.DRAFT_METHOD_NONE: DraftMethod.NONE,
     speculation_pb2.DRAFT_METHOD_REMOTE: DraftMethod.REMOTE,
     speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP: DraftMethod.PROMPT_LOOKUP,
+    speculation_pb2.DRAFT_METHOD_COMBINED: DraftMethod.COMBINED,
 }
 
 
 def _draft_method(
-    message: speculation_pb2.SpeculationConfig, config: GenerationConfig
+    message: speculation_pb2.SpeculationConfig,
+    config: GenerationConfig,
+    defaults: SpeculationDefaults,
+    *,
+    synchronous: bool,
 ) -> DraftMethod:
-    if message.method not in _METHODS:
+    unspecified = message.method == speculation_pb2.DRAFT_METHOD_UNSPECIFIED
+    if not unspecified and message.method not in _METHODS:
         raise InvalidRequest("speculation.method", f"{message.method} is not a known method")
-    method = _METHODS[message.method]
-    asks_lookup = config.HasField("prompt_lookup_num_tokens")
-    if asks_lookup and message.method == speculation_pb2.DRAFT_METHOD_UNSPECIFIED:
-        method = DraftMethod.PROMPT_LOOKUP
     if message.HasField("enabled") and not message.enabled:
-        if message.method not in (
-            speculation_pb2.DRAFT_METHOD_UNSPECIFIED,
-            speculation_pb2.DRAFT_METHOD_NONE,
-        ):
+        if not unspecified and message.method != speculation_pb2.DRAFT_METHOD_NONE:
             raise InvalidRequest(
                 "speculation.method", "names a drafter although speculation.enabled is false"
             )
         return DraftMethod.NONE
-    return method
+    if not unspecified:
+        return _METHODS[message.method]
+    if config.HasField("prompt_lookup_num_tokens"):
+        return DraftMethod.PROMPT_LOOKUP
+    assert defaults.method is not None
+    if defaults.method is DraftMethod.COMBINED and synchronous:
+        return DraftMethod.REMOTE  # rounds then follow transformers' assisted generation
+    return defaults.method
 
 
 def _check_verification(message: speculation_pb2.SpeculationConfig) -> None:

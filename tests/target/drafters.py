@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from outrider_target.drafting.drafter import DraftSession
-from outrider_target.request import GenerationRequest
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
+from outrider_target.request import DraftMethod, GenerationRequest
 
 Propose = Callable[[GenerationRequest, int, list[int], int], list[int]]
 """From request, sample index, committed tokens and window to a draft."""
@@ -32,11 +32,9 @@ class ScriptedSession:
     def waiting_until(self, window: int, now: float) -> float | None:
         return None
 
-    def proposal(self, window: int) -> list[int]:
-        return self._propose(self._request, self._index, self.token_ids, window)[:window]
-
-    def observe(self, num_draft_tokens: int, num_accepted: int) -> None:
-        pass
+    def proposal(self, window: int) -> Draft:
+        token_ids = self._propose(self._request, self._index, self.token_ids, window)[:window]
+        return Draft(token_ids, DraftMethod.REMOTE) if token_ids else NO_DRAFT
 
     def close(self) -> None:
         self.closed = True

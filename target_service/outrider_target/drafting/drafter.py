@@ -6,9 +6,20 @@ Everything here is called from the engine thread and must never block it. Knows 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from outrider_target.request import GenerationRequest
+from outrider_target.request import DraftMethod, GenerationRequest
+
+
+class Draft(NamedTuple):
+    """Tokens that may follow the committed ones."""
+
+    token_ids: Sequence[int]
+    method: DraftMethod
+    """Who proposes them: remote or prompt lookup; none when there are none."""
+
+
+NO_DRAFT = Draft((), DraftMethod.NONE)
 
 
 class DraftSession(Protocol):
@@ -29,11 +40,8 @@ class DraftSession(Protocol):
             now: `time.monotonic()`.
         """
 
-    def proposal(self, window: int) -> list[int]:
-        """The draft: at most `window` tokens that may follow the committed ones."""
-
-    def observe(self, num_draft_tokens: int, num_accepted: int) -> None:
-        """Learn what a round made of the draft."""
+    def proposal(self, window: int) -> Draft:
+        """The draft, at most `window` tokens long."""
 
     def close(self) -> None:
         """Forget the sequence."""
@@ -76,12 +84,9 @@ class NullDrafter:
         """Never waits."""
         return None
 
-    def proposal(self, window: int) -> list[int]:
+    def proposal(self, window: int) -> Draft:
         """Never proposes."""
-        return []
-
-    def observe(self, num_draft_tokens: int, num_accepted: int) -> None:
-        """Nothing to learn."""
+        return NO_DRAFT
 
     def close(self) -> None:
         """Nothing to forget."""

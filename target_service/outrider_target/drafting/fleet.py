@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from outrider_target.drafting.drafter import DraftSession
+from outrider_target.drafting.agreement import SHARED_MEMORY, Agreement
 from outrider_target.drafting.link_state import LinkState
 from outrider_target.drafting.patience import LinkPace, RoundPace
 from outrider_target.drafting.remote_session import RemoteSession
@@ -39,6 +39,7 @@ class DraftFleet:
     def __init__(self, *, vocab_size: int, round_pace: RoundPace) -> None:
         self._vocab_size = vocab_size
         self._round_pace = round_pace
+        self._agreement = Agreement(memory=SHARED_MEMORY)
         self.links: list[LinkState] = []
         self._sessions: dict[int, RemoteSession] = {}
         self._numbers = itertools.count(1)
@@ -60,7 +61,7 @@ class DraftFleet:
         sample_index: int,
         token_ids: Sequence[int],
         window: int,
-    ) -> DraftSession:
+    ) -> RemoteSession:
         """Open a session on the least loaded link; without one, wait for a link to come up."""
         session = RemoteSession(
             next(self._numbers),
@@ -69,6 +70,7 @@ class DraftFleet:
             token_ids,
             vocab_size=self._vocab_size,
             round_pace=self._round_pace,
+            agreement=self._agreement,
             forget=self._forget,
         )
         self._sessions[session.number] = session

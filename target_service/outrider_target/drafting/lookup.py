@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from outrider_runtime.prompt_lookup import PromptLookup
 
-from outrider_target.drafting.drafter import DraftSession
-from outrider_target.request import GenerationRequest
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
+from outrider_target.request import DraftMethod, GenerationRequest
 
 
 class LookupSession:
@@ -28,12 +28,18 @@ class LookupSession:
         """Never waits."""
         return None
 
-    def proposal(self, window: int) -> list[int]:
+    def proposal(self, window: int) -> Draft:
         """What followed the last tokens when they occurred before."""
-        return self._lookup.candidates(window)
+        token_ids = self._lookup.candidates(window)
+        return Draft(token_ids, DraftMethod.PROMPT_LOOKUP) if token_ids else NO_DRAFT
 
-    def observe(self, num_draft_tokens: int, num_accepted: int) -> None:
-        """Nothing to learn."""
+    @property
+    def match_size(self) -> int:
+        """Tokens at the end of the sequence that occurred before; 0 when nothing can be proposed.
+
+        At most the request's `max_matching_ngram_size`.
+        """
+        return self._lookup.match_size
 
     def close(self) -> None:
         """Nothing to forget."""

@@ -1,17 +1,15 @@
 """How long a round waits for a draft: as long as waiting is expected to pay. Pure.
 
-Verifying a draft saves about `expected_accepted` plain rounds, so waiting that many round times
-breaks even. Whether to wait is decided at the start, by how long the drafter usually takes: giving
-up halfway would cost the wait and the draft. When it usually takes longer than the draft is worth,
-the round decodes plainly at once; the late answer may still agree with what was decided meanwhile.
+Verifying a draft saves about as many plain rounds as tokens of it are accepted, so waiting that
+many round times breaks even. Whether to wait is decided at the start, by how long the drafter
+usually takes: giving up halfway would cost the wait and the draft. When it usually takes longer
+than the draft is worth, the round decodes plainly at once; the late answer may still agree with
+what was decided meanwhile.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-_OPTIMISM = 2.0
-"""Accepted tokens a draft that a new sequence is credited with, before anything was measured."""
 
 _SMOOTHING = 0.2
 _ROUND_SMOOTHING = 0.1
@@ -67,26 +65,23 @@ class LinkPace:
 
 @dataclass(slots=True)
 class Patience:
-    """How much a sequence's drafts have been worth."""
+    """A sequence's waits."""
 
-    expected_accepted: float = _OPTIMISM
     rounds_since_probe: int = 0
 
-    def observe(self, num_accepted: int) -> None:
-        """Learn what a round made of a draft."""
-        self.expected_accepted += _SMOOTHING * (num_accepted - self.expected_accepted)
-
-    def seconds(self, pace: LinkPace, *, round_seconds: float, timeout: float) -> float:
+    def seconds(
+        self, pace: LinkPace, *, worth: float, round_seconds: float, timeout: float
+    ) -> float:
         """How long to wait for the next answer.
 
         Args:
             pace: The drafter's.
+            worth: Seconds that the answer is expected to save.
             round_seconds: What a round costs at the moment.
             timeout: Never longer than this.
         """
         if pace.stalled:
             return 0.0
-        worth = self.expected_accepted * round_seconds
         if pace.latency > worth:
             self.rounds_since_probe += 1
             if self.rounds_since_probe < _PROBE_INTERVAL:

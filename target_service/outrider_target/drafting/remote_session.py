@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 
 from outrider_runtime.draft_tree import DraftTree, Limits
 
+from outrider_target.drafting.agreement import Agreement
+from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.link_state import LinkState
 from outrider_target.drafting.patience import Patience, RoundPace
 from outrider_target.drafting.updates import CommitTokens, Growth, OpenSession
-from outrider_target.request import GenerationRequest
+from outrider_target.request import DraftMethod, GenerationRequest
 
 MAX_NODES = 256
 """Nodes granted to a session's tree. Far above any window; a drafter that exceeds it floods."""
@@ -35,6 +37,7 @@ class RemoteSession:
         *,
         vocab_size: int,
         round_pace: RoundPace,
+        agreement: Agreement,
         forget: Callable[[RemoteSession], None],
     ) -> None:
         self.number = number
@@ -47,6 +50,9 @@ class RemoteSession:
         self._sample_index = sample_index
         self._tree = DraftTree(token_ids)
         self._patience = Patience()
+        self._at_hand = 0.0
+        self.agreement = Agreement(agreement)
+        """Of its drafts with what was decided."""
         self._window = 1
         self._asked: dict[int, float] = {}  # committed length told -> when, until answered
         self._complete_at = -1  # committed length for which the drafter has nothing more
@@ -58,9 +64,17 @@ class RemoteSession:
         """Whether a link stands behind it."""
         return self.link is not None
 
-    def commit(self, token_ids: Sequence[int], *, window: int) -> None:
-        """Walk the tree and tell the drafter."""
+    def commit(self, token_ids: Sequence[int], *, window: int, at_hand: float = 0.0) -> None:
+        """Walk the tree and tell the drafter.
+
+        Args:
+            token_ids: The tokens decided in a round.
+            window: Draft tokens wanted for the next.
+            at_hand: Tokens expected to be accepted of another draft that is there already: the
+                answer is waited for as far as it is worth more.
+        """
         base_length = self._tree.committed_length
+        self.agreement.observe([node.token_id for node in self._tree.best_path()], token_ids)
         if self._waiting and not self._answered and self.link is not None:
             self.link.pace.missed()  # the round gave up on it
         self._waiting = False
@@ -68,6 +82,7 @@ class RemoteSession:
         if window == 0 or self.link is None:
             return  # a last token needs no draft, and nothing is asked afterwards
         self._window = window
+        self._at_hand = at_hand
         self._tell(
             self.link, CommitTokens(self.number, base_length, tuple(token_ids), self._limits())
         )
@@ -78,14 +93,10 @@ class RemoteSession:
             return None
         return self._deadline
 
-    def proposal(self, window: int) -> list[int]:
+    def proposal(self, window: int) -> Draft:
         """The most probable path of the tree as it is now."""
-        return [node.token_id for node in self._tree.best_path(window)]
-
-    def observe(self, num_draft_tokens: int, num_accepted: int) -> None:
-        """Learn what drafts are worth here."""
-        if num_draft_tokens:
-            self._patience.observe(num_accepted)
+        token_ids = [node.token_id for node in self._tree.best_path(window)]
+        return Draft(token_ids, DraftMethod.REMOTE) if token_ids else NO_DRAFT
 
     def close(self) -> None:
         """Forget the sequence on both sides."""
@@ -165,11 +176,17 @@ class RemoteSession:
         else:
             patience = self._patience.seconds(
                 link.pace,
+                worth=self._round_pace.seconds * self._gain,
                 round_seconds=self._round_pace.seconds,
                 timeout=speculation.timeout_seconds,
             )
         self._deadline = now + patience
         self._waiting = patience > 0
+
+    @property
+    def _gain(self) -> float:
+        """Plain rounds that the answer is expected to save."""
+        return max(0.0, self.agreement.expected_accepted(self._window) - self._at_hand)
 
     def _limits(self) -> Limits:
         speculation = self._request.speculation

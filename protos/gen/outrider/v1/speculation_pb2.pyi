@@ -26,25 +26,33 @@ class _DraftMethod:
 class _DraftMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DraftMethod.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DRAFT_METHOD_UNSPECIFIED: _DraftMethod.ValueType  # 0
-    """The server decides: a draft service when one is connected, else plain decoding."""
+    """The server decides, see its `--draft-method`: by default DRAFT_METHOD_COMBINED when it has draft services (but
+    DRAFT_METHOD_REMOTE when pacing is synchronous), else DRAFT_METHOD_NONE.
+    """
     DRAFT_METHOD_NONE: _DraftMethod.ValueType  # 1
     """No drafter: plain decoding."""
     DRAFT_METHOD_REMOTE: _DraftMethod.ValueType  # 2
     """A remote draft service."""
     DRAFT_METHOD_PROMPT_LOOKUP: _DraftMethod.ValueType  # 3
     """Prompt lookup inside the target service."""
+    DRAFT_METHOD_COMBINED: _DraftMethod.ValueType  # 4
+    """Both side by side: each round verifies the draft that is expected to be accepted further."""
 
 class DraftMethod(_DraftMethod, metaclass=_DraftMethodEnumTypeWrapper):
     """Which drafter proposes tokens."""
 
 DRAFT_METHOD_UNSPECIFIED: DraftMethod.ValueType  # 0
-"""The server decides: a draft service when one is connected, else plain decoding."""
+"""The server decides, see its `--draft-method`: by default DRAFT_METHOD_COMBINED when it has draft services (but
+DRAFT_METHOD_REMOTE when pacing is synchronous), else DRAFT_METHOD_NONE.
+"""
 DRAFT_METHOD_NONE: DraftMethod.ValueType  # 1
 """No drafter: plain decoding."""
 DRAFT_METHOD_REMOTE: DraftMethod.ValueType  # 2
 """A remote draft service."""
 DRAFT_METHOD_PROMPT_LOOKUP: DraftMethod.ValueType  # 3
 """Prompt lookup inside the target service."""
+DRAFT_METHOD_COMBINED: DraftMethod.ValueType  # 4
+"""Both side by side: each round verifies the draft that is expected to be accepted further."""
 Global___DraftMethod: _TypeAlias = DraftMethod  # noqa: Y015
 
 class _Verification:
@@ -213,6 +221,40 @@ class SpeculationRound(_message.Message):
 Global___SpeculationRound: _TypeAlias = SpeculationRound  # noqa: Y015
 
 @_typing.final
+class DrafterStats(_message.Message):
+    """What one drafter contributed to a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    NUM_DRAFTS_FIELD_NUMBER: _builtins.int
+    NUM_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
+    method: Global___DraftMethod.ValueType
+    """DRAFT_METHOD_REMOTE or DRAFT_METHOD_PROMPT_LOOKUP."""
+    num_drafts: _builtins.int
+    """Rounds that verified a draft of it."""
+    num_draft_tokens: _builtins.int
+    """Draft tokens of it that were verified."""
+    num_accepted_tokens: _builtins.int
+    """Draft tokens of it that were accepted and emitted."""
+    def __init__(
+        self,
+        *,
+        method: Global___DraftMethod.ValueType = ...,
+        num_drafts: _builtins.int = ...,
+        num_draft_tokens: _builtins.int = ...,
+        num_accepted_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "num_accepted_tokens", b"num_accepted_tokens", "num_draft_tokens", b"num_draft_tokens", "num_drafts", b"num_drafts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrafterStats: _TypeAlias = DrafterStats  # noqa: Y015
+
+@_typing.final
 class SpeculationStats(_message.Message):
     """What speculation did for a request; names and meaning as in vLLM."""
 
@@ -227,6 +269,7 @@ class SpeculationStats(_message.Message):
     NUM_ROUNDS_FIELD_NUMBER: _builtins.int
     NUM_PLAIN_ROUNDS_FIELD_NUMBER: _builtins.int
     ROUNDS_FIELD_NUMBER: _builtins.int
+    DRAFTERS_FIELD_NUMBER: _builtins.int
     num_drafts: _builtins.int
     """Rounds that verified at least one draft token."""
     num_draft_tokens: _builtins.int
@@ -249,6 +292,10 @@ class SpeculationStats(_message.Message):
     def rounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpeculationRound]:
         """The rounds one by one, of sequence 0 first; only when `report_rounds` was set."""
 
+    @_builtins.property
+    def drafters(self) -> _containers.RepeatedCompositeFieldContainer[Global___DrafterStats]:
+        """The above by drafter, those that drafted anything."""
+
     def __init__(
         self,
         *,
@@ -261,10 +308,11 @@ class SpeculationStats(_message.Message):
         num_rounds: _builtins.int = ...,
         num_plain_rounds: _builtins.int = ...,
         rounds: _abc.Iterable[Global___SpeculationRound] | None = ...,
+        drafters: _abc.Iterable[Global___DrafterStats] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_acceptance_rate", b"draft_acceptance_rate", "mean_acceptance_length", b"mean_acceptance_length", "num_accepted_tokens", b"num_accepted_tokens", "num_accepted_tokens_per_pos", b"num_accepted_tokens_per_pos", "num_draft_tokens", b"num_draft_tokens", "num_drafts", b"num_drafts", "num_plain_rounds", b"num_plain_rounds", "num_rounds", b"num_rounds", "rounds", b"rounds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_acceptance_rate", b"draft_acceptance_rate", "drafters", b"drafters", "mean_acceptance_length", b"mean_acceptance_length", "num_accepted_tokens", b"num_accepted_tokens", "num_accepted_tokens_per_pos", b"num_accepted_tokens_per_pos", "num_draft_tokens", b"num_draft_tokens", "num_drafts", b"num_drafts", "num_plain_rounds", b"num_plain_rounds", "num_rounds", b"num_rounds", "rounds", b"rounds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
