@@ -12,6 +12,10 @@ from collections.abc import Sequence
 _FIRST_GUESS = 0.6
 """Rate of a drafter nobody has seen yet."""
 
+_FIRST_GUESS_PER_DRAFT = 1.5
+"""Accepted tokens a draft of such a drafter."""
+
+_PRIOR_DRAFTS = 2.0
 _PRIOR_TRIALS = 4.0
 """Tokens of its own after which a sequence outweighs what the others taught."""
 
@@ -33,12 +37,19 @@ class Agreement:
         self._memory = memory
         self._agreed = 0.0
         self._compared = 0.0
+        self._drafts = 0.0
 
     @property
     def rate(self) -> float:
         """Probability that the next token agrees, in (0, 1)."""
         guess = _FIRST_GUESS if self._prior is None else self._prior.rate
         return (self._agreed + _PRIOR_TRIALS * guess) / (self._compared + _PRIOR_TRIALS)
+
+    @property
+    def accepted_per_draft(self) -> float:
+        """How many tokens of the next draft will be accepted, however long it becomes."""
+        guess = _FIRST_GUESS_PER_DRAFT if self._prior is None else self._prior.accepted_per_draft
+        return (self._agreed + _PRIOR_DRAFTS * guess) / (self._drafts + _PRIOR_DRAFTS)
 
     def expected_accepted(self, num_tokens: int) -> float:
         """How many tokens of a draft of `num_tokens` will be accepted."""
@@ -61,5 +72,6 @@ class Agreement:
         kept = max(0.0, 1 - compared / self._memory)
         self._agreed = kept * self._agreed + agreed
         self._compared = kept * self._compared + compared
+        self._drafts = kept * self._drafts + 1
         if self._prior is not None:
             self._prior._count(agreed, compared)

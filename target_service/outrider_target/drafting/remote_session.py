@@ -51,6 +51,7 @@ class RemoteSession:
         self._tree = DraftTree(token_ids)
         self._patience = Patience()
         self._at_hand = 0.0
+        self._told_length = 0  # so much of the sequence the drafter has heard of
         self.agreement = Agreement(agreement)
         """Of its drafts with what was decided."""
         self._window = 1
@@ -83,9 +84,9 @@ class RemoteSession:
             return  # a last token needs no draft, and nothing is asked afterwards
         self._window = window
         self._at_hand = at_hand
-        self._tell(
-            self.link, CommitTokens(self.number, base_length, tuple(token_ids), self._limits())
-        )
+        if at_hand and self.link.pace.latency > self._worth:
+            return  # the other draft is the better one: the drafter hears of it with the next ask
+        self._ask(self.link)
 
     def waiting_until(self, window: int, now: float) -> float | None:
         """Until the answer is there, or waiting no longer pays."""
@@ -141,8 +142,8 @@ class RemoteSession:
         if held_length == 0:
             self._open_on(self.link)
         elif held_length < self._tree.committed_length:
-            lost = tuple(self._tree.token_ids[held_length:])
-            self._tell(self.link, CommitTokens(self.number, held_length, lost, self._limits()))
+            self._told_length = held_length
+            self._ask(self.link)
 
     @property
     def _answered(self) -> bool:
@@ -161,9 +162,15 @@ class RemoteSession:
             OpenSession(self.number, token_ids, self._request, self._sample_index, self._limits()),
         )
 
+    def _ask(self, link: LinkState) -> None:
+        """Tell all tokens that the drafter has not heard of; that asks for more."""
+        untold = tuple(self._tree.token_ids[self._told_length :])
+        self._tell(link, CommitTokens(self.number, self._told_length, untold, self._limits()))
+
     def _tell(self, link: LinkState, update: OpenSession | CommitTokens) -> None:
         """Put an update into the round's frame, and decide how long to wait for its answer."""
         link.pending.append(update)
+        self._told_length = self._tree.committed_length
         now = time.monotonic()
         self._asked[self._tree.committed_length] = now
         if len(self._asked) > _MAX_UNANSWERED:
@@ -176,7 +183,7 @@ class RemoteSession:
         else:
             patience = self._patience.seconds(
                 link.pace,
-                worth=self._round_pace.seconds * self._gain,
+                worth=self._worth,
                 round_seconds=self._round_pace.seconds,
                 timeout=speculation.timeout_seconds,
             )
@@ -184,9 +191,14 @@ class RemoteSession:
         self._waiting = patience > 0
 
     @property
-    def _gain(self) -> float:
-        """Plain rounds that the answer is expected to save."""
-        return max(0.0, self.agreement.expected_accepted(self._window) - self._at_hand)
+    def _worth(self) -> float:
+        """Seconds that waiting for the answer may take before it costs more than it brings.
+
+        Going on at once brings 1 + `at_hand` tokens in a round, waiting 1 + accepted in a round and
+        the wait: the rates are equal at this wait.
+        """
+        gain = self.agreement.accepted_per_draft - self._at_hand
+        return max(0.0, self._round_pace.seconds * gain / (1 + self._at_hand))
 
     def _limits(self) -> Limits:
         speculation = self._request.speculation
