@@ -86,8 +86,9 @@ def _contenders(plain: Transformers, stack: ExitStack, threads: int) -> list[Con
         Transformers("transformers assisted (its defaults)", TARGET_DIR, DRAFT_DIR),
         Transformers("transformers assisted (heuristic)", TARGET_DIR, DRAFT_DIR, _HEURISTIC),
         Outrider("Outrider plain", client, SpeculationConfig(enabled=False)),
-        Outrider("Outrider with drafter", client),
-        Outrider("Outrider with prompt lookup", client, SpeculationConfig(method="prompt-lookup")),
+        Outrider("Outrider with drafter (default: lookup beside it)", client),
+        Outrider("Outrider with drafter alone", client, SpeculationConfig(method="remote")),
+        Outrider("Outrider with lookup alone", client, SpeculationConfig(method="prompt-lookup")),
     ]
 
 
@@ -109,6 +110,7 @@ def _measure(
                 own / base for own, base in zip(speeds[name], speeds[_BASELINE], strict=True)
             ),
             "acceptance": statistics.median(o.acceptance for o in runs),
+            "accepted_by_drafter": runs[-1].accepted_by_drafter,
             "same_text_as_plain": _same(runs[-1], outcomes[_plain_of(name)][-1]),
         }
         for name, runs in outcomes.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class Outcome(NamedTuple):
     """Accepted per drafted token; 0 without a drafter."""
     token_ids: list[tuple[int, ...]]
     """Output of each prompt."""
+    accepted_by_drafter: dict[str, int]
+    """Accepted tokens by who proposed them, as far as that is told."""
 
 
 class Contender(Protocol):
@@ -78,7 +81,7 @@ class Transformers:
         for first in range(0, len(work.prompts), streams):
             outputs += self._generate(work.prompts[first : first + streams], work)
         seconds = time.perf_counter() - started
-        return Outcome(sum(map(len, outputs)), seconds, 0.0, outputs)
+        return Outcome(sum(map(len, outputs)), seconds, 0.0, outputs, {})
 
     def _generate(self, prompts: Sequence[str], work: Workload) -> list[tuple[int, ...]]:
         inputs = self._tokenizer(list(prompts), return_tensors="pt", padding=True)
@@ -126,11 +129,16 @@ class Outrider:
         seconds = time.perf_counter() - started
         drafted = sum(c.speculation.num_draft_tokens for c in completions)
         accepted = sum(c.speculation.num_accepted_tokens for c in completions)
+        by_drafter: Counter[str] = Counter()
+        for completion in completions:
+            for drafter in completion.speculation.drafters:
+                by_drafter[drafter.method] += drafter.num_accepted_tokens
         return Outcome(
             sum(len(c.token_ids) for c in completions),
             seconds,
             accepted / drafted if drafted else 0.0,
             [tuple(c.token_ids) for c in completions],
+            dict(by_drafter),
         )
 
 

@@ -19,6 +19,13 @@ _ACCEPTED = "bold green"
 _PROMPT = "dim"
 _RUNS = 5
 _READY_SECONDS = 30.0
+_DRAFTERS = {"remote": "draft service", "prompt-lookup": "prompt lookup beside it"}
+_PLAIN = "plain decoding"
+_WAYS = {
+    _PLAIN: SpeculationConfig(enabled=False),
+    "with the draft service alone": SpeculationConfig(method="remote"),
+    "with prompt lookup beside it (default)": None,
+}
 
 
 def demo(
@@ -68,7 +75,7 @@ def _stream(
     legend = Text.assemble(
         ("\nprompt", _PROMPT),
         " · ",
-        ("accepted from the drafter", _ACCEPTED),
+        ("accepted from a draft", _ACCEPTED),
         " · the target's own\n",
     )
     console.print(legend)
@@ -94,6 +101,11 @@ def _show_statistics(console: Console, final: Completion) -> None:
         "drafts verified": f"{speculation.num_drafts}",
         "draft tokens accepted": f"{speculation.num_accepted_tokens} of "
         f"{speculation.num_draft_tokens} ({speculation.draft_acceptance_rate:.0%})",
+        **{
+            f"of the {_DRAFTERS[drafter.method]}": f"{drafter.num_accepted_tokens} of "
+            f"{drafter.num_draft_tokens}"
+            for drafter in speculation.drafters
+        },
         "tokens per verified draft": f"{speculation.mean_acceptance_length:.2f}",
         "accepted by position": " ".join(map(str, speculation.num_accepted_tokens_per_pos)),
         "time to first token": f"{final.usage.time_to_first_token_seconds * 1000:.0f} ms",
@@ -107,27 +119,26 @@ def _show_statistics(console: Console, final: Completion) -> None:
 def _show_speed(
     console: Console, client: Client, prompt: str, config: GenerationConfig, seed: int
 ) -> None:
-    """Measure with and without the drafter, in turns; the text must be the same."""
-    plain = SpeculationConfig(enabled=False)
-    speeds: dict[str, list[float]] = {"plain": [], "drafted": []}
+    """Measure with and without drafters, in turns; the text must be the same."""
+    speeds: dict[str, list[float]] = {name: [] for name in _WAYS}
     token_ids: set[tuple[int, ...]] = set()
     for _ in range(_RUNS):
-        for name, speculation in (("plain", plain), ("drafted", None)):
+        for name, speculation in _WAYS.items():
             started = time.perf_counter()
             completion = client.generate(prompt, config, seed=seed, speculation=speculation)
             seconds = time.perf_counter() - started
             speeds[name].append(len(completion.token_ids) / seconds)
             token_ids.add(tuple(completion.token_ids))
-    ratio = statistics.median(
-        drafted / plain for drafted, plain in zip(speeds["drafted"], speeds["plain"], strict=True)
-    )
     table = Table(title=f"Speed, median of {_RUNS} runs in turns", title_justify="left")
     for column in ("", "tokens/s", "ratio"):
         table.add_column(column, justify="right" if column else "left")
-    table.add_row("plain decoding", f"{statistics.median(speeds['plain']):.0f}", "1.00")
-    table.add_row("with the drafter", f"{statistics.median(speeds['drafted']):.0f}", f"{ratio:.2f}")
+    for name, own in speeds.items():
+        ratio = statistics.median(
+            fast / plain for fast, plain in zip(own, speeds[_PLAIN], strict=True)
+        )
+        table.add_row(name, f"{statistics.median(own):.0f}", f"{ratio:.2f}")
     console.print(table)
     if len(token_ids) != 1:
         console.print("the texts differ: this is a bug, please report it", style="red")
         raise typer.Exit(1)
-    console.print("the text is the same with and without the drafter, token for token\n")
+    console.print("the text is the same with and without drafters, token for token\n")

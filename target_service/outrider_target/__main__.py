@@ -168,7 +168,7 @@ def serve(
             max_waiting_requests=max_waiting_requests,
         ),
         speculation=SpeculationDefaults(
-            method=draft_method,
+            draft_method=draft_method,
             num_assistant_tokens=num_assistant_tokens,
             num_assistant_tokens_schedule=num_assistant_tokens_schedule,
             assistant_confidence_threshold=assistant_confidence_threshold,

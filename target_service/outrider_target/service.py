@@ -214,7 +214,7 @@ class TargetService:
             ),
             batch=settings.batch,
             speculation_defaults=dataclasses.replace(
-                settings.speculation, method=settings.draft_method
+                settings.speculation, draft_method=settings.default_draft_method
             ),
             fleet=fleet,
             links=links,

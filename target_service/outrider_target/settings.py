@@ -61,7 +61,7 @@ class BatchSettings:
 class SpeculationDefaults:
     """What holds where neither request nor model says anything about speculation."""
 
-    method: DraftMethod | None = None
+    draft_method: DraftMethod | None = None
     """Who drafts; None: combined when there are draft services, else none."""
 
     num_assistant_tokens: int = 5
@@ -113,8 +113,8 @@ class TargetSettings:
     """Port of the Prometheus page; None: no page."""
 
     @property
-    def draft_method(self) -> DraftMethod:
+    def default_draft_method(self) -> DraftMethod:
         """Who drafts where nobody says anything."""
-        if self.speculation.method is not None:
-            return self.speculation.method
+        if self.speculation.draft_method is not None:
+            return self.speculation.draft_method
         return DraftMethod.COMBINED if self.drafts else DraftMethod.NONE

@@ -106,10 +106,10 @@ def _draft_method(
         return _METHODS[message.method]
     if config.HasField("prompt_lookup_num_tokens"):
         return DraftMethod.PROMPT_LOOKUP
-    assert defaults.method is not None
-    if defaults.method is DraftMethod.COMBINED and synchronous:
+    assert defaults.draft_method is not None
+    if defaults.draft_method is DraftMethod.COMBINED and synchronous:
         return DraftMethod.REMOTE  # rounds then follow transformers' assisted generation
-    return defaults.method
+    return defaults.draft_method
 
 
 def _check_verification(message: speculation_pb2.SpeculationConfig) -> None:

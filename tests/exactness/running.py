@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -38,8 +39,14 @@ from outrider_draft.settings import LookupSettings
 from outrider_draft.settings import ModelSettings as DraftModelSettings
 from outrider_runtime.metrics import DraftMetrics
 from outrider_target import service as target_service_module
+from outrider_target.request import DraftMethod
 from outrider_target.service import TargetService
-from outrider_target.settings import BatchSettings, ModelSettings, TargetSettings
+from outrider_target.settings import (
+    BatchSettings,
+    ModelSettings,
+    SpeculationDefaults,
+    TargetSettings,
+)
 from prometheus_client import CollectorRegistry
 
 PLAIN = SpeculationConfig(enabled=False)
@@ -126,6 +133,7 @@ def target(
     dtype: str = "float64",
     batch: BatchSettings | None = None,
     wait_for_links: bool = True,
+    draft_method: DraftMethod = DraftMethod.REMOTE,
     **model_settings: Any,
 ) -> Iterator[RunningTarget]:
     """Run a target service until the block ends.
@@ -137,6 +145,7 @@ def target(
         dtype: Of the model.
         batch: How much runs at once.
         wait_for_links: Begin only when all links to drafters are ready.
+        draft_method: Who drafts when a request does not say; not both, so that it is known who did.
         model_settings: Further fields of the target's `ModelSettings`.
     """
     gate = Gate()
@@ -144,6 +153,7 @@ def target(
         ModelSettings(str(model), dtype=dtype, **{"kv_cache_tokens": 8192, **model_settings}),
         batch=batch or BatchSettings(),
         drafts=tuple(drafts),
+        speculation=SpeculationDefaults(draft_method=draft_method),
     )
 
     @asynccontextmanager
@@ -213,3 +223,12 @@ def num_drafted(completions: Sequence[Completion]) -> int:
 def num_accepted(completions: Sequence[Completion]) -> int:
     """Draft tokens accepted."""
     return sum(one.speculation.num_accepted_tokens for one in completions)
+
+
+def accepted_by_drafter(completions: Sequence[Completion]) -> Counter[str]:
+    """Draft tokens accepted, by who proposed them."""
+    accepted: Counter[str] = Counter()
+    for completion in completions:
+        for drafter in completion.speculation.drafters:
+            accepted[drafter.method] += drafter.num_accepted_tokens
+    return accepted

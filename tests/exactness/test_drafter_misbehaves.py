@@ -178,14 +178,16 @@ def test_late_and_confused_answers_change_nothing(
         threads.drafters.entered(proxied) as proxy,
         target(threads, pair.target, drafts=[proxy.address]) as running,
     ):
-        started = time.monotonic()
-        completions = running.generate_together(requests, trouble.speculation)
-        assert time.monotonic() - started < NO_STALL
-        assert [outcome(each) for each in completions] == work.plain
-        # Whether a late proposal is still of use is a matter of time; one that is waited for is.
-        assert proxy.links, "the drafter was never asked"
-        if trouble.speculation is SYNCHRONOUS:
-            assert num_accepted(completions) > 0
+
+        def drafted_in_spite_of_it() -> bool:
+            started = time.monotonic()
+            completions = running.generate_together(requests, trouble.speculation)
+            assert time.monotonic() - started < NO_STALL
+            assert [outcome(each) for each in completions] == work.plain
+            return num_accepted(completions) > 0
+
+        # A busy machine may miss what comes late every time in one run, not in one after the other.
+        wait_until(drafted_in_spite_of_it)
         if isinstance(script := proxy.links[0], Confused):
             assert script.num_confused > 0
         running.assert_nothing_left()

@@ -20,6 +20,7 @@ from exactness.option_mixes import LONGEST_OUTPUT, LONGEST_PROMPT, Case, cases
 from exactness.running import (
     PLAIN,
     RunningTarget,
+    accepted_by_drafter,
     num_accepted,
     num_drafted,
     outcome,
@@ -142,6 +143,17 @@ def test_prompt_lookup_in_the_target_changes_nothing(
         plain_target, work, lambda speculation: replace(speculation, method="prompt-lookup")
     )
     assert num_accepted(completions) > 0
+
+
+def test_both_drafters_side_by_side_change_nothing(
+    drafted_target: RunningTarget, work: Workload
+) -> None:
+    completions = serve(
+        drafted_target, work, lambda speculation: replace(speculation, method="combined")
+    )
+    accepted = accepted_by_drafter(completions)
+    assert accepted["remote"] > 0
+    assert accepted["prompt-lookup"] > 0
 
 
 def test_a_random_drafter_changes_nothing(

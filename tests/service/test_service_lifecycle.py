@@ -295,12 +295,12 @@ def test_a_drafter_is_waited_for_no_longer_than_a_request_has_time(
             return Silent(lambda *_: [], request, sample_index, token_ids)
 
     drafters: Any = service.serving.engine._rounds._drafters
-    before = drafters[DraftMethod.REMOTE]
-    drafters[DraftMethod.REMOTE] = SilentDrafter()
+    before = drafters[DraftMethod.NONE]
+    drafters[DraftMethod.NONE] = SilentDrafter()
     try:
         answer = collect(caller.open(ask(max_new_tokens=5, max_time=0.2), timeout=PATIENCE / 2))
     finally:
-        drafters[DraftMethod.REMOTE] = before
+        drafters[DraftMethod.NONE] = before
     assert answer.finish_reasons == ["TIME"]
 
 

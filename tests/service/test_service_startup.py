@@ -248,6 +248,7 @@ VALUES = {
     "--served-model-name": ("a", "b", "c"),
     "--dtype": ("float32", "float16", "bfloat16"),
     "--device": ("cpu", "cuda", "cuda:1"),
+    "--draft-method": ("remote", "prompt-lookup", "combined"),
     "--num-assistant-tokens-schedule": ("constant", "heuristic", "heuristic_transient"),
     "--assistant-confidence-threshold": (0.1, 0.2, 0.3),
     "--grace": (1.0, 2.0, 3.0),

@@ -21,6 +21,10 @@ def count_up(prefix: list[int]) -> int:
     return prefix[-1] + 1
 
 
+def drafted(session: DraftSession, window: int) -> list[int]:
+    return list(session.proposal(window).token_ids)
+
+
 def open_session(
     fleet: DraftFleet, *, window: int = 3, synchronous: bool = True, run_ahead: int = 0
 ) -> DraftSession:
@@ -49,12 +53,12 @@ def test_a_round_costs_one_frame_each_way(fleet: DraftFleet, link: FakeLink) -> 
     link.answer()
     link.frames.clear()
     for session in sessions:
-        assert session.proposal(3) == [13, 14, 15]
+        assert drafted(session, 3) == [13, 14, 15]
         session.commit([13, 14, 15, 16], window=3)
     fleet.flush()
     assert [len(frame) for frame in link.frames] == [5]
     link.answer()
-    assert all(session.proposal(3) == [17, 18, 19] for session in sessions)
+    assert all(drafted(session, 3) == [17, 18, 19] for session in sessions)
 
 
 def test_what_agrees_survives_a_commit_and_the_rest_is_dropped(
@@ -63,12 +67,12 @@ def test_what_agrees_survives_a_commit_and_the_rest_is_dropped(
     session = open_session(fleet, window=5)
     link.answer()
     session.commit([13, 14], window=5)
-    assert session.proposal(5) == [15, 16, 17], "below the committed tokens the tree stays"
+    assert drafted(session, 5) == [15, 16, 17], "below the committed tokens the tree stays"
     session.commit([99], window=5)
-    assert session.proposal(5) == [], "the walk left the tree"
+    assert drafted(session, 5) == [], "the walk left the tree"
     fleet.flush()
     link.answer()
-    assert session.proposal(5) == [100, 101, 102, 103, 104]
+    assert drafted(session, 5) == [100, 101, 102, 103, 104]
 
 
 def test_an_answer_that_comes_too_late_is_used_if_it_agrees(
@@ -77,7 +81,7 @@ def test_an_answer_that_comes_too_late_is_used_if_it_agrees(
     session = open_session(fleet, window=5)
     session.commit([13, 14], window=5)  # decoded plainly meanwhile, and not sent yet
     link.answer()
-    assert session.proposal(5) == [15, 16, 17]
+    assert drafted(session, 5) == [15, 16, 17]
 
 
 def test_a_synchronous_session_waits_until_the_answer_is_there(
@@ -110,7 +114,7 @@ def test_run_ahead_lets_the_next_draft_be_there_at_once(fleet: DraftFleet, link:
     session = open_session(fleet, synchronous=False, run_ahead=4)
     link.answer()
     session.commit([13, 14, 15, 16], window=3)
-    assert session.proposal(3) == [17, 18, 19]
+    assert drafted(session, 3) == [17, 18, 19]
     assert session.waiting_until(3, time.monotonic()) is None
 
 
@@ -125,11 +129,11 @@ def test_sessions_go_to_the_least_loaded_link_and_move_when_it_goes_down(
     fleet.flush()
     assert len(other.sessions) == 6
     other.answer()
-    assert all(session.proposal(3) == [13, 14, 15] for session in sessions)
+    assert all(drafted(session, 3) == [13, 14, 15] for session in sessions)
     other.go_down()
     assert all(not session.active for session in sessions)
     assert all(session.waiting_until(3, time.monotonic()) is None for session in sessions)
-    assert all(session.proposal(3) == [] for session in sessions)
+    assert all(drafted(session, 3) == [] for session in sessions)
 
 
 def test_a_link_that_comes_back_is_told_all_committed_tokens(
@@ -145,7 +149,7 @@ def test_a_link_that_comes_back_is_told_all_committed_tokens(
     assert isinstance(opened, OpenSession)
     assert list(opened.token_ids) == [10, 11, 12, 50, 51]
     link.answer()
-    assert session.proposal(2) == [52, 53]
+    assert drafted(session, 2) == [52, 53]
 
 
 def test_a_drafter_that_forgot_is_told_again(fleet: DraftFleet, link: FakeLink) -> None:
@@ -158,7 +162,7 @@ def test_a_drafter_that_forgot_is_told_again(fleet: DraftFleet, link: FakeLink) 
     fleet.flush()
     assert link.sessions[number].tree.token_ids == [10, 11, 12, 50]
     link.answer()
-    assert session.proposal(2) == [51, 52]
+    assert drafted(session, 2) == [51, 52]
 
 
 def test_a_drafter_that_holds_less_is_told_the_rest(fleet: DraftFleet, link: FakeLink) -> None:
@@ -232,23 +236,26 @@ def test_frames_for_sessions_that_are_gone_are_nobodys_business(
 def test_waiting_is_bounded_by_what_a_draft_is_worth() -> None:
     patience, pace = Patience(), LinkPace()
     pace.answered(0.004)
-    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) == pytest.approx(0.012)
-    assert patience.seconds(pace, round_seconds=0.010, timeout=0.003) == pytest.approx(0.003)
-    for _ in range(50):
-        patience.observe(0)
-    waits = [patience.seconds(pace, round_seconds=0.010, timeout=1.0) for _ in range(640)]
+
+    def wait(*, worth: float, timeout: float = 1.0) -> float:
+        return patience.seconds(pace, worth=worth, round_seconds=0.010, timeout=timeout)
+
+    assert wait(worth=0.02) == pytest.approx(0.012)
+    assert wait(worth=0.02, timeout=0.003) == pytest.approx(0.003)
+    waits = [wait(worth=0.003) for _ in range(640)]
     assert sum(wait > 0 for wait in waits) == 10, "a poor draft is waited for once in 64 rounds"
-    for _ in range(50):
-        patience.observe(4)
-    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) > 0.008
 
 
 def test_a_silent_drafter_is_not_waited_for_until_it_answers() -> None:
     patience, pace = Patience(), LinkPace()
     pace.answered(0.004)
+
+    def wait() -> float:
+        return patience.seconds(pace, worth=0.02, round_seconds=0.010, timeout=1.0)
+
     for _ in range(3):
-        assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) > 0
+        assert wait() > 0
         pace.missed()
-    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) == 0
+    assert wait() == 0
     pace.answered(0.004)
-    assert patience.seconds(pace, round_seconds=0.010, timeout=1.0) > 0
+    assert wait() > 0
