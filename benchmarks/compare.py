@@ -29,7 +29,8 @@ from benchmarks.contenders import (
     Outrider,
     Transformers,
     Workload,
-    fastest_thread_count,
+    fastest_transformers_threads,
+    speed_of,
 )
 
 _BASELINE = "transformers plain"
@@ -52,8 +53,12 @@ def main() -> None:
     console = Console()
     with ExitStack() as stack:
         plain = Transformers(_BASELINE, TARGET_DIR)
-        threads = fastest_thread_count(plain, Workload(prompts[:2], 1, False, options.new_tokens))
-        contenders = _contenders(plain, stack, threads)
+        trial = Workload(prompts[:2], 1, False, options.new_tokens)
+        threads = {
+            "transformers": fastest_transformers_threads(plain, trial),
+            "Outrider's target": _fastest_outrider_threads(trial),
+        }
+        contenders = _contenders(plain, stack, threads["Outrider's target"])
         results = []
         for streams in (1, 8):
             for sampled in (False, True):
@@ -64,7 +69,7 @@ def main() -> None:
     report = {
         "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "transformers_threads": threads,
+        "threads": threads,
         "repetitions": options.repetitions,
         "results": results,
     }
@@ -73,14 +78,29 @@ def main() -> None:
     console.print(f"written to {options.json}")
 
 
-def _contenders(plain: Transformers, stack: ExitStack, threads: int) -> list[Contender]:
-    """Everybody's target gets the threads that transformers is fastest with; the drafter one."""
+def _outrider(stack: ExitStack, threads: int) -> Client:
+    """A target with so many threads, fed by a drafter with one, until the stack is closed."""
     draft = stack.enter_context(
         Service("outrider_draft", ["--model", str(DRAFT_DIR), "--threads", "1"])
     )
     arguments = ["--model", str(TARGET_DIR), "--threads", str(threads), "--draft", draft.address]
     target = stack.enter_context(Service("outrider_target", arguments))
-    client = stack.enter_context(Client(target.address, timeout=600))
+    return stack.enter_context(Client(target.address, timeout=600))
+
+
+def _fastest_outrider_threads(work: Workload) -> int:
+    """Threads with which the target is fastest here, beside its drafter."""
+    speeds = {}
+    for threads in range(1, (os.cpu_count() or 1) + 1):
+        with ExitStack() as stack:
+            contender = Outrider("trial", _outrider(stack, threads))
+            speeds[threads] = speed_of(contender, work)
+    return max(speeds, key=lambda threads: speeds[threads])
+
+
+def _contenders(plain: Transformers, stack: ExitStack, threads: int) -> list[Contender]:
+    """Everybody runs with as many threads as suit it best."""
+    client = _outrider(stack, threads)
     return [
         plain,
         Transformers("transformers assisted (its defaults)", TARGET_DIR, DRAFT_DIR),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -142,17 +143,22 @@ class Outrider:
         )
 
 
-def fastest_thread_count(contender: Transformers, work: Workload) -> int:
+def fastest_transformers_threads(contender: Transformers, work: Workload) -> int:
     """Threads with which transformers is fastest here; sets them."""
     speeds = {}
     for threads in range(1, (os.cpu_count() or 1) + 1):
         torch.set_num_threads(threads)
-        contender.run(work)
-        outcome = contender.run(work)
-        speeds[threads] = outcome.num_tokens / outcome.seconds
+        speeds[threads] = speed_of(contender, work)
     best = max(speeds, key=lambda threads: speeds[threads])
     torch.set_num_threads(best)
     return best
+
+
+def speed_of(contender: Contender, work: Workload) -> float:
+    """Tokens per second, the median of three runs after one to warm up."""
+    contender.run(work)
+    outcomes = [contender.run(work) for _ in range(3)]
+    return statistics.median(outcome.num_tokens / outcome.seconds for outcome in outcomes)
 
 
 def _load(folder: Path) -> transformers.PreTrainedModel:

@@ -19,11 +19,11 @@ _ACCEPTED = "bold green"
 _PROMPT = "dim"
 _RUNS = 5
 _READY_SECONDS = 30.0
-_DRAFTERS = {"remote": "draft service", "prompt-lookup": "prompt lookup beside it"}
+_REMOTE = SpeculationConfig(method="remote")
 _PLAIN = "plain decoding"
 _WAYS = {
     _PLAIN: SpeculationConfig(enabled=False),
-    "with the draft service alone": SpeculationConfig(method="remote"),
+    "with the draft service alone": _REMOTE,
     "with prompt lookup beside it (default)": None,
 }
 
@@ -71,16 +71,19 @@ def _wait_for_draft_link(client: Client) -> None:
 def _stream(
     console: Console, client: Client, prompt: str, config: GenerationConfig, seed: int
 ) -> Completion:
-    """Print the completion as it comes: accepted draft tokens apart from the target's own."""
+    """Print the completion as it comes: accepted draft tokens apart from the target's own.
+
+    The draft service drafts alone here, to be seen at work.
+    """
     legend = Text.assemble(
         ("\nprompt", _PROMPT),
         " · ",
-        ("accepted from a draft", _ACCEPTED),
+        ("accepted from the draft service", _ACCEPTED),
         " · the target's own\n",
     )
     console.print(legend)
     console.print(Text(prompt, style=_PROMPT), end="")
-    with client.stream(prompt, config, seed=seed) as stream:
+    with client.stream(prompt, config, seed=seed, speculation=_REMOTE) as stream:
         for chunk in stream:
             # A chunk is a round: accepted tokens first, then one of the target's own.
             accepted = [t for t, d in zip(chunk.token_ids, chunk.drafted, strict=True) if d]
@@ -101,11 +104,6 @@ def _show_statistics(console: Console, final: Completion) -> None:
         "drafts verified": f"{speculation.num_drafts}",
         "draft tokens accepted": f"{speculation.num_accepted_tokens} of "
         f"{speculation.num_draft_tokens} ({speculation.draft_acceptance_rate:.0%})",
-        **{
-            f"of the {_DRAFTERS[drafter.method]}": f"{drafter.num_accepted_tokens} of "
-            f"{drafter.num_draft_tokens}"
-            for drafter in speculation.drafters
-        },
         "tokens per verified draft": f"{speculation.mean_acceptance_length:.2f}",
         "accepted by position": " ".join(map(str, speculation.num_accepted_tokens_per_pos)),
         "time to first token": f"{final.usage.time_to_first_token_seconds * 1000:.0f} ms",

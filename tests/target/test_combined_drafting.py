@@ -92,7 +92,7 @@ def test_what_was_right_more_often_is_verified(fleet: DraftFleet, link: FakeLink
 def test_a_drafter_that_cannot_beat_what_is_at_hand_is_left_in_peace_and_told_later(
     fleet: DraftFleet, link: FakeLink
 ) -> None:
-    fleet.links[0].pace.answered(0.5)  # half a round
+    fleet.links[0].pace.answered(0.05)  # of a round of one second
     session = open_session(fleet)
     link.answer()
     commit(fleet, session, 50, 51)

@@ -9,7 +9,7 @@ import pytest
 from outrider_runtime.draft_tree import Proposal
 from outrider_target.drafting.drafter import DraftSession
 from outrider_target.drafting.fleet import MAX_OFFENCES, DraftFleet
-from outrider_target.drafting.patience import LinkPace, Patience, RoundPace
+from outrider_target.drafting.patience import LinkPace, RoundPace, decide, patience
 from outrider_target.drafting.updates import CommitTokens, Growth, OpenSession, Resync
 from target.batch import SPECULATION, request
 from target.fake_link import FakeLink
@@ -233,29 +233,36 @@ def test_frames_for_sessions_that_are_gone_are_nobodys_business(
     assert fleet.links[0].offences == 0
 
 
-def test_waiting_is_bounded_by_what_a_draft_is_worth() -> None:
-    patience, pace = Patience(), LinkPace()
+def test_a_wait_is_a_few_times_the_usual_one_and_never_longer_than_allowed() -> None:
+    pace = LinkPace()
     pace.answered(0.004)
+    assert patience(pace, round_seconds=0.010, timeout=1.0) == pytest.approx(0.012)
+    assert patience(pace, round_seconds=0.010, timeout=0.003) == pytest.approx(0.003)
 
-    def wait(*, worth: float, timeout: float = 1.0) -> float:
-        return patience.seconds(pace, worth=worth, round_seconds=0.010, timeout=timeout)
 
-    assert wait(worth=0.02) == pytest.approx(0.012)
-    assert wait(worth=0.02, timeout=0.003) == pytest.approx(0.003)
-    waits = [wait(worth=0.003) for _ in range(640)]
-    assert sum(wait > 0 for wait in waits) == 10, "a poor draft is waited for once in 64 rounds"
+def test_a_poor_draft_is_waited_for_once_in_64_rounds() -> None:
+    pace = LinkPace()
+    pace.answered(0.004)
+    assert decide(pace, worth=0.005, dispensable=True) == (True, True)
+    asked = [decide(pace, worth=0.003, dispensable=False) for _ in range(640)]
+    assert all(question.ask for question in asked), "a late answer may be of use as well"
+    assert sum(question.wait for question in asked) == 10
+    dispensed = [decide(pace, worth=0.003, dispensable=True) for _ in range(640)]
+    assert sum(question.ask for question in dispensed) == 10
 
 
 def test_a_silent_drafter_is_not_waited_for_until_it_answers() -> None:
-    patience, pace = Patience(), LinkPace()
+    pace = LinkPace()
     pace.answered(0.004)
 
-    def wait() -> float:
-        return patience.seconds(pace, worth=0.02, round_seconds=0.010, timeout=1.0)
+    def waits() -> bool:
+        return decide(pace, worth=0.02, dispensable=True).wait
 
     for _ in range(3):
-        assert wait() > 0
+        assert waits()
         pace.missed()
-    assert wait() == 0
+    assert not any(waits() for _ in range(640))
+    asked = [decide(pace, worth=0.02, dispensable=True).ask for _ in range(640)]
+    assert sum(asked) == 10, "or it would never be heard of again"
     pace.answered(0.004)
-    assert wait() > 0
+    assert waits()

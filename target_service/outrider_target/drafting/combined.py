@@ -41,7 +41,7 @@ class CombinedSession:
         at_hand = 0.0
         if self._lookup_draft:
             at_hand = self._agreement.expected_accepted(len(self._lookup_draft))
-        self._remote.commit(token_ids, window=window, at_hand=at_hand)
+        self._remote.commit(token_ids, window=window, rival=at_hand)
 
     def waiting_until(self, window: int, now: float) -> float | None:
         """Until waiting for the remote draft no longer pays."""

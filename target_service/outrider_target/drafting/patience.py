@@ -10,6 +10,7 @@ what was decided meanwhile.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _SMOOTHING = 0.2
 _ROUND_SMOOTHING = 0.1
@@ -20,7 +21,7 @@ _SILENCE = 3
 """Unanswered waits in a row after which a drafter is taken for stalled, until it answers again."""
 
 _PROBE_INTERVAL = 64
-"""Rounds between two waits that keep the estimate of a poor draft up to date."""
+"""Rounds in which waiting does not pay for each one that waits all the same."""
 
 
 @dataclass(slots=True)
@@ -44,6 +45,8 @@ class LinkPace:
     latency: float = 0.0
     """Smoothed seconds from asking to the wanted window; 0 before the first answer."""
     unanswered: int = 0
+    unwaited: int = 0
+    """Rounds in which it did not pay to wait, since the last probe."""
 
     def answered(self, seconds: float) -> None:
         """Learn from an answer."""
@@ -57,35 +60,40 @@ class LinkPace:
         """Learn from a wait that ended without an answer."""
         self.unanswered += 1
 
+    def probe_is_due(self) -> bool:
+        """Whether to wait although it does not pay, once in a while: the estimates grow old."""
+        self.unwaited = (self.unwaited + 1) % _PROBE_INTERVAL
+        return self.unwaited == 0
+
     @property
     def stalled(self) -> bool:
         """Whether it is not worth waiting for at all."""
         return self.unanswered >= _SILENCE
 
 
-@dataclass(slots=True)
-class Patience:
-    """A sequence's waits."""
+class Question(NamedTuple):
+    """What to do about a drafter in a round of a sequence."""
 
-    rounds_since_probe: int = 0
+    ask: bool
+    """Tell it the committed tokens, which asks for more."""
+    wait: bool
+    """Hold the sequence back until it answers."""
 
-    def seconds(
-        self, pace: LinkPace, *, worth: float, round_seconds: float, timeout: float
-    ) -> float:
-        """How long to wait for the next answer.
 
-        Args:
-            pace: The drafter's.
-            worth: Seconds that the answer is expected to save.
-            round_seconds: What a round costs at the moment.
-            timeout: Never longer than this.
-        """
-        if pace.stalled:
-            return 0.0
-        if pace.latency > worth:
-            self.rounds_since_probe += 1
-            if self.rounds_since_probe < _PROBE_INTERVAL:
-                return 0.0
-            self.rounds_since_probe = 0
-            return min(2 * pace.latency, 2 * round_seconds, timeout)
-        return min(max(_SCATTER * pace.latency, round_seconds), timeout)
+def decide(pace: LinkPace, *, worth: float, dispensable: bool) -> Question:
+    """Whether to ask a drafter, and whether to wait for its answer.
+
+    Args:
+        pace: The drafter's.
+        worth: Seconds that the answer is expected to save.
+        dispensable: Whether an answer that is not waited for is not worth asking for.
+    """
+    if not pace.stalled and pace.latency <= worth:
+        return Question(ask=True, wait=True)
+    probe = pace.probe_is_due()
+    return Question(ask=probe or not dispensable, wait=probe and not pace.stalled)
+
+
+def patience(pace: LinkPace, *, round_seconds: float, timeout: float) -> float:
+    """Seconds to wait for an answer that is waited for; at most `timeout`."""
+    return min(max(_SCATTER * pace.latency, round_seconds), timeout)

@@ -14,12 +14,16 @@ from outrider_runtime.draft_tree import DraftTree, Limits
 from outrider_target.drafting.agreement import Agreement
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.link_state import LinkState
-from outrider_target.drafting.patience import Patience, RoundPace
+from outrider_target.drafting.patience import Question, RoundPace, decide, patience
 from outrider_target.drafting.updates import CommitTokens, Growth, OpenSession
 from outrider_target.request import DraftMethod, GenerationRequest
 
 MAX_NODES = 256
 """Nodes granted to a session's tree. Far above any window; a drafter that exceeds it floods."""
+
+_SHARE_OF_WAIT = 0.5
+"""Beside another drafter, the wait may take this share of what it saves: the question costs rows,
+frames and, on a shared machine, time of the target as well."""
 
 _MAX_UNANSWERED = 64
 """Commits of a session whose answers may be outstanding before the oldest is given up."""
@@ -49,8 +53,6 @@ class RemoteSession:
         self._request = request
         self._sample_index = sample_index
         self._tree = DraftTree(token_ids)
-        self._patience = Patience()
-        self._at_hand = 0.0
         self._told_length = 0  # so much of the sequence the drafter has heard of
         self.agreement = Agreement(agreement)
         """Of its drafts with what was decided."""
@@ -65,14 +67,14 @@ class RemoteSession:
         """Whether a link stands behind it."""
         return self.link is not None
 
-    def commit(self, token_ids: Sequence[int], *, window: int, at_hand: float = 0.0) -> None:
-        """Walk the tree and tell the drafter.
+    def commit(self, token_ids: Sequence[int], *, window: int, rival: float | None = None) -> None:
+        """Walk the tree and ask the drafter for more, if that pays.
 
         Args:
             token_ids: The tokens decided in a round.
             window: Draft tokens wanted for the next.
-            at_hand: Tokens expected to be accepted of another draft that is there already: the
-                answer is waited for as far as it is worth more.
+            rival: Tokens expected to be accepted of another drafter's draft that is there already;
+                None without another drafter.
         """
         base_length = self._tree.committed_length
         self.agreement.observe([node.token_id for node in self._tree.best_path()], token_ids)
@@ -83,10 +85,9 @@ class RemoteSession:
         if window == 0 or self.link is None:
             return  # a last token needs no draft, and nothing is asked afterwards
         self._window = window
-        self._at_hand = at_hand
-        if at_hand and self.link.pace.latency > self._worth:
-            return  # the other draft is the better one: the drafter hears of it with the next ask
-        self._ask(self.link)
+        question = self._question(self.link, rival)
+        if question.ask:  # else the drafter hears of these tokens with the next question
+            self._ask(self.link, wait=question.wait)
 
     def waiting_until(self, window: int, now: float) -> float | None:
         """Until the answer is there, or waiting no longer pays."""
@@ -143,7 +144,7 @@ class RemoteSession:
             self._open_on(self.link)
         elif held_length < self._tree.committed_length:
             self._told_length = held_length
-            self._ask(self.link)
+            self._ask(self.link, wait=self._synchronous)
 
     @property
     def _answered(self) -> bool:
@@ -152,60 +153,61 @@ class RemoteSession:
             return True
         return len(self._tree.best_path(self._window)) >= self._window
 
+    @property
+    def _synchronous(self) -> bool:
+        return self._request.speculation.synchronous
+
+    def _question(self, link: LinkState, rival: float | None) -> Question:
+        """Whether to ask for the next draft, and whether to wait for it."""
+        if self._synchronous:
+            return Question(ask=True, wait=True)
+        gain = self.agreement.accepted_per_draft - (rival or 0.0)
+        # Going on at once brings 1 + rival tokens in a round, waiting 1 + accepted in a round and
+        # the wait: the rates are equal at this wait.
+        worth = self._round_pace.seconds * gain / (1 + (rival or 0.0))
+        if rival is None:
+            return decide(link.pace, worth=worth, dispensable=False)
+        run_ahead = self._request.speculation.run_ahead
+        return decide(link.pace, worth=_SHARE_OF_WAIT * worth, dispensable=run_ahead == 0)
+
     def _open_on(self, link: LinkState) -> None:
         self._tree = DraftTree(self._tree.token_ids)
         self._complete_at = -1
         self._asked.clear()
         token_ids = tuple(self._tree.token_ids)
-        self._tell(
-            link,
-            OpenSession(self.number, token_ids, self._request, self._sample_index, self._limits()),
+        opened = OpenSession(
+            self.number, token_ids, self._request, self._sample_index, self._limits()
         )
+        # Adaptively, nothing waits: the drafter reads the whole text first, and the first token
+        # comes sooner without it.
+        self._tell(link, opened, wait=self._synchronous)
 
-    def _ask(self, link: LinkState) -> None:
+    def _ask(self, link: LinkState, *, wait: bool) -> None:
         """Tell all tokens that the drafter has not heard of; that asks for more."""
         untold = tuple(self._tree.token_ids[self._told_length :])
-        self._tell(link, CommitTokens(self.number, self._told_length, untold, self._limits()))
+        update = CommitTokens(self.number, self._told_length, untold, self._limits())
+        self._tell(link, update, wait=wait)
 
-    def _tell(self, link: LinkState, update: OpenSession | CommitTokens) -> None:
-        """Put an update into the round's frame, and decide how long to wait for its answer."""
+    def _tell(self, link: LinkState, update: OpenSession | CommitTokens, *, wait: bool) -> None:
+        """Put an update into the round's frame, and set the time until which to wait."""
         link.pending.append(update)
-        self._told_length = self._tree.committed_length
         now = time.monotonic()
-        self._asked[self._tree.committed_length] = now
+        self._told_length = self._tree.committed_length
+        if isinstance(update, CommitTokens):  # reading a whole prompt says nothing about the pace
+            self._asked[self._told_length] = now
         if len(self._asked) > _MAX_UNANSWERED:
             self._asked.pop(next(iter(self._asked)))
-        speculation = self._request.speculation
-        if speculation.synchronous:
-            patience = 0.0 if link.pace.stalled else speculation.timeout_seconds
-        elif isinstance(update, OpenSession):
-            patience = 0.0  # the drafter reads the whole text first: the first token comes sooner
-        else:
-            patience = self._patience.seconds(
-                link.pace,
-                worth=self._worth,
-                round_seconds=self._round_pace.seconds,
-                timeout=speculation.timeout_seconds,
-            )
-        self._deadline = now + patience
-        self._waiting = patience > 0
-
-    @property
-    def _worth(self) -> float:
-        """Seconds that waiting for the answer may take before it costs more than it brings.
-
-        Going on at once brings 1 + `at_hand` tokens in a round, waiting 1 + accepted in a round and
-        the wait: the rates are equal at this wait.
-        """
-        gain = self.agreement.accepted_per_draft - self._at_hand
-        return max(0.0, self._round_pace.seconds * gain / (1 + self._at_hand))
+        timeout = self._request.speculation.timeout_seconds
+        if not self._synchronous:
+            timeout = patience(link.pace, round_seconds=self._round_pace.seconds, timeout=timeout)
+        self._waiting = wait and timeout > 0 and not link.pace.stalled
+        self._deadline = now + timeout
 
     def _limits(self) -> Limits:
         speculation = self._request.speculation
-        run_ahead = 0 if speculation.synchronous else speculation.run_ahead
         return Limits(
             window=self._window,
-            depth=self._window + run_ahead,
+            depth=self._window + speculation.run_ahead,
             max_nodes=MAX_NODES,
             confidence_threshold=speculation.confidence_threshold,
         )
