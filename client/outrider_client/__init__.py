@@ -39,6 +39,7 @@ from outrider_client._info import (
     ModelInfo,
     ServerInfo,
 )
+from outrider_client._log_probs import TokenLogProb, TokenLogProbs
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._stream import Stream
 from outrider_client._usage import DrafterStats, SpeculationRound, SpeculationStats, Usage
@@ -80,6 +81,8 @@ __all__ = [
     "StreamInterruptedError",
     "SynthIDTextWatermarkingConfig",
     "TLSConfig",
+    "TokenLogProb",
+    "TokenLogProbs",
     "UnavailableError",
     "Usage",
     "WatermarkingConfig",

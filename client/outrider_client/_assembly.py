@@ -12,6 +12,7 @@ from outrider_contract.generation_config import ConfigValueError
 
 from outrider_client._completion import Chunk, Completion, FinishReason, GeneratedSequence, Started
 from outrider_client._generation_config import GenerationConfig
+from outrider_client._log_probs import TokenLogProbs
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._usage import SpeculationStats, Usage
 
@@ -34,6 +35,7 @@ class _Growing:
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     drafted: list[bool] = field(default_factory=list)
+    log_probs: list[TokenLogProbs] = field(default_factory=list)
 
 
 class Assembly:
@@ -85,6 +87,7 @@ class Assembly:
             token_ids=list(message.chunk.token_ids),
             drafted=list(message.chunk.drafted),
             sequence_index=message.chunk.sequence_index,
+            log_probs=list(map(TokenLogProbs.from_message, message.chunk.log_probs)),
         )
         if not chunk.token_ids and not chunk.text:
             return None
@@ -96,6 +99,7 @@ class Assembly:
         growing.texts.append(chunk.text)
         growing.token_ids.extend(chunk.token_ids)
         growing.drafted.extend(chunk.drafted)
+        growing.log_probs.extend(chunk.log_probs)
         return chunk
 
     def partial(self) -> Completion | None:
@@ -140,6 +144,7 @@ class Assembly:
             text="".join(growing.texts),
             token_ids=list(growing.token_ids),
             drafted=list(growing.drafted),
+            log_probs=list(growing.log_probs),
             finish_reason=_FINISH_REASONS.get(result.finish_reason),
             matched_stop_string=(
                 result.matched_stop_string if result.HasField("matched_stop_string") else None

@@ -92,6 +92,7 @@ class Client:
         timeout: float | None = None,
         request_id: str | None = None,
         skip_special_tokens: bool | None = None,
+        log_probs: int | None = None,
     ) -> Completion:
         """Generates from one prompt and returns the whole answer.
 
@@ -103,6 +104,7 @@ class Client:
             timeout: Seconds for the whole call, in (0, 1e6].
             request_id: Name of the request, up to 128 printable ASCII characters.
             skip_special_tokens: Whether the text omits special tokens. Default: it does.
+            log_probs: Tell each token's log-probabilities, with so many alternatives, in [0, 20].
 
         Raises:
             InvalidRequestError: An argument cannot be right, or the server refuses it.
@@ -118,6 +120,7 @@ class Client:
             timeout=timeout,
             request_id=request_id,
             skip_special_tokens=skip_special_tokens,
+            log_probs=log_probs,
         ) as stream:
             return stream.collect()
 
@@ -131,6 +134,7 @@ class Client:
         timeout: float | None = None,
         request_id: str | None = None,
         skip_special_tokens: bool | None = None,
+        log_probs: int | None = None,
     ) -> Stream:
         """Generates from one prompt and hands out tokens as they are decided.
 
@@ -143,6 +147,7 @@ class Client:
             seed=seed,
             speculation=speculation,
             skip_special_tokens=skip_special_tokens,
+            log_probs=log_probs,
         )
 
         def dial(left: float | None, name: str) -> Call:

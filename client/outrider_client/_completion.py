@@ -5,10 +5,11 @@ Plain frozen values, made from messages by `_assembly`. Knows nothing of calls.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum, unique
 
 from outrider_client._generation_config import GenerationConfig
+from outrider_client._log_probs import TokenLogProbs
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._usage import SpeculationStats, Usage
 
@@ -66,6 +67,9 @@ class Chunk:
     sequence_index: int
     """Which sequence of the request, from 0."""
 
+    log_probs: list[TokenLogProbs] = field(default_factory=list)
+    """For each token its log-probabilities; empty unless asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class GeneratedSequence:
@@ -88,6 +92,24 @@ class GeneratedSequence:
 
     matched_stop_token_id: int | None
     """The end-of-sequence token that ended it, if one did."""
+
+    log_probs: list[TokenLogProbs] = field(default_factory=list)
+    """For each token its log-probabilities; empty unless asked for."""
+
+    def compute_transition_scores(self, *, normalize_logits: bool = False) -> list[float]:
+        """Each token's score after all processors, as transformers' method of that name.
+
+        Args:
+            normalize_logits: Log-probabilities among what could be chosen, instead of scores.
+
+        Raises:
+            ValueError: The request did not ask for log-probabilities.
+        """
+        if len(self.log_probs) != len(self.token_ids):
+            raise ValueError("the request did not ask for log-probabilities: log_probs=0 does")
+        if normalize_logits:
+            return [known.processed for known in self.log_probs]
+        return [known.score for known in self.log_probs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +151,11 @@ class Completion:
     def drafted(self) -> list[bool]:
         """For each token: proposed by the drafter (accepted), or the target's own."""
         return self.sequences[0].drafted
+
+    @property
+    def log_probs(self) -> list[TokenLogProbs]:
+        """For each token its log-probabilities; empty unless asked for."""
+        return self.sequences[0].log_probs
 
     @property
     def finish_reason(self) -> FinishReason | None:

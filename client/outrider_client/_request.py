@@ -30,6 +30,7 @@ def generate_request(
     seed: int | None,
     speculation: SpeculationConfig | None,
     skip_special_tokens: bool | None,
+    log_probs: int | None,
 ) -> generation_pb2.GenerateRequest:
     """The request for one prompt; its id is set for each try.
 
@@ -53,6 +54,9 @@ def generate_request(
         request.speculation.CopyFrom(speculation.to_message())
     if seed is not None:
         request.seed = _seed(seed)
+    if log_probs is not None:
+        request.log_probs.num_top = _uint32("log_probs", log_probs)
+        request.log_probs.SetInParent()  # 0 asks for the tokens' own
     return request
 
 
@@ -122,6 +126,15 @@ def check_request_id(request_id: str) -> str:
 def new_request_id() -> str:
     """A fresh request id."""
     return uuid.uuid4().hex
+
+
+def _uint32(field: str, given: int) -> int:
+    value = operator.index(given)
+    if not 0 <= value <= MAX_UINT32:
+        raise InvalidRequestError(
+            f"{field}: must be in [0, {MAX_UINT32}], got {value}", field=field
+        )
+    return value
 
 
 def _seed(seed: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from outrider_runtime.model.log_probs import TokenLogProbs
+
 from outrider_target.request import Finish
 from outrider_target.statistics import SpeculationCounters
 
@@ -17,12 +19,14 @@ class TokensDecided(NamedTuple):
         token_ids: The tokens; may be empty when the sequence ends without one.
         drafted: For each token whether the drafter had proposed it.
         finish: Set when the sequence ended.
+        log_probs: For each token its log-probabilities, where they were asked for.
     """
 
     sequence_index: int
     token_ids: Sequence[int]
     drafted: Sequence[bool]
     finish: Finish | None
+    log_probs: Sequence[TokenLogProbs] = ()
 
 
 class RequestCompleted(NamedTuple):

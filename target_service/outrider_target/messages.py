@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from outrider.v1 import generation_pb2, speculation_pb2
+from outrider.v1 import generation_pb2, log_probs_pb2, speculation_pb2
+from outrider_runtime.model.log_probs import TokenLogProb, TokenLogProbs
 
 from outrider_target.capabilities import CAPABILITIES, Support
 from outrider_target.drafting.link import DraftLink, LinkStatus
@@ -117,6 +118,17 @@ def speculation_stats(counters: SpeculationCounters) -> speculation_pb2.Speculat
     )
 
 
+def token_log_probs(known: TokenLogProbs) -> log_probs_pb2.TokenLogProbs:
+    """What is known of a token."""
+    return log_probs_pb2.TokenLogProbs(
+        raw=known.raw,
+        processed=known.processed,
+        score=known.score,
+        top_raw=map(_token_log_prob, known.top_raw),
+        top_processed=map(_token_log_prob, known.top_processed),
+    )
+
+
 def link_info(
     link: DraftLink, *, num_sessions: int, latency: float, num_offences: int
 ) -> generation_pb2.DraftLinkInfo:
@@ -138,6 +150,10 @@ def capabilities() -> list[generation_pb2.FieldCapability]:
         generation_pb2.FieldCapability(field=name, support=_SUPPORT[c.support], note=c.note)
         for name, c in CAPABILITIES.items()
     ]
+
+
+def _token_log_prob(known: TokenLogProb) -> log_probs_pb2.TokenLogProb:
+    return log_probs_pb2.TokenLogProb(token_id=known.token_id, log_prob=known.log_prob)
 
 
 def _speculation(settings: SpeculationSettings) -> speculation_pb2.SpeculationConfig:

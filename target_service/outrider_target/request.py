@@ -75,6 +75,8 @@ class GenerationRequest:
     max_time: float | None
     """Seconds from arrival."""
     speculation: SpeculationSettings
+    num_top_log_probs: int | None
+    """Alternatives to tell with each token's log-probabilities; None: no log-probabilities."""
     effective_config: GenerationConfig
     """The merged configuration: echoed to the client, and passed on to drafters."""
 

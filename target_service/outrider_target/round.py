@@ -21,6 +21,7 @@ from outrider_target.request import DraftMethod, Finish, FinishReason
 from outrider_target.scheduler import Scheduler, Work
 from outrider_target.sequence import RequestState, Sequence
 from outrider_target.statistics import SpeculationCounters
+from outrider_target.strategy import OwnTokens
 from outrider_target.verifier import Verifier
 
 log = structlog.get_logger()
@@ -131,7 +132,7 @@ class Rounds:
                 window=sequence.next_window,
             )
 
-    def _verify(self, batch: SequenceOf[Work]) -> list[tuple[Work, list[int]]]:
+    def _verify(self, batch: SequenceOf[Work]) -> list[tuple[Work, OwnTokens]]:
         """The target's own tokens. A fault in one request's rows ends that request alone."""
         try:
             return list(zip(batch, self._verifier.verify(batch), strict=True))
@@ -152,7 +153,7 @@ class Rounds:
             for result in self._verify([work])
         ]
 
-    def _commit(self, work: Work, own: list[int]) -> None:
+    def _commit(self, work: Work, own: OwnTokens) -> None:
         """Take what the round decided for a sequence, up to the token that ends it."""
         sequence = work.sequence
         if work.rows is None or sequence.finish is not None:
@@ -160,7 +161,7 @@ class Rounds:
         assert sequence.handle is not None
         assert sequence.session is not None
         draft = work.draft
-        decided, num_accepted = sequence.strategy.commit(draft.token_ids, own)
+        decided, num_accepted = sequence.strategy.commit(draft.token_ids, own.token_ids)
         kept = self._append_until_stop(sequence, decided)
         num_accepted = min(num_accepted, len(kept))
         has_drafter = sequence.session.active
@@ -180,7 +181,11 @@ class Rounds:
         if sequence.state.first_token_at is None:
             sequence.state.first_token_at = time.monotonic()
         drafted = [position < num_accepted for position in range(len(kept))]
-        self._deliver(sequence.state, TokensDecided(sequence.index, kept, drafted, sequence.finish))
+        log_probs = own.log_probs[: len(kept)]
+        self._deliver(
+            sequence.state,
+            TokensDecided(sequence.index, kept, drafted, sequence.finish, log_probs),
+        )
         if sequence.finish is not None:
             self._finish(sequence, sequence.finish)
             self._retire(sequence.state)

@@ -100,6 +100,7 @@ def new_state(
                 seed=request.seed,
                 sample_index=index,
                 num_prompt_tokens=len(request.prompt),
+                num_top_log_probs=request.num_top_log_probs,
             ),
             stop=StopCheck(request.parameters, stop_strings),
             window=Window(speculation.window, speculation.schedule, speculation.max_window),

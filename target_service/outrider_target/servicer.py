@@ -84,14 +84,18 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         results: list[pb.SequenceResult] = []
         while True:
             match await events.get():
-                case TokensDecided(index, token_ids, drafted, finish):
+                case TokensDecided(index, token_ids, drafted, finish, log_probs):
                     text = writers[index].write(token_ids, last=finish is not None)
                     num_tokens[index] += len(token_ids)
                     if finish is not None:
                         results.append(messages.sequence_result(index, finish, num_tokens[index]))
                     if token_ids or text:
                         chunk = pb.GenerateChunk(
-                            sequence_index=index, token_ids=token_ids, drafted=drafted, text=text
+                            sequence_index=index,
+                            token_ids=token_ids,
+                            drafted=drafted,
+                            text=text,
+                            log_probs=map(messages.token_log_probs, log_probs),
                         )
                         yield pb.GenerateResponse(chunk=chunk)
                 case RequestCompleted() as end:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+from outrider_runtime.model.log_probs import TokenLogProbs, token_log_probs
 from outrider_runtime.model.selection import RowGroup, select_tokens
 from outrider_runtime.sampling_parameters import SamplingParameters
 
@@ -23,14 +24,24 @@ class Rows(NamedTuple):
     Attributes:
         token_ids: Tokens to feed: those committed but not cached, then the draft.
         group: The rows whose logits are wanted, all at the end.
+        num_top_log_probs: Alternatives to list with log-probabilities; None: none are wanted.
     """
 
     token_ids: Sequence[int]
     group: RowGroup
+    num_top_log_probs: int | None = None
 
 
-Selector = Callable[[torch.Tensor, Sequence[RowGroup]], list[list[int]]]
-"""From logits [rows, vocab] and their groups to each group's own tokens."""
+class OwnTokens(NamedTuple):
+    """The target's own token of each row of a group."""
+
+    token_ids: list[int]
+    log_probs: Sequence[TokenLogProbs] = ()
+    """One entry a row, for requests that ask; else empty."""
+
+
+Selector = Callable[[torch.Tensor, Sequence[Rows]], list[OwnTokens]]
+"""From logits [rows, vocab] and whose they are to each one's own tokens."""
 
 
 class DecodingStrategy(Protocol):
@@ -47,10 +58,22 @@ class DecodingStrategy(Protocol):
         """What the selected tokens decide."""
 
 
-def select_own_tokens(logits: torch.Tensor, groups: Sequence[RowGroup]) -> list[list[int]]:
-    """The target's own token for each row, greedy or sampled, split by group."""
-    token_ids = iter(select_tokens(logits, groups, with_log_probs=False).token_ids)
-    return [[next(token_ids) for _ in range(group.num_rows)] for group in groups]
+def select_own_tokens(logits: torch.Tensor, wanted: Sequence[Rows]) -> list[OwnTokens]:
+    """The target's own token for each row, greedy or sampled, split by sequence."""
+    groups = [rows.group for rows in wanted]
+    chosen = select_tokens(logits, groups, with_log_probs=False).token_ids
+    own: list[OwnTokens] = []
+    first = 0
+    for rows in wanted:
+        span = slice(first, first + rows.group.num_rows)
+        first = span.stop
+        log_probs: Sequence[TokenLogProbs] = ()
+        if rows.num_top_log_probs is not None:
+            log_probs = token_log_probs(
+                logits[span], rows.group, chosen[span], num_top=rows.num_top_log_probs
+            )
+        own.append(OwnTokens(chosen[span], log_probs))
+    return own
 
 
 class TokenStrategy:
@@ -63,11 +86,13 @@ class TokenStrategy:
         seed: int,
         sample_index: int,
         num_prompt_tokens: int,
+        num_top_log_probs: int | None = None,
     ) -> None:
         self._parameters = parameters
         self._seed = seed
         self._sample_index = sample_index
         self._num_prompt_tokens = num_prompt_tokens
+        self._num_top_log_probs = num_top_log_probs
 
     @property
     def selector(self) -> Selector:
@@ -85,7 +110,7 @@ class TokenStrategy:
             num_rows=len(draft) + 1,
             num_prompt_tokens=self._num_prompt_tokens,
         )
-        return Rows(prefix[num_cached:], group)
+        return Rows(prefix[num_cached:], group, self._num_top_log_probs)
 
     def commit(self, draft: Sequence[int], own: Sequence[int]) -> Acceptance:
         """Keep what agrees; see `acceptance`."""

@@ -25,6 +25,7 @@ from outrider_target.settings import SpeculationDefaults
 from outrider_target.speculation_rules import speculation_settings
 
 MAX_STOP_STRING_LENGTH = 1024
+MAX_TOP_LOG_PROBS = 20
 
 _DEFAULT_NEW_TOKENS = 20
 """transformers' global default: `max_length=20`, to which it adds the prompt when nobody set it."""
@@ -84,8 +85,20 @@ def validate(
         stop_strings=_stop_strings(config, model),
         max_time=config.max_time if config.HasField("max_time") else None,
         speculation=speculation_settings(message.speculation, config, defaults),
+        num_top_log_probs=_num_top_log_probs(message),
         effective_config=config,
     )
+
+
+def _num_top_log_probs(message: generation_pb2.GenerateRequest) -> int | None:
+    if not message.HasField("log_probs"):
+        return None
+    num_top: int = message.log_probs.num_top
+    if num_top > MAX_TOP_LOG_PROBS:
+        raise InvalidRequest(
+            "log_probs.num_top", f"must lie in [0, {MAX_TOP_LOG_PROBS}], got {num_top}"
+        )
+    return num_top
 
 
 def _check_prompt(

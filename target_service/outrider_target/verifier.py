@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 
 from outrider_runtime.model.runner import Runner, SequenceRows
-from outrider_runtime.model.selection import RowGroup
 
 from outrider_target.scheduler import Work
-from outrider_target.strategy import Selector
+from outrider_target.strategy import OwnTokens, Rows, Selector
 
 
 class Verifier:
@@ -20,7 +19,7 @@ class Verifier:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
-    def verify(self, batch: SequenceOf[Work]) -> list[list[int]]:
+    def verify(self, batch: SequenceOf[Work]) -> list[OwnTokens]:
         """One ragged forward, then one selection per selector.
 
         Returns:
@@ -39,7 +38,7 @@ class Verifier:
                     self._runner.pool.truncate(_handle(work), length)
             raise
 
-    def _forward(self, batch: SequenceOf[Work]) -> list[list[int]]:
+    def _forward(self, batch: SequenceOf[Work]) -> list[OwnTokens]:
         logits = self._runner.forward(
             [
                 SequenceRows(_handle(work), work.token_ids, work.rows.group.num_rows)
@@ -48,30 +47,29 @@ class Verifier:
                 for work in batch
             ]
         )
-        own: list[list[int]] = [[] for _ in batch]
+        own = [OwnTokens([]) for _ in batch]
         by_selector = _by_selector(batch)
         for selector, members in by_selector.items():
-            groups = [group for _, group, _ in members]
+            wanted = [wanted for _, wanted, _ in members]
             rows = logits
             if len(by_selector) > 1:
                 rows = logits[[row for _, _, span in members for row in span]]
-            selected = selector(rows, groups)
-            for (index, _, _), token_ids in zip(members, selected, strict=True):
-                own[index] = token_ids
+            selected = selector(rows, wanted)
+            for (index, _, _), tokens in zip(members, selected, strict=True):
+                own[index] = tokens
         return own
 
 
 def _by_selector(
     batch: SequenceOf[Work],
-) -> dict[Selector, list[tuple[int, RowGroup, range]]]:
-    """For each selector its works: index in the batch, group, rows of the logits."""
-    members: dict[Selector, list[tuple[int, RowGroup, range]]] = {}
+) -> dict[Selector, list[tuple[int, Rows, range]]]:
+    """For each selector its works: index in the batch, what it wants, rows of the logits."""
+    members: dict[Selector, list[tuple[int, Rows, range]]] = {}
     row = 0
     for index, work in enumerate(batch):
         if work.rows is not None:
-            group = work.rows.group
-            span = range(row, row + group.num_rows)
-            members.setdefault(work.sequence.strategy.selector, []).append((index, group, span))
+            span = range(row, row + work.rows.group.num_rows)
+            members.setdefault(work.sequence.strategy.selector, []).append((index, work.rows, span))
             row = span.stop
     return members
 

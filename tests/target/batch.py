@@ -46,6 +46,7 @@ def request(
     speculation: SpeculationSettings = SPECULATION,
     parameters: SamplingParameters | None = None,
     max_time: float | None = None,
+    num_top_log_probs: int | None = None,
     **sampling: object,
 ) -> GenerationRequest:
     """A request; `sampling` are fields of SamplingParameters."""
@@ -61,6 +62,7 @@ def request(
         stop_strings=(),
         max_time=max_time,
         speculation=speculation,
+        num_top_log_probs=num_top_log_probs,
         effective_config=GenerationConfig(),
     )
 

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from outrider.v1 import generation_config_pb2 as _generation_config_pb2
+from outrider.v1 import log_probs_pb2 as _log_probs_pb2
 from outrider.v1 import speculation_pb2 as _speculation_pb2
 import builtins as _builtins
 import sys
@@ -122,6 +123,7 @@ class GenerateRequest(_message.Message):
     SPECULATION_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    LOG_PROBS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Name of the request, printable ASCII, at most 128 characters, unique among running requests (ALREADY_EXISTS
     otherwise). The server makes one up when absent.
@@ -146,6 +148,10 @@ class GenerateRequest(_message.Message):
     def speculation(self) -> _speculation_pb2.SpeculationConfig:
         """How to speculate."""
 
+    @_builtins.property
+    def log_probs(self) -> _log_probs_pb2.LogProbsConfig:
+        """Asks for log-probabilities of the generated tokens. None when absent."""
+
     def __init__(
         self,
         *,
@@ -156,10 +162,11 @@ class GenerateRequest(_message.Message):
         speculation: _speculation_pb2.SpeculationConfig | None = ...,
         seed: _builtins.int | None = ...,
         skip_special_tokens: _builtins.bool | None = ...,
+        log_probs: _log_probs_pb2.LogProbsConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "prompt", b"prompt", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "prompt", b"prompt", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -261,6 +268,7 @@ class GenerateChunk(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DRAFTED_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    LOG_PROBS_FIELD_NUMBER: _builtins.int
     sequence_index: _builtins.int
     """Which sequence of the request, from 0 to num_return_sequences - 1."""
     text: _builtins.str
@@ -277,6 +285,10 @@ class GenerateChunk(_message.Message):
     def drafted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
         """For each token whether it was proposed by the drafter (accepted) or is the target's own (recovered, bonus, plain)."""
 
+    @_builtins.property
+    def log_probs(self) -> _containers.RepeatedCompositeFieldContainer[_log_probs_pb2.TokenLogProbs]:
+        """For each token its log-probabilities; only when the request asks for them."""
+
     def __init__(
         self,
         *,
@@ -285,10 +297,11 @@ class GenerateChunk(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         drafted: _abc.Iterable[_builtins.bool] | None = ...,
         text: _builtins.str = ...,
+        log_probs: _abc.Iterable[_log_probs_pb2.TokenLogProbs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drafted", b"drafted", "sequence_index", b"sequence_index", "started", b"started", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drafted", b"drafted", "log_probs", b"log_probs", "sequence_index", b"sequence_index", "started", b"started", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,70 @@
+"""Log-probabilities of chosen tokens, and the most probable alternatives.
+
+Computed for the rows of requests that ask, from the same scores the tokens were chosen from. Knows
+nothing of how a token is chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from outrider_runtime.model.row_group import RowGroup
+from outrider_runtime.model.scores import processed_scores
+
+
+class TokenLogProb(NamedTuple):
+    """A token and the natural logarithm of its probability."""
+
+    token_id: int
+    log_prob: float
+
+
+class TokenLogProbs(NamedTuple):
+    """What is known of one chosen token."""
+
+    raw: float
+    """Log-probability under the model's own scores."""
+    processed: float
+    """Log-probability after processors, temperature and truncation."""
+    score: float
+    """Score after all processors, not normalised: what transformers returns as `scores`."""
+    top_raw: Sequence[TokenLogProb]
+    """The most probable tokens, most probable first."""
+    top_processed: Sequence[TokenLogProb]
+    """The same after all processors; fewer where fewer can be chosen."""
+
+
+def token_log_probs(
+    logits: torch.Tensor, group: RowGroup, token_ids: Sequence[int], *, num_top: int
+) -> list[TokenLogProbs]:
+    """Log-probabilities of the tokens chosen from a group's rows.
+
+    Args:
+        logits: [rows of the group, vocab].
+        group: whose rows they are.
+        token_ids: the chosen token of each row.
+        num_top: how many alternatives to list.
+
+    Returns:
+        One entry a row. Normalised in float64: a vocabulary of 150,000 terms costs float32 digits.
+    """
+    chosen = torch.tensor(token_ids, device=logits.device)[:, None]
+    scores = processed_scores(logits, [group])
+    raw = logits.double().log_softmax(-1)
+    processed = scores.double().log_softmax(-1)
+    of_chosen = (column.gather(1, chosen)[:, 0].tolist() for column in (raw, processed, scores))
+    columns = zip(*of_chosen, _top(raw, num_top), _top(processed, num_top), strict=True)
+    return [TokenLogProbs(*column) for column in columns]
+
+
+def _top(log_probs: torch.Tensor, number: int) -> list[list[TokenLogProb]]:
+    """The `number` most probable tokens of each row, without those that cannot be chosen."""
+    found = log_probs.topk(min(number, log_probs.shape[-1]), dim=-1)
+    return [
+        [TokenLogProb(t, p) for t, p in zip(tokens, values, strict=True) if p > -math.inf]
+        for tokens, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    ]
