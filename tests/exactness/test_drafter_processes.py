@@ -16,6 +16,7 @@ from exactness.running import (
     SYNCHRONOUS,
     Request,
     RunningTarget,
+    accepted_by_drafter,
     num_accepted,
     target,
     wait_until,
@@ -104,6 +105,25 @@ def test_a_killed_and_restarted_draft_service_is_used_again_in_the_same_stream(
     assert sum(without) == 0
     assert sum(after) > 0
     assert completion.speculation.num_accepted_tokens > 0
+    fed_target.assert_nothing_left()
+
+
+def test_prompt_lookup_drafts_on_when_the_draft_service_beside_it_is_killed(
+    process: Service, fed_target: RunningTarget, expected: list[int]
+) -> None:
+    both = SpeculationConfig(method="combined", report_rounds=True)
+    with ThreadPoolExecutor(1) as thread:
+        fed_target.gate.close_after(5)
+        future = thread.submit(fed_target.generate, REQUEST, both)
+        fed_target.gate.wait_until_held()
+        process.kill()
+        fed_target.wait_for_links(DraftLinkState.CONNECTING)
+        fed_target.gate.open()
+        completion = future.result()
+    assert completion.token_ids == expected
+    without = [each.num_draft_tokens for each in completion.speculation.rounds[6:]]
+    assert sum(without) > 0
+    assert accepted_by_drafter([completion])["prompt-lookup"] > 0
     fed_target.assert_nothing_left()
 
 
