@@ -39,7 +39,7 @@ from outrider_client._info import (
     ModelInfo,
     ServerInfo,
 )
-from outrider_client._log_probs import TokenLogProb, TokenLogProbs
+from outrider_client._log_probs import Scores, TokenLogProb, TokenLogProbs
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._stream import Stream
 from outrider_client._usage import DrafterStats, SpeculationRound, SpeculationStats, Usage
@@ -71,6 +71,7 @@ __all__ = [
     "OverloadedError",
     "PermissionDeniedError",
     "RequestCancelledError",
+    "Scores",
     "ServerError",
     "ServerInfo",
     "SpeculationConfig",

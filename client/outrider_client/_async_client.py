@@ -20,6 +20,7 @@ from outrider_client._async_stream import AsyncCall, AsyncStream
 from outrider_client._completion import Completion
 from outrider_client._connection import ChannelOption, Connection, TLSConfig
 from outrider_client._info import Loads, ModelInfo, ServerInfo
+from outrider_client._log_probs import Scores
 from outrider_client._request import Config, Prompt
 from outrider_client._retry import Attempts, check_max_retries, check_timeout
 from outrider_client._retrying import retrying_async, task_is_cancelled
@@ -167,6 +168,40 @@ class AsyncClient:
             request_id=None if request_id is None else _request.check_request_id(request_id),
             sleep=self._sleep,
         )
+
+    async def score(
+        self,
+        sequence: Prompt,
+        config: Config | None = None,
+        *,
+        first_position: int | None = None,
+        log_probs: int = 0,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> Scores:
+        """Tells how probable a given text is, token by token.
+
+        Args:
+            sequence: The whole text, or its token ids; at least two tokens.
+            config: What shapes the processed log-probabilities; the raw ones need none.
+            first_position: Position of the first token to score; those before it are the prompt.
+                Default 1.
+            log_probs: Alternatives to tell for each position, in [0, 20].
+            timeout: Seconds for the whole call, in (0, 1e6].
+            request_id: Name of the request, up to 128 printable ASCII characters.
+
+        Raises:
+            InvalidRequestError: An argument cannot be right, or the server refuses it.
+            OutriderError: Any other of the tree.
+        """
+        request = _request.score_request(
+            sequence,
+            config,
+            first_position=first_position,
+            log_probs=log_probs,
+            request_id=request_id or _request.new_request_id(),
+        )
+        return Scores.from_message(await self._call(self._stub().Score, request, timeout))
 
     async def abort(
         self, request_ids: str | Iterable[str], *, timeout: float | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from outrider.v1 import log_probs_pb2
+from outrider.v1 import generation_pb2, log_probs_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,29 @@ class TokenLogProbs:
             score=message.score,
             top_raw=_tokens(message.top_raw),
             top_processed=_tokens(message.top_processed),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How probable a given text is, token by token."""
+
+    token_ids: list[int]
+    """The scored tokens."""
+
+    log_probs: list[TokenLogProbs]
+    """For each of them its log-probabilities."""
+
+    @property
+    def log_likelihood(self) -> float:
+        """Sum of the log-probabilities under the model's own scores."""
+        return math.fsum(known.raw for known in self.log_probs)
+
+    @classmethod
+    def from_message(cls, message: generation_pb2.ScoreResponse) -> Scores:
+        """What a message tells."""
+        return cls(
+            list(message.token_ids), [TokenLogProbs.from_message(m) for m in message.log_probs]
         )
 
 

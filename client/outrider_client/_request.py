@@ -60,6 +60,34 @@ def generate_request(
     return request
 
 
+def score_request(
+    sequence: Prompt,
+    config: Config | None,
+    *,
+    first_position: int | None,
+    log_probs: int,
+    request_id: str,
+) -> generation_pb2.ScoreRequest:
+    """The request to score a text.
+
+    Raises:
+        InvalidRequestError: An argument has a value that cannot be sent.
+        TypeError: An argument is of the wrong type altogether.
+    """
+    request = generation_pb2.ScoreRequest(request_id=check_request_id(request_id))
+    if isinstance(sequence, str):
+        request.text = utf8("sequence", sequence)
+    else:
+        request.token_ids.ids.extend(token_ids("sequence", sequence))
+        request.token_ids.SetInParent()
+    if config is not None:
+        request.generation_config.CopyFrom(as_config(config).to_message())
+    if first_position is not None:
+        request.first_position = _uint32("first_position", first_position)
+    request.log_probs.num_top = _uint32("log_probs", log_probs)
+    return request
+
+
 def token_ids(field: str, values: Iterable[int]) -> list[int]:
     """`values` as a list of ints that fit the wire.
 

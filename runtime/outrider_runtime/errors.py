@@ -138,6 +138,16 @@ class Draining(OutriderError):
         super().__init__(message)
 
 
+class RequestAborted(OutriderError):
+    """The request was ended before there was an answer."""
+
+    code = grpc.StatusCode.CANCELLED
+    reason = Reason.ABORTED
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request {request_id!r} was aborted, or ran out of time")
+
+
 class PreconditionFailed(OutriderError):
     """The two sides do not fit: protocol version, tokenizer, state."""
 

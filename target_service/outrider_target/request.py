@@ -77,6 +77,8 @@ class GenerationRequest:
     speculation: SpeculationSettings
     num_top_log_probs: int | None
     """Alternatives to tell with each token's log-probabilities; None: no log-probabilities."""
+    given: Sequence[int]
+    """The continuation, where it is to be scored and not generated; else empty."""
     effective_config: GenerationConfig
     """The merged configuration: echoed to the client, and passed on to drafters."""
 

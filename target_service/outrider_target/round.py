@@ -14,7 +14,7 @@ import structlog
 from outrider_runtime.model.runner import Runner
 from outrider_runtime.model.selection import InvalidScores
 
-from outrider_target.drafting.drafter import Drafter
+from outrider_target.drafting.drafter import Draft, Drafter
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
 from outrider_target.request import DraftMethod, Finish, FinishReason
@@ -164,20 +164,10 @@ class Rounds:
         decided, num_accepted = sequence.strategy.commit(draft.token_ids, own.token_ids)
         kept = self._append_until_stop(sequence, decided)
         num_accepted = min(num_accepted, len(kept))
-        has_drafter = sequence.session.active
-        for counters, keep_round in (
-            (sequence.counters, sequence.request.speculation.report_rounds),
-            (self.totals, False),
-        ):
-            counters.observe(
-                len(draft.token_ids),
-                num_accepted,
-                method=draft.method,
-                has_drafter=has_drafter,
-                keep_round=keep_round,
-            )
+        if not sequence.request.given:
+            self._count(sequence, draft, num_accepted)
+            self.num_generated_tokens += len(kept)
         sequence.window.observe(len(draft.token_ids), num_accepted)
-        self.num_generated_tokens += len(kept)
         if sequence.state.first_token_at is None:
             sequence.state.first_token_at = time.monotonic()
         drafted = [position < num_accepted for position in range(len(kept))]
@@ -192,6 +182,21 @@ class Rounds:
             return
         self._pool.truncate(sequence.handle, sequence.length - 1)
         sequence.session.commit(kept, window=sequence.next_window)
+
+    def _count(self, sequence: Sequence, draft: Draft, num_accepted: int) -> None:
+        """Count a round of a sequence, for itself and for the whole server."""
+        assert sequence.session is not None
+        for counters, keep_round in (
+            (sequence.counters, sequence.request.speculation.report_rounds),
+            (self.totals, False),
+        ):
+            counters.observe(
+                len(draft.token_ids),
+                num_accepted,
+                method=draft.method,
+                has_drafter=sequence.session.active,
+                keep_round=keep_round,
+            )
 
     def _append_until_stop(self, sequence: Sequence, decided: list[int]) -> list[int]:
         for count, token_id in enumerate(decided, start=1):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerFast
 
 from outrider_target.drafting.drafter import DraftSession
+from outrider_target.given import WINDOW, GivenSession, GivenStrategy
 from outrider_target.request import Finish, GenerationRequest
 from outrider_target.statistics import SpeculationCounters
 from outrider_target.stopping import StopCheck, StopStrings
@@ -91,19 +92,24 @@ def new_state(
         if request.stop_strings:
             assert tokenizer is not None
             stop_strings = StopStrings(request.stop_strings, tokenizer, request.prompt)
+        strategy = TokenStrategy(
+            request.parameters,
+            seed=request.seed,
+            sample_index=index,
+            num_prompt_tokens=len(request.prompt),
+            num_top_log_probs=request.num_top_log_probs,
+        )
         sequence = Sequence(
             state=state,
             index=index,
             token_ids=list(request.prompt),
-            strategy=TokenStrategy(
-                request.parameters,
-                seed=request.seed,
-                sample_index=index,
-                num_prompt_tokens=len(request.prompt),
-                num_top_log_probs=request.num_top_log_probs,
-            ),
-            stop=StopCheck(request.parameters, stop_strings),
+            strategy=strategy,
+            stop=StopCheck(request.parameters, stop_strings, heed_eos=not request.given),
             window=Window(speculation.window, speculation.schedule, speculation.max_window),
         )
+        if request.given:
+            sequence.strategy = GivenStrategy(strategy, request.given, len(request.prompt))
+            sequence.session = GivenSession(request.given)
+            sequence.window = Window(WINDOW, "constant", WINDOW)
         state.sequences.append(sequence)
     return state

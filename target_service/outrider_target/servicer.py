@@ -11,7 +11,12 @@ import structlog
 from outrider.v1 import generation_pb2 as pb
 from outrider.v1 import generation_pb2_grpc
 from outrider_contract.metadata import is_request_id
-from outrider_runtime.errors import InternalError, InvalidRequest
+from outrider_runtime.errors import (
+    InternalError,
+    InvalidRequest,
+    OutriderError,
+    RequestAborted,
+)
 from outrider_runtime.request_context import current_request_id
 
 from outrider_target import messages
@@ -19,7 +24,7 @@ from outrider_target.events import Event, RequestCompleted, RequestFailed, Token
 from outrider_target.request import GenerationRequest
 from outrider_target.sequence import RequestState, new_state
 from outrider_target.serving import Serving
-from outrider_target.validation import validate
+from outrider_target.validation import validate, validate_score
 
 log = structlog.get_logger()
 
@@ -58,19 +63,20 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             serving.engine.cancel(state, report=False)
 
     async def _validated(self, request: pb.GenerateRequest, request_id: str) -> GenerationRequest:
-        if request.HasField("text"):
-            prompt = await self._serving.text.encode(request.text)
-        elif request.HasField("token_ids"):
-            prompt = list(request.token_ids.ids)
-        else:
-            raise InvalidRequest("prompt", "is missing: set text or token_ids")
         return validate(
             request,
             request_id=request_id,
-            prompt=prompt,
+            prompt=await self._token_ids(request, "prompt"),
             model=self._serving.model,
             defaults=self._serving.speculation_defaults,
         )
+
+    async def _token_ids(self, request: pb.GenerateRequest | pb.ScoreRequest, of: str) -> list[int]:
+        if request.HasField("text"):
+            return await self._serving.text.encode(request.text)
+        if request.HasField("token_ids"):
+            return list(request.token_ids.ids)
+        raise InvalidRequest(of, "is missing: set text or token_ids")
 
     async def _responses(
         self, state: RequestState, events: asyncio.Queue[Event], *, skip_special_tokens: bool
@@ -103,11 +109,45 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     self._serving.metrics.count_request(results, len(request.prompt), end)
                     yield messages.complete(request, results, end)
                     return
-                case RequestFailed(error, refusal):
-                    log.error("request_failed", request_id=request.id, error=repr(error))
-                    if refusal is not None:
-                        raise InvalidRequest("generation_config", refusal)
-                    raise InternalError(request.id)
+                case RequestFailed() as failure:
+                    raise _fault(request, failure)
+
+    async def Score(
+        self,
+        request: pb.ScoreRequest,
+        context: grpc.aio.ServicerContext[pb.ScoreRequest, pb.ScoreResponse],
+    ) -> pb.ScoreResponse:
+        """See the contract."""
+        serving = self._serving
+        request_id = _request_id(request)
+        serving.requests.check_room(request_id)
+        scoring = validate_score(
+            request,
+            request_id=request_id,
+            token_ids=await self._token_ids(request, "sequence"),
+            model=serving.model,
+            defaults=serving.speculation_defaults,
+        )
+        state = new_state(scoring, None)
+        events = serving.requests.add(state)
+        serving.engine.submit(state)
+        response = pb.ScoreResponse(request_id=request_id)
+        try:
+            while True:
+                match await events.get():
+                    case TokensDecided(_, token_ids, _, _, log_probs):
+                        response.token_ids.extend(token_ids)
+                        response.log_probs.extend(map(messages.token_log_probs, log_probs))
+                    case RequestCompleted():
+                        break
+                    case RequestFailed() as failure:
+                        raise _fault(scoring, failure)
+        finally:
+            serving.requests.remove(state)
+            serving.engine.cancel(state, report=False)
+        if len(response.token_ids) < len(scoring.given):
+            raise RequestAborted(request_id)
+        return response
 
     async def Abort(
         self,
@@ -167,7 +207,15 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return pb.DetokenizeResponse(text=text)
 
 
-def _request_id(request: pb.GenerateRequest) -> str:
+def _fault(request: GenerationRequest, failure: RequestFailed) -> OutriderError:
+    """What the caller of a failed request is told; the log has the rest."""
+    log.error("request_failed", request_id=request.id, error=repr(failure.error))
+    if failure.refusal is not None:
+        return InvalidRequest("generation_config", failure.refusal)
+    return InternalError(request.id)
+
+
+def _request_id(request: pb.GenerateRequest | pb.ScoreRequest) -> str:
     """The message's own id, else the one its metadata or the interceptor gave the call."""
     if request.request_id and not is_request_id(request.request_id):
         raise InvalidRequest("request_id", "must be 1 to 128 printable ASCII characters")

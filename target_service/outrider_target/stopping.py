@@ -50,8 +50,14 @@ class StopStrings:
 class StopCheck:
     """The stopping rules of one sequence."""
 
-    def __init__(self, parameters: SamplingParameters, stop_strings: StopStrings | None) -> None:
-        self._eos_token_ids = frozenset(parameters.eos_token_ids)
+    def __init__(
+        self,
+        parameters: SamplingParameters,
+        stop_strings: StopStrings | None,
+        *,
+        heed_eos: bool = True,
+    ) -> None:
+        self._eos_token_ids = frozenset(parameters.eos_token_ids if heed_eos else ())
         self._max_length = parameters.max_length
         self._stop_strings = stop_strings
 

@@ -25,11 +25,13 @@ class Rows(NamedTuple):
         token_ids: Tokens to feed: those committed but not cached, then the draft.
         group: The rows whose logits are wanted, all at the end.
         num_top_log_probs: Alternatives to list with log-probabilities; None: none are wanted.
+        given: The token of each row, where it is not to be chosen but given.
     """
 
     token_ids: Sequence[int]
     group: RowGroup
     num_top_log_probs: int | None = None
+    given: Sequence[int] = ()
 
 
 class OwnTokens(NamedTuple):

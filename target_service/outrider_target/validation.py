@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from outrider.v1 import generation_pb2
 from outrider.v1.generation_config_pb2 import GenerationConfig
@@ -26,6 +26,8 @@ from outrider_target.speculation_rules import speculation_settings
 
 MAX_STOP_STRING_LENGTH = 1024
 MAX_TOP_LOG_PROBS = 20
+MAX_SCORED = 200_000
+"""Log-probabilities in one answer: some 3 MB, of the 4 MB that gRPC clients take."""
 
 _DEFAULT_NEW_TOKENS = 20
 """transformers' global default: `max_length=20`, to which it adds the prompt when nobody set it."""
@@ -86,7 +88,75 @@ def validate(
         max_time=config.max_time if config.HasField("max_time") else None,
         speculation=speculation_settings(message.speculation, config, defaults),
         num_top_log_probs=_num_top_log_probs(message),
+        given=(),
         effective_config=config,
+    )
+
+
+def validate_score(
+    message: generation_pb2.ScoreRequest,
+    *,
+    request_id: str,
+    token_ids: Sequence[int],
+    model: ServedModel,
+    defaults: SpeculationDefaults,
+) -> GenerationRequest:
+    """Turn a request to score a text into a domain request.
+
+    Args:
+        message: The request.
+        request_id: Its name, checked already.
+        token_ids: The whole text, as given or from the tokenizer.
+        model: The served model.
+        defaults: As for `validate`.
+
+    Raises:
+        InvalidRequest: A value is wrong; names the field.
+        UnsupportedOption: A value asks for what is not served; names the field and the reason.
+    """
+    field = "text" if message.HasField("text") else "token_ids"
+    if len(token_ids) < 2:
+        raise InvalidRequest(field, "at least two tokens are needed: the first is never scored")
+    if len(token_ids) > model.max_model_len:
+        raise InvalidRequest(
+            field,
+            f"has {len(token_ids)} tokens; at most {model.max_model_len} are possible",
+            reason=Reason.PROMPT_TOO_LONG,
+        )
+    if max(token_ids) >= model.vocab_size:
+        raise InvalidRequest(
+            field, f"token id {max(token_ids)} is outside the vocabulary of {model.vocab_size}"
+        )
+    first = message.first_position if message.HasField("first_position") else 1
+    if not 1 <= first < len(token_ids):
+        raise InvalidRequest(
+            "first_position", f"must lie in [1, {len(token_ids) - 1}], got {first}"
+        )
+    given = tuple(token_ids[first:])
+    if len(given) * (1 + 2 * message.log_probs.num_top) > MAX_SCORED:
+        raise InvalidRequest(
+            "log_probs.num_top",
+            f"{message.log_probs.num_top} alternatives for each of {len(given)} tokens are too "
+            "many for one answer; ask for fewer, or score the text in parts",
+        )
+    generate = generation_pb2.GenerateRequest(
+        generation_config=message.generation_config, log_probs=message.log_probs
+    )
+    generate.token_ids.ids.extend(token_ids[:first])
+    # A given text has its own length, and nothing else ends it.
+    for name in ("max_length", "max_new_tokens", "stop_strings", "num_return_sequences"):
+        generate.generation_config.ClearField(name)
+    generate.generation_config.max_new_tokens = len(given)
+    generate.generation_config.num_return_sequences = 1
+    request = validate(
+        generate,
+        request_id=request_id,
+        prompt=token_ids[:first],
+        model=model,
+        defaults=defaults,
+    )
+    return replace(
+        request, given=given, stop_strings=(), num_top_log_probs=message.log_probs.num_top
     )
 
 

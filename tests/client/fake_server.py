@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
-from outrider.v1 import generation_pb2, generation_pb2_grpc
+from outrider.v1 import generation_pb2, generation_pb2_grpc, log_probs_pb2
 from outrider_contract.errors import DOMAIN, REQUEST_ID_KEY
 from outrider_contract.generation_config import from_json_dict
 
@@ -208,6 +208,24 @@ class FakeServer(generation_pb2_grpc.GenerationServiceServicer):
         context.add_callback(when_over)
         yield from self.script(request, context)
         through.set()
+
+    def Score(self, request: Any, context: Any) -> generation_pb2.ScoreResponse:
+        self._receive("Score", request, context)
+        first = request.first_position or 1
+        scored = request.token_ids.ids[first:]
+        return generation_pb2.ScoreResponse(
+            request_id=request.request_id,
+            token_ids=scored,
+            log_probs=[
+                log_probs_pb2.TokenLogProbs(
+                    raw=-1.0,
+                    processed=-0.5,
+                    score=3.0,
+                    top_raw=[log_probs_pb2.TokenLogProb(token_id=7, log_prob=-0.25)],
+                )
+                for _ in scored
+            ],
+        )
 
     def Abort(self, request: Any, context: Any) -> generation_pb2.AbortResponse:
         self._receive("Abort", request, context)

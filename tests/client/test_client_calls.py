@@ -32,6 +32,7 @@ from outrider_client import (
     GenerationConfig,
     Stream,
     TLSConfig,
+    TokenLogProb,
     UnavailableError,
 )
 
@@ -80,6 +81,25 @@ async def test_text_becomes_tokens_and_back(twin: Twin, server: FakeServer) -> N
     assert not text.add_special_tokens
     assert ids.HasField("skip_special_tokens")
     assert not ids.skip_special_tokens
+
+
+async def test_a_text_is_scored(twin: Twin, server: FakeServer) -> None:
+    scores = await twin.call("score", [4, 5, 6], first_position=2, log_probs=1, request_id="a")
+    assert scores.token_ids == [6]
+    assert scores.log_likelihood == -1.0
+    (known,) = scores.log_probs
+    assert (known.raw, known.processed, known.score) == (-1.0, -0.5, 3.0)
+    assert known.top_raw == (TokenLogProb(7, -0.25),)
+    assert known.top_processed == ()
+    await twin.call("score", "text", GenerationConfig(temperature=0.5))
+    ids, text = [call.request for call in server.received]
+    assert (list(ids.token_ids.ids), ids.first_position, ids.request_id) == ([4, 5, 6], 2, "a")
+    assert (text.text, text.HasField("first_position")) == ("text", False)
+    assert text.request_id
+    assert text.generation_config.temperature == 0.5
+    for wrong in ({"first_position": -1}, {"log_probs": 2**32}, {"request_id": "line\nbreak"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            await twin.call("score", [1, 2], **wrong)
 
 
 async def test_requests_are_aborted_by_id(twin: Twin, server: FakeServer) -> None:

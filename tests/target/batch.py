@@ -63,6 +63,7 @@ def request(
         max_time=max_time,
         speculation=speculation,
         num_top_log_probs=num_top_log_probs,
+        given=(),
         effective_config=GenerationConfig(),
     )
 

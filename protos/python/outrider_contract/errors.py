@@ -46,6 +46,9 @@ class Reason(StrEnum):
     DRAINING = "DRAINING"
     """The server is going away and takes nothing new. UNAVAILABLE."""
 
+    ABORTED = "ABORTED"
+    """`Abort`, or its time limit, ended the request before there was an answer. CANCELLED."""
+
     UNAUTHENTICATED = "UNAUTHENTICATED"
     """The API key is missing or wrong. UNAUTHENTICATED."""
 

@@ -431,6 +431,97 @@ class GenerateComplete(_message.Message):
 Global___GenerateComplete: _TypeAlias = GenerateComplete  # noqa: Y015
 
 @_typing.final
+class ScoreRequest(_message.Message):
+    """A text to score."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    FIRST_POSITION_FIELD_NUMBER: _builtins.int
+    GENERATION_CONFIG_FIELD_NUMBER: _builtins.int
+    LOG_PROBS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Name of the request, as in GenerateRequest."""
+    text: _builtins.str
+    """As text; special tokens are added as the tokenizer does by default."""
+    first_position: _builtins.int
+    """Position of the first token to score, in [1, length - 1]. The tokens before it are the prompt. Default 1."""
+    @_builtins.property
+    def token_ids(self) -> _generation_config_pb2.TokenIds:
+        """As token ids, used as they are."""
+
+    @_builtins.property
+    def generation_config(self) -> _generation_config_pb2.GenerationConfig:
+        """What shapes the processed scores; nothing else of it matters. Log-probabilities under the model's own scores do not
+        depend on it.
+        """
+
+    @_builtins.property
+    def log_probs(self) -> _log_probs_pb2.LogProbsConfig:
+        """How many alternatives to tell for each position."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        text: _builtins.str = ...,
+        token_ids: _generation_config_pb2.TokenIds | None = ...,
+        first_position: _builtins.int | None = ...,
+        generation_config: _generation_config_pb2.GenerationConfig | None = ...,
+        log_probs: _log_probs_pb2.LogProbsConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_position", b"_first_position", "first_position", b"first_position", "generation_config", b"generation_config", "log_probs", b"log_probs", "sequence", b"sequence", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_position", b"_first_position", "first_position", b"first_position", "generation_config", b"generation_config", "log_probs", b"log_probs", "request_id", b"request_id", "sequence", b"sequence", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__first_position: _TypeAlias = _typing.Literal["first_position"]  # noqa: Y015
+    _WhichOneofArgType__first_position: _TypeAlias = _typing.Literal["_first_position", b"_first_position"]  # noqa: Y015
+    _WhichOneofReturnType_sequence: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
+    _WhichOneofArgType_sequence: _TypeAlias = _typing.Literal["sequence", b"sequence"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_position) -> _WhichOneofReturnType__first_position | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_sequence) -> _WhichOneofReturnType_sequence | None: ...
+
+Global___ScoreRequest: _TypeAlias = ScoreRequest  # noqa: Y015
+
+@_typing.final
+class ScoreResponse(_message.Message):
+    """The scores."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOG_PROBS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Name of the request."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The scored tokens, from `first_position` on."""
+
+    @_builtins.property
+    def log_probs(self) -> _containers.RepeatedCompositeFieldContainer[_log_probs_pb2.TokenLogProbs]:
+        """For each of them its log-probabilities."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        log_probs: _abc.Iterable[_log_probs_pb2.TokenLogProbs] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_probs", b"log_probs", "request_id", b"request_id", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015
+
+@_typing.final
 class AbortRequest(_message.Message):
     """Which requests to end."""
 

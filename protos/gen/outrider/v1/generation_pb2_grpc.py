@@ -44,6 +44,11 @@ class GenerationServiceStub(object):
                 request_serializer=outrider_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/outrider.v1.GenerationService/Score',
+                request_serializer=outrider_dot_v1_dot_generation__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_generation__pb2.ScoreResponse.FromString,
+                _registered_method=True)
         self.Abort = channel.unary_unary(
                 '/outrider.v1.GenerationService/Abort',
                 request_serializer=outrider_dot_v1_dot_generation__pb2.AbortRequest.SerializeToString,
@@ -87,6 +92,14 @@ class GenerationServiceServicer(object):
     def Generate(self, request, context):
         """Generates from one prompt and streams the tokens as they are decided. The first message is always a chunk that
         carries `started`; the last is always `complete`. Cancelling the call, or its deadline, frees everything at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Score(self, request, context):
+        """Tells the log-probabilities of a given text, token by token. It waits its turn and runs in the same batch as the
+        others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,6 +154,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=outrider_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_generation__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=outrider_dot_v1_dot_generation__pb2.ScoreRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_generation__pb2.ScoreResponse.SerializeToString,
             ),
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
@@ -205,6 +223,33 @@ class GenerationService(object):
             '/outrider.v1.GenerationService/Generate',
             outrider_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
             outrider_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.GenerationService/Score',
+            outrider_dot_v1_dot_generation__pb2.ScoreRequest.SerializeToString,
+            outrider_dot_v1_dot_generation__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

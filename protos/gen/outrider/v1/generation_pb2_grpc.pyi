@@ -42,6 +42,10 @@ class GenerationServiceStub:
     """Generates from one prompt and streams the tokens as they are decided. The first message is always a chunk that
     carries `started`; the last is always `complete`. Cancelling the call, or its deadline, frees everything at once.
     """
+    Score: _grpc.UnaryUnaryMultiCallable[_generation_pb2.ScoreRequest, _generation_pb2.ScoreResponse]
+    """Tells the log-probabilities of a given text, token by token. It waits its turn and runs in the same batch as the
+    others.
+    """
     Abort: _grpc.UnaryUnaryMultiCallable[_generation_pb2.AbortRequest, _generation_pb2.AbortResponse]
     """Ends running requests by id, as if their callers had cancelled; those streams end with FINISH_REASON_CANCELLED."""
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetModelInfoRequest, _generation_pb2.GetModelInfoResponse]
@@ -68,6 +72,10 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     Generate: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates from one prompt and streams the tokens as they are decided. The first message is always a chunk that
     carries `started`; the last is always `complete`. Cancelling the call, or its deadline, frees everything at once.
+    """
+    Score: _aio.UnaryUnaryMultiCallable[_generation_pb2.ScoreRequest, _generation_pb2.ScoreResponse]  # type: ignore[assignment]
+    """Tells the log-probabilities of a given text, token by token. It waits its turn and runs in the same batch as the
+    others.
     """
     Abort: _aio.UnaryUnaryMultiCallable[_generation_pb2.AbortRequest, _generation_pb2.AbortResponse]  # type: ignore[assignment]
     """Ends running requests by id, as if their callers had cancelled; those streams end with FINISH_REASON_CANCELLED."""
@@ -98,6 +106,16 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.GenerateResponse], _abc.AsyncIterator[_generation_pb2.GenerateResponse]]:
         """Generates from one prompt and streams the tokens as they are decided. The first message is always a chunk that
         carries `started`; the last is always `complete`. Cancelling the call, or its deadline, frees everything at once.
+        """
+
+    @_abc_1.abstractmethod
+    def Score(
+        self,
+        request: _generation_pb2.ScoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.ScoreResponse, _abc.Awaitable[_generation_pb2.ScoreResponse]]:
+        """Tells the log-probabilities of a given text, token by token. It waits its turn and runs in the same batch as the
+        others.
         """
 
     @_abc_1.abstractmethod
