@@ -99,6 +99,47 @@ def test_generate_asks_for_what_the_options_say(outrider: Outrider, server: Fake
     assert call.seconds_left < 55
 
 
+def test_generate_asks_for_log_probabilities_only_where_they_can_be_shown(
+    outrider: Outrider, server: FakeServer
+) -> None:
+    ended = outrider.at("generate", "--log-probs", "3", "--json", "x")
+    assert ended.code == 0, ended.err
+    assert server.received[0].request.log_probs.num_top == 3
+    assert json.loads(ended.out)["sequences"][0]["log_probs"] == []  # this server tells none
+    ended = outrider.at("generate", "--log-probs", "3", "x")
+    assert ended.code == 2
+    assert "--log-probs" in ended.err
+    assert len(server.received) == 1
+
+
+def test_score_prints_each_token_and_the_whole(outrider: Outrider, server: FakeServer) -> None:
+    ended = outrider.at("score", "--token-ids", "--first-position", "2", "4 5 6 7")
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines() == [
+        "  -1.0000  6",
+        "  -1.0000  7",
+        "log-likelihood  -2.0000",
+        "perplexity      2.718",
+    ]
+    assert server.received[0].request.first_position == 2
+    ended = outrider.at("score", "--token-ids", "--json", "--log-probs", "1", "4,5")
+    assert json.loads(ended.out) == {
+        "log_likelihood": -1.0,
+        "scores": {
+            "token_ids": [5],
+            "log_probs": [
+                {
+                    "raw": -1.0,
+                    "processed": -0.5,
+                    "score": 3.0,
+                    "top_raw": [{"token_id": 7, "log_prob": -0.25}],
+                    "top_processed": [],
+                }
+            ],
+        },
+    }
+
+
 def test_generate_asks_for_nothing_by_itself(outrider: Outrider, server: FakeServer) -> None:
     outrider.at("generate", "x")
     outrider.at("generate", "--no-speculation", "x")
@@ -285,7 +326,7 @@ def test_abort_names_what_it_ended(outrider: Outrider) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "info", "loads", "tokenize", "detokenize", "abort"]
+    "command", ["generate", "score", "info", "loads", "tokenize", "detokenize", "abort"]
 )
 def test_every_command_explains_itself(outrider: Outrider, command: str) -> None:
     ended = outrider(command, "--help")

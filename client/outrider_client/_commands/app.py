@@ -17,6 +17,7 @@ from outrider_client._commands.failures import fail
 from outrider_client._commands.generate import generate
 from outrider_client._commands.info import info
 from outrider_client._commands.loads import loads
+from outrider_client._commands.score import score
 from outrider_client._commands.tokens import detokenize, tokenize
 
 GROUP = "outrider.commands"
@@ -26,6 +27,7 @@ _OWN: dict[str, Callable[..., None]] = {
     "generate": generate,
     "info": info,
     "loads": loads,
+    "score": score,
     "tokenize": tokenize,
     "detokenize": detokenize,
     "abort": abort,

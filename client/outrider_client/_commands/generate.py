@@ -73,6 +73,14 @@ def generate(
     request_id: Annotated[
         str | None, typer.Option(help="Name of the request, for logs and for `outrider abort`.")
     ] = None,
+    log_probs: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=20,
+            help="With --json: each token's log-probabilities, with so many alternatives.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     stats: Annotated[
         bool | None,
@@ -86,6 +94,8 @@ def generate(
 
     On a terminal, accepted draft tokens are green and the target's own plain (not with NO_COLOR).
     """
+    if log_probs is not None and not as_json:
+        raise typer.BadParameter("only --json has room for them", param_hint="--log-probs")
     text = sys.stdin.read() if prompt == "-" else prompt
     stream = client.stream(
         token_list(text) if token_ids else text,
@@ -93,6 +103,7 @@ def generate(
         seed=seed,
         speculation=speculation_config(speculation or [], enabled=not no_speculation),
         request_id=request_id,
+        log_probs=log_probs,
     )
     with stream:
         if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any
@@ -42,6 +43,8 @@ def jsonable(value: Any) -> object:
         return [jsonable(item) for item in value]
     if isinstance(value, dict):
         return {name: jsonable(item) for name, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no infinities
     return value
 
 
