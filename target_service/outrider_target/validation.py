@@ -85,6 +85,9 @@ def validate(
         max_time=config.max_time if config.HasField("max_time") else None,
         speculation=speculation_settings(message.speculation, config, defaults),
         effective_config=config,
+        prefill_chunk_size=config.prefill_chunk_size
+        if config.HasField("prefill_chunk_size")
+        else None,
     )
 
 
