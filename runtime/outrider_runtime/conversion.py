@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from outrider.v1.generation_config_pb2 import GenerationConfig
+from outrider.v1.generation_config_pb2 import (
+    GenerationConfig,
+    SynthIdTextWatermarkingConfig,
+    WatermarkingConfig,
+)
 from outrider_contract.generation_config import is_set, shortest_float
 
 from outrider_runtime.sampling_parameters import BiasedPhrase, SamplingParameters
+from outrider_runtime.watermarks import GreenList, SynthId, Watermark
 
 
 def sampling_parameters(
@@ -27,6 +32,9 @@ def sampling_parameters(
         num_prompt_tokens: length of the prompt.
         max_length: total length, prompt and output, at which the sequence ends; `effective` may say
             it in two ways and not know the model's limit.
+
+    Raises:
+        WatermarkError: an option of the watermark makes no sense.
     """
     eos_token_ids = _distinct(effective.eos_token_id.ids)
     min_new_tokens = effective.min_new_tokens if effective.HasField("min_new_tokens") else None
@@ -45,7 +53,9 @@ def sampling_parameters(
         epsilon_cutoff=_float(effective, "epsilon_cutoff", 0.0),
         eta_cutoff=_float(effective, "eta_cutoff", 0.0),
         repetition_penalty=_float(effective, "repetition_penalty", 1.0),
+        encoder_repetition_penalty=_float(effective, "encoder_repetition_penalty", 1.0),
         no_repeat_ngram_size=effective.no_repeat_ngram_size,
+        encoder_no_repeat_ngram_size=effective.encoder_no_repeat_ngram_size,
         # transformers' rule: an end-of-sequence token alone cannot be a bad word.
         bad_words_ids=tuple(
             ids
@@ -67,9 +77,58 @@ def sampling_parameters(
             for entry in effective.sequence_bias.entries
             if entry.token_ids
         ),
+        watermark=watermark(effective),
         renormalize_logits=effective.renormalize_logits,
         eos_token_ids=eos_token_ids,
         max_length=max_length,
+    )
+
+
+def watermark(effective: GenerationConfig) -> Watermark | None:
+    """The watermark asked for, with transformers' defaults for what is not said.
+
+    Raises:
+        WatermarkError: an option makes no sense.
+    """
+    match effective.WhichOneof("watermarking_config"):
+        case "greenlist_watermarking_config":
+            return _green_list(effective.greenlist_watermarking_config)
+        case "synthid_watermarking_config":
+            return _synthid(effective.synthid_watermarking_config)
+    return None
+
+
+def _green_list(config: WatermarkingConfig) -> GreenList:
+    absent = GreenList()
+    return GreenList(
+        greenlist_ratio=shortest_float(config.greenlist_ratio)
+        if config.HasField("greenlist_ratio")
+        else absent.greenlist_ratio,
+        bias=shortest_float(config.bias) if config.HasField("bias") else absent.bias,
+        hashing_key=config.hashing_key if config.HasField("hashing_key") else absent.hashing_key,
+        seeding_scheme=config.seeding_scheme
+        if config.HasField("seeding_scheme")
+        else absent.seeding_scheme,
+        context_width=config.context_width
+        if config.HasField("context_width")
+        else absent.context_width,
+    )
+
+
+def _synthid(config: SynthIdTextWatermarkingConfig) -> SynthId:
+    absent = SynthId(1, (0,))
+    return SynthId(
+        config.ngram_len,
+        tuple(config.keys),
+        context_history_size=config.context_history_size
+        if config.HasField("context_history_size")
+        else absent.context_history_size,
+        sampling_table_seed=config.sampling_table_seed,
+        sampling_table_size=config.sampling_table_size
+        if config.HasField("sampling_table_size")
+        else absent.sampling_table_size,
+        skip_first_ngram_calls=config.skip_first_ngram_calls,
+        debug_mode=config.debug_mode,
     )
 
 

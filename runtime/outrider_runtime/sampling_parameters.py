@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from outrider_runtime.watermarks import Watermark
+
 
 class BiasedPhrase(NamedTuple):
     """One entry of `sequence_bias`: when the text ends with all but the last id, bias the last."""
@@ -84,8 +86,12 @@ class SamplingParameters:
     """Entropy-dependent epsilon cutoff, in [0, 1)."""
     repetition_penalty: float = 1.0
     """Makes tokens of prompt and output less likely when above 1; greater than 0."""
+    encoder_repetition_penalty: float = 1.0
+    """Makes tokens of the prompt more likely when above 1; greater than 0."""
     no_repeat_ngram_size: int = 0
     """No n-gram of this size occurs twice in prompt and output; 0 is off."""
+    encoder_no_repeat_ngram_size: int = 0
+    """No n-gram of this size in the prompt occurs in the output; 0 is off."""
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     """Phrases that are never completed. Without those that are one end-of-sequence token."""
     min_length: int = 0
@@ -106,6 +112,8 @@ class SamplingParameters:
     """Tokens that are not generated first."""
     sequence_bias: tuple[BiasedPhrase, ...] = ()
     """Score biases of phrases."""
+    watermark: Watermark | None = None
+    """The watermark put into the text; also when not sampling."""
     renormalize_logits: bool = False
     """Replace the scores by their log-softmax after all else."""
     eos_token_ids: tuple[int, ...] = ()
@@ -120,8 +128,8 @@ class SamplingParameters:
     truncations: tuple[str, ...] = field(init=False, repr=False, compare=False)
     """Names of the truncations that are on, in the order they apply; empty unless `do_sample`."""
     edits_scores: bool = field(init=False, repr=False, compare=False)
-    """Whether anything but the sampling warpers touches the scores: false for most requests, which
-    then cost nothing before the choice of the token."""
+    """Whether anything before the sampling warpers touches the scores: false for most requests,
+    which then cost nothing before the choice of the token."""
 
     def __post_init__(self) -> None:
         bad_words = tuple(BiasedPhrase(ids, float("-inf")) for ids in self.bad_words_ids)
@@ -144,8 +152,10 @@ class SamplingParameters:
             "edits_scores",
             bool(
                 self.sequence_bias
+                or self.encoder_repetition_penalty != 1.0
                 or self.repetition_penalty != 1.0
                 or self.no_repeat_ngram_size
+                or self.encoder_no_repeat_ngram_size
                 or self.bad_words_ids
                 or self.min_length
                 or self.min_new_tokens

@@ -65,7 +65,10 @@ CAPABILITIES: dict[str, Capability] = {
     "cache_config": _refused(_OWN_CACHE),
     "return_legacy_cache": _refused("a cache cannot be returned over the wire", False),
     "max_cache_len": _refused(_OWN_CACHE),
-    "prefill_chunk_size": _not_yet("the server's --max-num-batched-tokens decides"),
+    "prefill_chunk_size": _honoured(
+        "most prompt tokens of the request fed in one round, within the server's "
+        "--max-num-batched-tokens; without effect on the text"
+    ),
     "temperature": _honoured(),
     "top_k": _honoured("default 50, as in transformers; 0 is off"),
     "top_p": _honoured(),
@@ -75,7 +78,7 @@ CAPABILITIES: dict[str, Capability] = {
     "epsilon_cutoff": _honoured(),
     "eta_cutoff": _honoured(),
     "repetition_penalty": _honoured(),
-    "encoder_repetition_penalty": _not_yet("not served yet", 1.0),
+    "encoder_repetition_penalty": _honoured("rewards the tokens of the prompt"),
     "length_penalty": _not_yet(_BEAMS, 1.0),
     "no_repeat_ngram_size": _honoured(),
     "bad_words_ids": _honoured(),
@@ -89,7 +92,10 @@ CAPABILITIES: dict[str, Capability] = {
     "sequence_bias": _honoured("in list form"),
     "token_healing": _not_yet("not served yet", False),
     "guidance_scale": _not_yet("not served yet", 1.0),
-    "watermarking_config": _not_yet("not served yet"),
+    "watermarking_config": _honoured(
+        "green lists and SynthID, with the random numbers of transformers on CPU, whatever the "
+        "device; not `debug_mode`"
+    ),
     "num_return_sequences": _honoured("more than one needs do_sample; the prompt is shared"),
     "output_attentions": _not_yet("not served yet", False),
     "output_hidden_states": _not_yet("not served yet", False),
@@ -99,7 +105,7 @@ CAPABILITIES: dict[str, Capability] = {
     "pad_token_id": _honoured("without effect: nothing is padded here"),
     "bos_token_id": _honoured("without effect: prompts come with their own"),
     "eos_token_id": _honoured("any of the list ends a sequence"),
-    "encoder_no_repeat_ngram_size": _not_yet("not served yet", 0),
+    "encoder_no_repeat_ngram_size": _honoured("concerns the n-grams of the prompt"),
     "decoder_start_token_id": _refused(_ENCODER),
     "is_assistant": _refused("set by transformers on a drafter's own configuration", False),
     "num_assistant_tokens": _honoured("default: the server's --num-assistant-tokens"),

@@ -17,7 +17,9 @@ from outrider_contract.generation_config import (
     is_set,
     to_json_dict,
 )
+from outrider_runtime.conversion import watermark
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
+from outrider_runtime.watermarks import WatermarkError
 
 from outrider_target.capabilities import CAPABILITIES, Support
 from outrider_target.window import SCHEDULES
@@ -54,6 +56,8 @@ _RANGES: dict[str, _Range] = {
     "epsilon_cutoff": _Range("must lie in [0, 1)", lambda v: 0 <= v < 1),
     "eta_cutoff": _Range("must lie in [0, 1)", lambda v: 0 <= v < 1),
     "repetition_penalty": _Range("must be greater than 0", lambda v: v > 0),
+    "encoder_repetition_penalty": _Range("must be greater than 0", lambda v: v > 0),
+    "prefill_chunk_size": _Range("must be at least 1", lambda v: v >= 1),
     "num_return_sequences": _Range("must be at least 1", lambda v: v >= 1),
     "num_assistant_tokens": _Range("must be at least 1", lambda v: v >= 1),
     "assistant_confidence_threshold": _Range("must lie in [0, 1]", lambda v: 0 <= v <= 1),
@@ -71,6 +75,7 @@ def check_values(config: GenerationConfig, vocab_size: int) -> None:
     check_finite(config, "generation_config")
     _check_served(config)
     _check_ranges(config)
+    _check_watermark(config)
     _check_token_ids(config, vocab_size)
 
 
@@ -138,6 +143,15 @@ def _check_ranges(config: GenerationConfig) -> None:
             "generation_config.exponential_decay_length_penalty",
             f"its factor must not be negative, got {penalty.decay_factor:g}",
         )
+
+
+def _check_watermark(config: GenerationConfig) -> None:
+    try:
+        watermark(config)
+    except WatermarkError as error:
+        refusal = InvalidRequest if error.supported else UnsupportedOption
+        field = f"generation_config.watermarking_config.{error.field}"
+        raise refusal(field, error.why) from None
 
 
 def _check_token_ids(config: GenerationConfig, vocab_size: int) -> None:

@@ -81,6 +81,8 @@ class GenerationRequest:
     """The continuation, where it is to be scored and not generated; else empty."""
     effective_config: GenerationConfig
     """The merged configuration: echoed to the client, and passed on to drafters."""
+    prefill_chunk_size: int | None = None
+    """Most tokens that a round feeds of those not cached yet; None leaves it to the batch."""
 
 
 class Finish(NamedTuple):

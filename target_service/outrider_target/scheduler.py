@@ -198,8 +198,9 @@ class Scheduler:
         assert sequence.session is not None
         cached = self._pool.length(sequence.handle)
         pending = sequence.length - cached
-        if pending > budget:
-            chunk = sequence.token_ids[cached : cached + budget]
+        most = min(budget, sequence.request.prefill_chunk_size or budget)
+        if pending > most:
+            chunk = sequence.token_ids[cached : cached + most]
             return Work(sequence, chunk, None, NO_DRAFT)
         window = min(sequence.next_window, budget - pending)
         draft = sequence.session.proposal(window) if window else NO_DRAFT

@@ -90,6 +90,9 @@ def validate(
         num_top_log_probs=_num_top_log_probs(message),
         given=(),
         effective_config=config,
+        prefill_chunk_size=config.prefill_chunk_size
+        if config.HasField("prefill_chunk_size")
+        else None,
     )
 
 

@@ -20,6 +20,7 @@ from draft.harness import (
     target,
 )
 from outrider.v1 import draft_pb2
+from outrider_contract.generation_config import from_json_dict
 from outrider_draft.link import MAX_FRAMES_AHEAD
 from outrider_draft.proposer import Outcome, Share
 from outrider_draft.settings import SessionSettings, StepSettings
@@ -286,6 +287,9 @@ MALFORMED = {
     "limits: needed is": broken_open(limits=some_limits(window=3)),
     "got 2, 3, 2": broken_open(limits=some_limits(depth=3)),
     "confidence_threshold: nan": broken_open(limits=some_limits(confidence_threshold=float("nan"))),
+    "generation_config: a value": broken_open(
+        generation_config=from_json_dict({"watermarking_config": {"ngram_len": 10**9, "keys": [1]}})
+    ),
     "confidence_threshold: 1.5": broken_open(limits=some_limits(confidence_threshold=1.5)),
 }
 

@@ -66,11 +66,20 @@ def _edits(chance: random.Random) -> dict[str, Any]:
 
     choices: dict[str, list[Any]] = {
         "repetition_penalty": [0.8, 1.2, 1.7],
+        "encoder_repetition_penalty": [0.7, 1.5],
         "no_repeat_ngram_size": [2, 3],
+        "encoder_no_repeat_ngram_size": [1, 2, 3],
         "bad_words_ids": [[[token()], [token(), token()]]],
         "sequence_bias": [[[[token()], 3.0], [[token(), token()], -5.0]]],
         "suppress_tokens": [[token() for _ in range(20)]],
         "begin_suppress_tokens": [[token() for _ in range(20)]],
+        "watermarking_config": [
+            {"bias": 3.0},
+            {"bias": 3.0, "seeding_scheme": "selfhash", "context_width": 3},
+            {"ngram_len": 3, "keys": [token() for _ in range(6)], "context_history_size": 8},
+            {"ngram_len": 5, "keys": [token()], "skip_first_ngram_calls": True},
+        ],
+        "prefill_chunk_size": [1, 7],
         "renormalize_logits": [True],
         "remove_invalid_values": [True],
     }

@@ -9,7 +9,12 @@ from unittest import mock
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    SynthIDTextWatermarkingConfig,
+    WatermarkingConfig,
+)
 from transformers.generation import candidate_generator
 
 DTYPE = torch.float64
@@ -109,8 +114,17 @@ class Reference:
                 prompt_ids,
                 attention_mask=torch.ones_like(prompt_ids),
                 do_sample=False,
-                **options,
+                **_own_types(options),
                 **extras,
             )
         token_ids: list[int] = generated[0, len(prompt) :].tolist()
         return token_ids
+
+
+def _own_types(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with a watermark as the object that `generate` wants."""
+    mark = options.get("watermarking_config")
+    if mark is None:
+        return dict(options)
+    kind: Any = SynthIDTextWatermarkingConfig if "ngram_len" in mark else WatermarkingConfig
+    return {**options, "watermarking_config": kind(**mark)}

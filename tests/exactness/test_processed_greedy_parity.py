@@ -31,6 +31,31 @@ Make = Callable[[Sequence[int]], Options]
 
 BITING: dict[str, Make] = {
     "repetition_penalty": lambda plain: {"repetition_penalty": 1.5},
+    "encoder_repetition_penalty": lambda plain: {"encoder_repetition_penalty": 3.0},
+    "encoder_no_repeat_ngram_size": lambda plain: {"encoder_no_repeat_ngram_size": 1},
+    "lefthash": lambda plain: {"watermarking_config": {"bias": 4.0}},
+    "selfhash": lambda plain: {
+        "watermarking_config": {
+            "greenlist_ratio": 0.5,
+            "bias": 4.0,
+            "seeding_scheme": "selfhash",
+            "context_width": 3,
+        }
+    },
+    "synthid": lambda plain: {
+        "watermarking_config": {
+            "ngram_len": 4,
+            "keys": [654, 400, 836, 123, 340, 443, 597, 160, 57],
+        }
+    },
+    "synthid that forgets": lambda plain: {
+        "watermarking_config": {
+            "ngram_len": 2,
+            "keys": [17, 4, 83],
+            "context_history_size": 3,
+            "skip_first_ngram_calls": True,
+        }
+    },
     "repetition_reward": lambda plain: {"repetition_penalty": 0.7},
     "no_repeat_ngram_size": lambda plain: {"no_repeat_ngram_size": 2},
     "bad_words_ids": lambda plain: {"bad_words_ids": [[plain[0]], [plain[3], plain[4]]]},
@@ -62,11 +87,15 @@ BITING: dict[str, Make] = {
         "exponential_decay_length_penalty": (12, 1.1),
         "renormalize_logits": True,
         "remove_invalid_values": True,
+        "watermarking_config": {"bias": 1.0},
+        "encoder_repetition_penalty": 1.2,
+        "encoder_no_repeat_ngram_size": 3,
     },
 }
 NEUTRAL: dict[str, Make] = {
     "renormalize_logits": lambda plain: {"renormalize_logits": True},
     "remove_invalid_values": lambda plain: {"remove_invalid_values": True},
+    "prefill_chunk_size": lambda plain: {"prefill_chunk_size": 3},
     "sampling options without sampling": lambda plain: {"temperature": 0.5, "top_k": 3},
 }
 

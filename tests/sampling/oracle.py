@@ -13,7 +13,7 @@ from outrider_contract.generation_config import from_json_dict
 from outrider_runtime.conversion import sampling_parameters
 from outrider_runtime.model.selection import RowGroup
 from packaging.version import Version
-from transformers import GenerationConfig
+from transformers import GenerationConfig, SynthIDTextWatermarkingConfig
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.utils import GenerationMixin
 
@@ -48,27 +48,46 @@ def oracle_scores(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Te
     """The scores transformers would have had, asked for one position after the other."""
     rows: list[torch.Tensor] = []
     for request in requests:
-        processors = _processors(request)
+        processors = _processors(request, logits.shape[-1])
         first = len(request.token_ids) - request.num_rows + 1
+        if marked_by_synthid(request):  # its processor counts its calls
+            for length in range(request.num_prompt_tokens, first):
+                before = torch.tensor([list(request.token_ids[:length])])
+                processors(before, logits[:1].clone())
         for length in range(first, first + request.num_rows):
             prefix = torch.tensor([list(request.token_ids[:length])])
             rows.append(processors(prefix, logits[len(rows)][None].clone())[0])
     return torch.stack(rows)
 
 
-def _processors(request: Request) -> LogitsProcessorList:
-    config = GenerationConfig(**{"max_length": MAX_LENGTH, "top_k": 0, **request.options})
+def marked_by_synthid(request: Request) -> bool:
+    return "ngram_len" in request.options.get("watermarking_config", {})
+
+
+def _processors(request: Request, vocab_size: int) -> LogitsProcessorList:
+    options = {"max_length": MAX_LENGTH, "top_k": 0, **request.options}
+    if marked_by_synthid(request):  # transformers takes every dict for a green list
+        synthid = SynthIDTextWatermarkingConfig(**options["watermarking_config"])
+        options["watermarking_config"] = synthid
+    config = GenerationConfig(**options)
     if config.min_new_tokens is not None:  # as `generate` does before it builds the processors
         config.min_length = request.num_prompt_tokens + config.min_new_tokens
     eos = config.eos_token_id
     eos = [eos] if isinstance(eos, int) else eos
     config._eos_token_tensor = None if eos is None else torch.tensor(eos)
     model = SimpleNamespace(
-        config=SimpleNamespace(is_encoder_decoder=False),
+        config=SimpleNamespace(
+            is_encoder_decoder=False,
+            get_text_config=lambda: SimpleNamespace(vocab_size=vocab_size),
+        ),
         _merge_criteria_processor_list=lambda default, custom: default,
     )
     return GenerationMixin._get_logits_processor(
-        model, config, input_ids_seq_length=request.num_prompt_tokens, device="cpu"
+        model,
+        config,
+        input_ids_seq_length=request.num_prompt_tokens,
+        encoder_input_ids=torch.tensor([list(request.token_ids[: request.num_prompt_tokens])]),
+        device="cpu",
     )
 
 
@@ -96,8 +115,10 @@ def phrases(rng: random.Random, token_ids: Sequence[int], vocab_size: int) -> li
 
 EDITS = (
     "sequence_bias",
+    "encoder_repetition_penalty",
     "repetition_penalty",
     "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
     "bad_words_ids",
     "min_length",
     "min_new_tokens",
@@ -107,6 +128,7 @@ EDITS = (
     "exponential_decay_length_penalty",
     "suppress_tokens",
     "begin_suppress_tokens",
+    "watermarking_config",
     "renormalize_logits",
 )
 WARPERS = (
@@ -136,9 +158,9 @@ def option(
             return [[phrase, decimal(rng, -3, 3)] for phrase in phrases(rng, token_ids, vocab_size)]
         case "bad_words_ids":
             return phrases(rng, token_ids, vocab_size)
-        case "repetition_penalty":
+        case "repetition_penalty" | "encoder_repetition_penalty":
             return decimal(rng, 0.5, 2.0)
-        case "no_repeat_ngram_size":
+        case "no_repeat_ngram_size" | "encoder_no_repeat_ngram_size":
             return rng.randint(1, 4)
         case "min_length":
             return rng.randint(1, length + 3)
@@ -152,6 +174,8 @@ def option(
             return True
         case "exponential_decay_length_penalty":
             return (rng.randint(0, 4), decimal(rng, 0.8, 1.6))
+        case "watermarking_config":
+            return watermark(rng, vocab_size)
         case "temperature":
             return decimal(rng, 0.2, 3.0)
         case "top_k":
@@ -164,6 +188,29 @@ def option(
             return decimal(rng, 0.001, 0.3)
         case _:
             raise ValueError(name)
+
+
+def watermark(rng: random.Random, vocab_size: int) -> dict[str, Any]:
+    """Options of a watermark of any kind."""
+    kind = rng.choice(["lefthash", "selfhash", "synthid"])
+    if kind == "synthid":
+        return {
+            "ngram_len": rng.randint(1, 5),
+            "keys": [rng.getrandbits(rng.choice([10, 63])) for _ in range(rng.randint(1, 8))],
+            "context_history_size": rng.choice([0, 1, 2, 1024]),
+            "sampling_table_seed": rng.getrandbits(32),
+            "sampling_table_size": rng.choice([1, 1000, 65536]),
+            "skip_first_ngram_calls": rng.random() < 0.5,
+        }
+    if vocab_size < 40:
+        kind = "lefthash"  # transformers' selfhash looks at 40 tokens, and fails if none is green
+    return {
+        "greenlist_ratio": decimal(rng, 0.3 if kind == "selfhash" else 0.05, 0.95),
+        "bias": decimal(rng, -5, 5),
+        "hashing_key": rng.choice([15485863, rng.getrandbits(62)]),
+        "seeding_scheme": kind,
+        "context_width": rng.randint(1, 4),
+    }
 
 
 def random_request(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from outrider_contract.generation_config import GLOBAL_DEFAULTS, from_json_dict
 from outrider_runtime.conversion import sampling_parameters
 from outrider_runtime.sampling_parameters import SamplingParameters
+from outrider_runtime.watermarks import GreenList, SynthId
+from transformers import SynthIDTextWatermarkingConfig, WatermarkingConfig
 
 
 def converted(**options: Any) -> SamplingParameters:
@@ -65,7 +68,9 @@ def test_neutral_values_are_as_good_as_absent() -> None:
         epsilon_cutoff=0.0,
         eta_cutoff=0.0,
         repetition_penalty=1.0,
+        encoder_repetition_penalty=1.0,
         no_repeat_ngram_size=0,
+        encoder_no_repeat_ngram_size=0,
         min_length=0,
     )
     assert neutral == SamplingParameters(do_sample=True, max_length=30)
@@ -85,3 +90,36 @@ def test_nested_options_arrive_whole() -> None:
     )
     assert parameters.sequence_bias == (((1, 2), -0.5), ((3,), 2.0))
     assert parameters.exponential_decay_length_penalty == (5, 1.01)
+
+
+def test_a_watermark_that_says_little_has_the_defaults_of_transformers() -> None:
+    green = converted(watermarking_config={}).watermark
+    assert isinstance(green, GreenList)
+    assert asdict(green) == WatermarkingConfig().to_dict()
+    synthid = converted(watermarking_config={"ngram_len": 5, "keys": [1, 2]}).watermark
+    assert isinstance(synthid, SynthId)
+    theirs = SynthIDTextWatermarkingConfig(ngram_len=5, keys=[1, 2]).to_dict()
+    assert asdict(synthid) == {**theirs, "keys": (1, 2)}
+
+
+def test_a_watermark_arrives_whole() -> None:
+    options: dict[str, Any] = {
+        "greenlist_ratio": 0.3,
+        "bias": -1.1,
+        "hashing_key": 0,
+        "seeding_scheme": "selfhash",
+        "context_width": 7,
+    }
+    green = converted(watermarking_config=options)
+    assert green.watermark == GreenList(**options)
+    assert not green.edits_scores  # it comes after the truncations
+    options = {
+        "ngram_len": 2,
+        "keys": [2**63 - 1, 0],
+        "context_history_size": 0,
+        "sampling_table_seed": 2**64 - 1,
+        "sampling_table_size": 3,
+        "skip_first_ngram_calls": True,
+    }
+    synthid = converted(watermarking_config=options).watermark
+    assert synthid == SynthId(**{**options, "keys": (2**63 - 1, 0)})

@@ -17,6 +17,7 @@ from outrider.v1 import generation_pb2 as pb
 from outrider.v1 import speculation_pb2
 from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_contract.errors import Reason
+from outrider_runtime.watermarks import MAX_KEYS, MAX_NGRAM_LEN, MAX_TABLE_SIZE
 from outrider_target.field_rules import MAX_PHRASE_TOKENS, MAX_STOP_STRINGS
 from outrider_target.speculation_rules import MAX_DRAFT_TIMEOUT_MS, MAX_WINDOW
 from outrider_target.text import MAX_TEXT_LENGTH
@@ -168,6 +169,9 @@ RANGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "epsilon_cutoff": ((-TINY, 1.0), (0.0, 1 - 1e-6)),
     "eta_cutoff": ((-TINY, 1.0), (0.0, 1 - 1e-6)),
     "repetition_penalty": ((0.0, -TINY), (TINY, 3e38)),
+    "encoder_repetition_penalty": ((0.0, -TINY), (TINY, 3e38)),
+    "encoder_no_repeat_ngram_size": ((), (0, 1, MAX_UINT32)),
+    "prefill_chunk_size": ((0,), (1, MAX_UINT32)),
     "num_return_sequences": ((0, 9, MAX_UINT32), (1, 8)),
     "num_assistant_tokens": ((0,), (1, MAX_UINT32)),
     "assistant_confidence_threshold": ((-TINY, 1 + 1e-6), (0.0, 1.0)),
@@ -203,6 +207,115 @@ def test_just_inside_its_range_a_value_is_served(caller: Caller, field: str, val
     config: Config = {"do_sample": True, "max_time": 0.5, field: value}
     answer = collect(caller.open(ask(PROMPT, speculation=LOOKUP, **config)))
     assert set(answer.finish_reasons) <= {"LENGTH", "TIME"}
+
+
+SYNTHID: Config = {"ngram_len": 5, "keys": [1, 2]}
+WATERMARK_RANGES: dict[str, tuple[tuple[Config, ...], tuple[Config, ...]]] = {
+    # option: (refused, accepted), both as near the border as the type allows
+    "greenlist_ratio": (
+        ({"greenlist_ratio": 0.0}, {"greenlist_ratio": -TINY}, {"greenlist_ratio": 1.0}),
+        ({"greenlist_ratio": TINY}, {"greenlist_ratio": 1 - 1e-6}),
+    ),
+    "bias": ((), ({"bias": -3e38}, {"bias": 3e38}, {"bias": 0.0})),
+    "hashing_key": (
+        ({"seeding_scheme": "selfhash", "hashing_key": 2**63},),
+        (
+            {"hashing_key": 2**64 - 1},
+            {"hashing_key": 0},
+            {"seeding_scheme": "selfhash", "hashing_key": 2**63 - 1},
+        ),
+    ),
+    "seeding_scheme": (
+        ({"seeding_scheme": ""}, {"seeding_scheme": "Lefthash"}, {"seeding_scheme": "x" * 99999}),
+        ({"seeding_scheme": "lefthash"}, {"seeding_scheme": "selfhash"}),
+    ),
+    "context_width": (
+        ({"context_width": 0},),
+        (
+            {"context_width": 1},
+            {"context_width": MAX_UINT32},
+            {"context_width": MAX_UINT32, "seeding_scheme": "selfhash"},
+            {"context_width": 4, "seeding_scheme": "selfhash"},
+        ),
+    ),
+    "ngram_len": (
+        ({"keys": [1]}, {**SYNTHID, "ngram_len": 0}, {**SYNTHID, "ngram_len": MAX_NGRAM_LEN + 1}),
+        ({**SYNTHID, "ngram_len": 1}, {**SYNTHID, "ngram_len": MAX_NGRAM_LEN}),
+    ),
+    "keys": (
+        (
+            {"ngram_len": 5},
+            {**SYNTHID, "keys": []},
+            {**SYNTHID, "keys": [1] * (MAX_KEYS + 1)},
+            {**SYNTHID, "keys": [1] * 100_000},
+            {**SYNTHID, "keys": [1, 2**63]},
+        ),
+        ({**SYNTHID, "keys": [0]}, {**SYNTHID, "keys": [2**63 - 1] * MAX_KEYS}),
+    ),
+    "context_history_size": (
+        (),
+        (
+            {**SYNTHID, "context_history_size": 0},
+            {**SYNTHID, "context_history_size": MAX_UINT32},
+        ),
+    ),
+    "sampling_table_seed": ((), ({**SYNTHID, "sampling_table_seed": 2**64 - 1},)),
+    "sampling_table_size": (
+        (
+            {**SYNTHID, "sampling_table_size": 0},
+            {**SYNTHID, "sampling_table_size": MAX_TABLE_SIZE + 1},
+            {**SYNTHID, "sampling_table_size": MAX_UINT32},
+        ),
+        ({**SYNTHID, "sampling_table_size": 1}, {**SYNTHID, "sampling_table_size": MAX_TABLE_SIZE}),
+    ),
+    "skip_first_ngram_calls": ((), ({**SYNTHID, "skip_first_ngram_calls": True},)),
+    "debug_mode": ((), ({**SYNTHID, "debug_mode": False},)),
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "mark"), [(name, mark) for name, row in WATERMARK_RANGES.items() for mark in row[0]]
+)
+def test_outside_its_range_an_option_of_a_watermark_is_refused(
+    caller: Caller, option: str, mark: Config
+) -> None:
+    request = ask(PROMPT, watermarking_config=mark)
+    check(caller, request, f"generation_config.watermarking_config.{option}")
+
+
+@pytest.mark.parametrize(
+    "mark", [mark for row in WATERMARK_RANGES.values() for mark in row[1]], ids=str
+)
+@pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sampled"])
+def test_inside_its_range_an_option_of_a_watermark_gives_the_same_tokens_drafted_and_plainly(
+    caller: Caller, mark: Config, sample: bool
+) -> None:
+    drafted, plain = (
+        collect(
+            caller.open(
+                ask(
+                    "abcabcab", seed=1, max_new_tokens=16, do_sample=sample, speculation=how,
+                    watermarking_config=mark,
+                )
+            )
+        )
+        for how in (LOOKUP, speculation_pb2.SpeculationConfig(enabled=False))
+    )  # fmt: skip
+    assert drafted.token_ids == plain.token_ids
+    assert drafted.complete.speculation.num_draft_tokens > 0
+
+
+def test_every_option_of_a_watermark_has_its_range() -> None:
+    config = GenerationConfig()
+    kinds = (config.greenlist_watermarking_config, config.synthid_watermarking_config)
+    options = {field.name for kind in kinds for field in kind.DESCRIPTOR.fields}
+    assert options == set(WATERMARK_RANGES)
+
+
+def test_the_debugging_aid_of_synthid_is_refused_as_not_served(caller: Caller) -> None:
+    request = ask(PROMPT, watermarking_config={**SYNTHID, "debug_mode": True})
+    field = "generation_config.watermarking_config.debug_mode"
+    check(caller, request, field, Reason.UNSUPPORTED_FIELD)
 
 
 SPECULATION_RANGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import torch
 from engine.tiny_models import VOCAB_SIZE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from outrider_runtime.watermarks import GreenList, SynthId
 from outrider_target.drafting.drafter import Drafter, NullDrafter
 from outrider_target.request import DraftMethod, FinishReason, GenerationRequest
 from outrider_target.sequence import RequestState
@@ -24,9 +26,16 @@ PLAIN = dataclasses.replace(SPECULATION, method=DraftMethod.NONE)
 LOOKUP = dataclasses.replace(SPECULATION, method=DraftMethod.PROMPT_LOOKUP)
 
 
+WATERMARKS = [
+    GreenList(),
+    GreenList(seeding_scheme="selfhash", context_width=2),
+    SynthId(3, (17, 4, 83), context_history_size=8),
+]
+
+
 def some_requests(seed: int, count: int) -> list[GenerationRequest]:
     """Requests of all kinds: greedy and sampled, short and long, with processors and without."""
-    chance = random.Random(seed)
+    chance, marks = random.Random(seed), random.Random(f"marks {seed}")
     requests = []
     for _ in range(count):
         prompt = [chance.randrange(3, VOCAB_SIZE) for _ in range(chance.randint(1, 40))]
@@ -37,6 +46,8 @@ def some_requests(seed: int, count: int) -> list[GenerationRequest]:
             options["top_p"] = chance.choice([1.0, 0.8])
         if chance.random() < 0.4:
             options["repetition_penalty"] = 1.3
+        if marks.random() < 0.2:
+            options["watermark"] = marks.choice(WATERMARKS)
         if chance.random() < 0.3:
             options["no_repeat_ngram_size"] = 2
         if chance.random() < 0.3:
@@ -182,6 +193,38 @@ def test_no_circumstance_changes_the_text_however_many_are_tried(
     new_runner: NewRunner, **circumstance: Any
 ) -> None:
     assert_circumstances_change_nothing(new_runner, **circumstance)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_a_request_bounds_its_prompt_tokens_per_round_and_nothing_else_changes(
+    new_runner: NewRunner, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = [3 + i % 90 for i in range(50)]
+    options: dict[str, Any] = {"new_tokens": 20, "do_sample": True, "seed": 5}
+    requests = [request(prompt, **options), request(prompt, num_sequences=2, **options)]
+    chunked = [dataclasses.replace(each, prefill_chunk_size=chunk) for each in requests]
+    expected = alone(new_runner, requests)
+    drafter = sometimes_right(
+        truth_of(requests, expected), probability=0.8, vocab_size=VOCAB_SIZE, seed=3
+    )
+    runner = new_runner()
+    forward = runner.forward
+    fed: list[tuple[int, int]] = []
+
+    def noted(batch: Sequence[SequenceRows]) -> torch.Tensor:
+        fed.extend((len(rows.token_ids), rows.num_logits) for rows in batch)
+        return forward(batch)
+
+    monkeypatch.setattr(runner, "forward", noted)
+    batch = Batch(runner, drafter)
+    assert_same(batch.run(*chunked), expected)
+    # A row is either still prompt, or its scores are wanted; the last prompt token is both.
+    assert all(size - max(logits - 1, 0) <= chunk for size, logits in fed)
+    before_the_last = [size for size, logits in fed if logits == 0]
+    assert before_the_last == [chunk] * len(before_the_last)
+    assert len(before_the_last) == 2 * (-(-len(prompt) // chunk) - 1)
+    assert any(logits > 2 for _, logits in fed), "drafts are not bounded by it"
+    assert batch.rounds.totals.num_accepted_tokens > 0
 
 
 def test_preempted_sequences_go_on_with_the_same_text(new_runner: NewRunner) -> None:

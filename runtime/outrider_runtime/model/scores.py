@@ -18,6 +18,7 @@ from outrider_runtime.model.batch_parts import Kind, Part, bound, split
 from outrider_runtime.model.candidates import Candidates, highest, possible
 from outrider_runtime.model.processors import edit_scores
 from outrider_runtime.model.processors.warpers import WARPERS
+from outrider_runtime.model.processors.watermarking import add_watermarks
 from outrider_runtime.model.row_group import PlacedGroup, RowGroup
 from outrider_runtime.sampling_parameters import SamplingParameters
 
@@ -78,7 +79,7 @@ def rows_of(xp: Arrays, scores: Array, part: Part) -> Array:
 
 
 def part_candidates(xp: Arrays, scores: Array, part: Part) -> Candidates:
-    """The part's possible tokens after temperature, truncations and normalisation.
+    """The part's possible tokens after temperature, truncations, watermark and normalisation.
 
     Args:
         xp: where the scores live.
@@ -94,6 +95,15 @@ def part_candidates(xp: Arrays, scores: Array, part: Part) -> Candidates:
         found = found._replace(values=_truncate(xp, found.values, parameters))
     if part.kind is Kind.TRUNCATED:
         found = possible(xp, found.values)
+    marked = add_watermarks(
+        xp,
+        found.values,
+        found.token_ids,
+        groups=part.groups,
+        lengths=part.positions,
+        vocab_size=scores.shape[-1],
+    )
+    found = found._replace(values=marked)
     normalised = [i for i, one in enumerate(parameters) if one.renormalize_logits]
     if normalised:
         values = xp.copy(found.values)

@@ -26,6 +26,9 @@ class _Numpy:
     def floats(self, values: Any) -> Array:
         return np.asarray(values, dtype=np.float32)
 
+    def bytes(self, values: Any) -> Array:
+        return np.asarray(values, dtype=np.uint8)
+
     def make_finite(self, x: Array) -> None:
         np.nan_to_num(x, copy=False)
 

@@ -27,6 +27,9 @@ class _Torch:
     def floats(self, values: Any) -> Array:
         return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(self.device)
 
+    def bytes(self, values: Any) -> Array:
+        return torch.from_numpy(np.asarray(values, dtype=np.uint8)).to(self.device)
+
     def make_finite(self, x: Array) -> None:
         torch.nan_to_num_(x)
 

@@ -21,6 +21,9 @@ class Arrays(Protocol):
     def floats(self, values: Any) -> Array:
         """Float32 array of `values`."""
 
+    def bytes(self, values: Any) -> Array:
+        """Uint8 array of `values`."""
+
     def make_finite(self, x: Array) -> None:
         """In place: NaN becomes 0, infinities the largest finite values."""
 

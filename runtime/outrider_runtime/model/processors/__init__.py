@@ -1,10 +1,12 @@
 """What a request does to the scores of its rows, in transformers' order.
 
-    sequence_bias, repetition_penalty, no_repeat_ngram_size, bad_words_ids,   history
+    sequence_bias, encoder_repetition_penalty, repetition_penalty,            history
+    no_repeat_ngram_size, encoder_no_repeat_ngram_size, bad_words_ids,        history
     min_length, min_new_tokens, forced_bos, forced_eos,                       length
     remove_invalid_values, exponential_decay_length_penalty,                  length
     suppress_tokens, begin_suppress_tokens,                                   length
     temperature, top_h, top_k, top_p, min_p, typical_p, epsilon, eta          warpers, if sampling
+    watermarking_config                                                       watermarking
     renormalize_logits
 
 All are pure functions of a row's prefix, its prompt's length and the request's parameters: nothing
@@ -23,8 +25,10 @@ from outrider_runtime.model.row_group import PlacedGroup
 
 _EDITS = (
     history.add_sequence_bias,
+    history.reward_prompt_tokens,
     history.penalise_repetition,
     history.ban_repeated_ngrams,
+    history.ban_prompt_ngrams,
     history.ban_bad_words,
     length.ban_early_end,
     length.force_tokens,

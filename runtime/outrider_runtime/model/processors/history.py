@@ -28,6 +28,24 @@ def ban_bad_words(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> N
     _add_phrases(xp, scores, placed, lambda parameters: parameters.bad_words_index)
 
 
+def reward_prompt_tokens(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
+    """encoder_repetition_penalty: `penalise_repetition` of the prompt's tokens by its reciprocal.
+
+    transformers takes a decoder-only model's prompt for what an encoder was given.
+    """
+    cells = Cells(scores.shape[-1])
+    for group, first_row in placed:
+        penalty = group.parameters.encoder_repetition_penalty
+        if penalty != 1.0:
+            tokens = _array(group.token_ids[: group.num_prompt_tokens])
+            seen = np.zeros(int(tokens.max(initial=0)) + 1, dtype=np.bool_)
+            seen[tokens] = True
+            repeated = np.flatnonzero(seen)
+            for row in range(group.num_rows):
+                cells.add(first_row + row, repeated, np.float64(1) / penalty)
+    _penalise(xp, scores, cells)
+
+
 def penalise_repetition(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
     """Divide positive and multiply negative scores of tokens seen before, prompt included.
 
@@ -49,6 +67,10 @@ def penalise_repetition(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]
                 seen[token] = True
                 repeated = np.append(repeated, token)
             cells.add(first_row + row, repeated, penalty)
+    _penalise(xp, scores, cells)
+
+
+def _penalise(xp: Arrays, scores: Array, cells: Cells) -> None:
     if cells:
         flat = scores.reshape(-1)
         indices, penalties = cells.gather(xp)
@@ -67,22 +89,37 @@ def ban_repeated_ngrams(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]
         for row in range(group.num_rows):
             length = group.first_length + row
             if length >= size:
-                banned = _completions(tokens[:length], size - 1)
+                banned = _followers(tokens[:length], tokens[length - size + 1 : length])
                 cells.add(first_row + row, banned, -np.inf)
     cells.put(xp, scores)
 
 
-def _completions(tokens: npt.NDArray[np.int64], overlap: int) -> npt.NDArray[np.int64]:
-    """What followed the last `overlap` tokens wherever they occurred before."""
-    if overlap == 0:
-        return tokens
-    # Indices at which a window of `overlap` tokens starts that has a successor: by its last token
+def ban_prompt_ngrams(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
+    """Ban every token that would complete an n-gram of the prompt."""
+    cells = Cells(scores.shape[-1])
+    for group, first_row in placed:
+        size = group.parameters.encoder_no_repeat_ngram_size
+        prompt = _array(group.token_ids[: group.num_prompt_tokens])
+        if size == 0 or len(prompt) < size:
+            continue
+        for row in range(group.num_rows):
+            length = group.first_length + row
+            suffix = _array(group.token_ids[length - size + 1 : length])
+            cells.add(first_row + row, _followers(prompt, suffix), -np.inf)
+    cells.put(xp, scores)
+
+
+def _followers(text: npt.NDArray[np.int64], phrase: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """What follows `phrase` wherever it occurs in `text`, which is longer."""
+    size = len(phrase)
+    if size == 0:
+        return text
+    # Indices at which a window of the phrase's size starts that has a successor: by its last token
     # first, which alone rules out nearly all.
-    starts = np.flatnonzero(tokens[overlap - 1 : -1] == tokens[-1])
-    suffix = tokens[len(tokens) - overlap :]
-    for offset in range(overlap - 1):
-        starts = starts[tokens[starts + offset] == suffix[offset]]
-    return tokens[starts + overlap]
+    starts = np.flatnonzero(text[size - 1 : -1] == phrase[-1])
+    for offset in range(size - 1):
+        starts = starts[text[starts + offset] == phrase[offset]]
+    return text[starts + size]
 
 
 def _add_phrases(
