@@ -114,14 +114,14 @@ class Reference:
                 prompt_ids,
                 attention_mask=torch.ones_like(prompt_ids),
                 do_sample=False,
-                **_own_types(options),
+                **own_types(options),
                 **extras,
             )
         token_ids: list[int] = generated[0, len(prompt) :].tolist()
         return token_ids
 
 
-def _own_types(options: Mapping[str, Any]) -> dict[str, Any]:
+def own_types(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with a watermark as the object that `generate` wants."""
     mark = options.get("watermarking_config")
     if mark is None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from exactness.model_pairs import VOCAB_SIZE, ModelPair
 from exactness.prompts import random_prompts
-from exactness.reference import Reference
+from exactness.reference import Reference, own_types
 from exactness.running import SYNCHRONOUS, Request, RunningTarget
 from outrider_client import SpeculationConfig
 from transformers.generation import TemperatureLogitsWarper, candidate_generator
@@ -98,7 +98,10 @@ class Theirs:
             extras["tokenizer"] = self._tokenizer
         with mock.patch.object(generator, "update_candidate_strategy", spy), torch.no_grad():
             output = self._model.generate(
-                prompt_ids, attention_mask=torch.ones_like(prompt_ids), **options, **extras
+                prompt_ids,
+                attention_mask=torch.ones_like(prompt_ids),
+                **own_types(options),
+                **extras,
             )
         return Drafted(output[0, len(prompt) :].tolist(), drafted, sum(accepted))
 
@@ -179,6 +182,22 @@ def test_stop_strings_work_with_prompt_lookup(
             done = assisting.looked_up(repeated, options(stop_strings=[stop], **drafting(7)))
             assert done.token_ids == plain
             drafted += sum(done.num_drafted)
+    assert drafted > 0
+
+
+@defect("its processor counts its calls, and the drafts' calls with them")
+def test_a_synthid_watermark_is_the_same_with_a_drafter(
+    assisting: Assisting, reference: Reference
+) -> None:
+    mark = {"ngram_len": 4, "keys": [654, 400, 836, 123, 340]}
+    drafted = 0
+    for prompt in random_prompts(3, seed=26):
+        plain = reference.greedy(
+            prompt, {"max_new_tokens": NUM_TOKENS, "watermarking_config": mark}
+        )
+        done = assisting.assisted(prompt, options(watermarking_config=mark, **drafting(5)))
+        assert done.token_ids == plain
+        drafted += done.num_accepted
     assert drafted > 0
 
 
