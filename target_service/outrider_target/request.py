@@ -60,6 +60,26 @@ class SpeculationSettings:
     """Whether to keep the rounds one by one."""
 
 
+class TextForm(StrEnum):
+    """How the form of a text is written down."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    GRAMMAR = "grammar"
+    """In llguidance's Lark notation."""
+    CHOICES = "choices"
+    """In that notation, too."""
+
+
+class Structure(NamedTuple):
+    """The form that a text must have."""
+
+    field: str
+    """The request's field that asks for it, for errors."""
+    form: TextForm
+    source: str
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One validated request."""
@@ -77,6 +97,8 @@ class GenerationRequest:
     speculation: SpeculationSettings
     effective_config: GenerationConfig
     """The merged configuration: echoed to the client, and passed on to drafters."""
+    structure: Structure | None = None
+    """The form of the text; None when it is free. Drafters do not know it."""
 
 
 class Finish(NamedTuple):

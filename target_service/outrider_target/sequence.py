@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerFast
 
 from outrider_target.drafting.drafter import DraftSession
+from outrider_target.grammar import Grammar
 from outrider_target.request import Finish, GenerationRequest
 from outrider_target.statistics import SpeculationCounters
 from outrider_target.stopping import StopCheck, StopStrings
@@ -76,13 +77,16 @@ class Sequence:
 
 
 def new_state(
-    request: GenerationRequest, tokenizer: PreTrainedTokenizerFast | None
+    request: GenerationRequest,
+    tokenizer: PreTrainedTokenizerFast | None,
+    grammar: Grammar | None = None,
 ) -> RequestState:
     """A request and its sequences, ready to be scheduled.
 
     Args:
         request: A validated request.
         tokenizer: Finds its stop strings; may be None when it has none.
+        grammar: Its compiled structure; None when its text is free.
     """
     state = RequestState(request)
     speculation = request.speculation
@@ -91,6 +95,9 @@ def new_state(
         if request.stop_strings:
             assert tokenizer is not None
             stop_strings = StopStrings(request.stop_strings, tokenizer, request.prompt)
+        constraint = None
+        if grammar is not None:
+            constraint = grammar.start(request.parameters.eos_token_ids)
         sequence = Sequence(
             state=state,
             index=index,
@@ -100,8 +107,9 @@ def new_state(
                 seed=request.seed,
                 sample_index=index,
                 num_prompt_tokens=len(request.prompt),
+                constraint=constraint,
             ),
-            stop=StopCheck(request.parameters, stop_strings),
+            stop=StopCheck(request.parameters, stop_strings, constraint),
             window=Window(speculation.window, speculation.schedule, speculation.max_window),
         )
         state.sequences.append(sequence)

@@ -40,7 +40,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request_id = _request_id(request)
         serving.requests.check_room(request_id)
         generation = await self._validated(request, request_id)
-        build = partial(new_state, generation, serving.text.tokenizer)
+        grammar = None
+        if generation.structure is not None:
+            grammar = await serving.grammars.compile(generation.structure)
+        build = partial(new_state, generation, serving.text.tokenizer, grammar)
         # Stop strings may begin in the prompt: thousands of its tokens are looked at.
         state = await asyncio.to_thread(build) if generation.stop_strings else build()
         if (seconds_left := context.time_remaining()) is not None and seconds_left <= 0:
@@ -99,6 +102,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     self._serving.metrics.count_request(results, len(request.prompt), end)
                     yield messages.complete(request, results, end)
                     return
+                case RequestFailed(InvalidRequest() as error):
+                    raise error
                 case RequestFailed(error, refusal):
                     log.error("request_failed", request_id=request.id, error=repr(error))
                     if refusal is not None:

@@ -23,6 +23,7 @@ from outrider_target.field_rules import check_sizes, check_values
 from outrider_target.request import GenerationRequest
 from outrider_target.settings import SpeculationDefaults
 from outrider_target.speculation_rules import speculation_settings
+from outrider_target.structured_output_rules import structure
 
 MAX_STOP_STRING_LENGTH = 1024
 
@@ -85,6 +86,9 @@ def validate(
         max_time=config.max_time if config.HasField("max_time") else None,
         speculation=speculation_settings(message.speculation, config, defaults),
         effective_config=config,
+        structure=structure(message.structured_output, has_tokenizer=model.has_tokenizer)
+        if message.HasField("structured_output")
+        else None,
     )
 
 

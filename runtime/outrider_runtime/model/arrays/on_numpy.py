@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from outrider_runtime.model.arrays.protocol import Array, Arrays
 
@@ -25,6 +26,9 @@ class _Numpy:
 
     def floats(self, values: Any) -> Array:
         return np.asarray(values, dtype=np.float32)
+
+    def booleans(self, values: npt.NDArray[np.bool_]) -> Array:
+        return values
 
     def make_finite(self, x: Array) -> None:
         np.nan_to_num(x, copy=False)
