@@ -42,6 +42,7 @@ from outrider_client._info import (
 from outrider_client._log_probs import Scores, TokenLogProb, TokenLogProbs
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._stream import Stream
+from outrider_client._structured_output import StructuredOutput
 from outrider_client._usage import DrafterStats, SpeculationRound, SpeculationStats, Usage
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "Started",
     "Stream",
     "StreamInterruptedError",
+    "StructuredOutput",
     "SynthIDTextWatermarkingConfig",
     "TLSConfig",
     "TokenLogProb",

@@ -25,6 +25,7 @@ from outrider_client._request import Config, Prompt
 from outrider_client._retry import Attempts, check_max_retries, check_timeout
 from outrider_client._retrying import retrying_async, task_is_cancelled
 from outrider_client._speculation_config import SpeculationConfig
+from outrider_client._structured_output import StructuredOutput
 
 if TYPE_CHECKING:  # exists for type checkers alone
     from outrider.v1.generation_pb2_grpc import GenerationServiceAsyncStub
@@ -95,6 +96,7 @@ class AsyncClient:
         *,
         seed: int | None = None,
         speculation: SpeculationConfig | None = None,
+        structured_output: StructuredOutput | None = None,
         timeout: float | None = None,
         request_id: str | None = None,
         skip_special_tokens: bool | None = None,
@@ -107,6 +109,7 @@ class AsyncClient:
             config: How to generate; a GenerationConfig of this package or of transformers.
             seed: Seed of sampling, in [0, 2**64); the same one gives the same tokens.
             speculation: How to speculate. `SpeculationConfig(enabled=False)` is plain decoding.
+            structured_output: The form that the text must have, such as a JSON Schema.
             timeout: Seconds for the whole call, in (0, 1e6].
             request_id: Name of the request, up to 128 printable ASCII characters.
             skip_special_tokens: Whether the text omits special tokens. Default: it does.
@@ -123,6 +126,7 @@ class AsyncClient:
             config,
             seed=seed,
             speculation=speculation,
+            structured_output=structured_output,
             timeout=timeout,
             request_id=request_id,
             skip_special_tokens=skip_special_tokens,
@@ -137,6 +141,7 @@ class AsyncClient:
         *,
         seed: int | None = None,
         speculation: SpeculationConfig | None = None,
+        structured_output: StructuredOutput | None = None,
         timeout: float | None = None,
         request_id: str | None = None,
         skip_special_tokens: bool | None = None,
@@ -152,6 +157,7 @@ class AsyncClient:
             config,
             seed=seed,
             speculation=speculation,
+            structured_output=structured_output,
             skip_special_tokens=skip_special_tokens,
             log_probs=log_probs,
         )

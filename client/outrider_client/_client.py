@@ -24,6 +24,7 @@ from outrider_client._retry import Attempts, check_max_retries, check_timeout
 from outrider_client._retrying import retrying
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._stream import Call, Stream
+from outrider_client._structured_output import StructuredOutput
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -90,6 +91,7 @@ class Client:
         *,
         seed: int | None = None,
         speculation: SpeculationConfig | None = None,
+        structured_output: StructuredOutput | None = None,
         timeout: float | None = None,
         request_id: str | None = None,
         skip_special_tokens: bool | None = None,
@@ -102,6 +104,7 @@ class Client:
             config: How to generate; a GenerationConfig of this package or of transformers.
             seed: Seed of sampling, in [0, 2**64); the same one gives the same tokens.
             speculation: How to speculate. `SpeculationConfig(enabled=False)` is plain decoding.
+            structured_output: The form that the text must have, such as a JSON Schema.
             timeout: Seconds for the whole call, in (0, 1e6].
             request_id: Name of the request, up to 128 printable ASCII characters.
             skip_special_tokens: Whether the text omits special tokens. Default: it does.
@@ -118,6 +121,7 @@ class Client:
             config,
             seed=seed,
             speculation=speculation,
+            structured_output=structured_output,
             timeout=timeout,
             request_id=request_id,
             skip_special_tokens=skip_special_tokens,
@@ -132,6 +136,7 @@ class Client:
         *,
         seed: int | None = None,
         speculation: SpeculationConfig | None = None,
+        structured_output: StructuredOutput | None = None,
         timeout: float | None = None,
         request_id: str | None = None,
         skip_special_tokens: bool | None = None,
@@ -147,6 +152,7 @@ class Client:
             config,
             seed=seed,
             speculation=speculation,
+            structured_output=structured_output,
             skip_special_tokens=skip_special_tokens,
             log_probs=log_probs,
         )

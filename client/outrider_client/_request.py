@@ -18,6 +18,7 @@ from outrider_client._errors import InvalidRequestError
 from outrider_client._generation_config import GenerationConfig, as_config
 from outrider_client._generation_json import SupportsToDict
 from outrider_client._speculation_config import SpeculationConfig
+from outrider_client._structured_output import StructuredOutput
 
 Prompt = str | Sequence[int]
 Config = GenerationConfig | SupportsToDict
@@ -29,6 +30,7 @@ def generate_request(
     *,
     seed: int | None,
     speculation: SpeculationConfig | None,
+    structured_output: StructuredOutput | None,
     skip_special_tokens: bool | None,
     log_probs: int | None,
 ) -> generation_pb2.GenerateRequest:
@@ -52,6 +54,13 @@ def generate_request(
                 f"speculation must be a SpeculationConfig, got {type(speculation).__name__}"
             )
         request.speculation.CopyFrom(speculation.to_message())
+    if structured_output is not None:
+        if not isinstance(structured_output, StructuredOutput):
+            raise TypeError(
+                "structured_output must be a StructuredOutput, got "
+                f"{type(structured_output).__name__}"
+            )
+        request.structured_output.CopyFrom(structured_output.to_message())
     if seed is not None:
         request.seed = _seed(seed)
     if log_probs is not None:

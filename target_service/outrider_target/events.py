@@ -44,7 +44,7 @@ class RequestFailed(NamedTuple):
     """A request that ended by a fault.
 
     Attributes:
-        error: What went wrong; for the log.
+        error: What went wrong; for the log. An InvalidRequest is for the sender as it is.
         refusal: Set when the request's own options are at fault: what its sender is told.
     """
 

@@ -33,6 +33,10 @@ class GivenStrategy:
         """Nothing is selected."""
         return take_given_tokens
 
+    def admissible(self, draft: Sequence[int]) -> int:
+        """All of it."""
+        return len(draft)
+
     def rows(self, token_ids: Sequence[int], num_cached: int, draft: Sequence[int]) -> Rows:
         """One row for each given token of the window."""
         rows = self._inner.rows(token_ids, num_cached, draft)

@@ -60,6 +60,26 @@ class SpeculationSettings:
     """Whether to keep the rounds one by one."""
 
 
+class TextForm(StrEnum):
+    """How the form of a text is written down."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    GRAMMAR = "grammar"
+    """In llguidance's Lark notation."""
+    CHOICES = "choices"
+    """In that notation, too."""
+
+
+class Structure(NamedTuple):
+    """The form that a text must have."""
+
+    field: str
+    """The request's field that asks for it, for errors."""
+    form: TextForm
+    source: str
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One validated request."""
@@ -83,6 +103,8 @@ class GenerationRequest:
     """The merged configuration: echoed to the client, and passed on to drafters."""
     prefill_chunk_size: int | None = None
     """Most tokens that a round feeds of those not cached yet; None leaves it to the batch."""
+    structure: Structure | None = None
+    """The form of the text; None when it is free. Drafters do not know it."""
 
 
 class Finish(NamedTuple):

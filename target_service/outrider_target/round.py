@@ -11,6 +11,7 @@ from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
 
 import structlog
+from outrider_runtime.errors import InvalidRequest
 from outrider_runtime.model.runner import Runner
 from outrider_runtime.model.selection import InvalidScores
 
@@ -99,6 +100,8 @@ class Rounds:
         """A fault in one request's own processing ends that request alone."""
         try:
             yield
+        except InvalidRequest as refusal:
+            self.fail(state, refusal)
         except Exception as fault:
             log.exception("request_faulted", request_id=state.request.id)
             self.fail(state, fault)

@@ -203,9 +203,16 @@ class Scheduler:
             chunk = sequence.token_ids[cached : cached + most]
             return Work(sequence, chunk, None, NO_DRAFT)
         window = min(sequence.next_window, budget - pending)
-        draft = sequence.session.proposal(window) if window else NO_DRAFT
+        draft = self._draft(sequence, window) if window else NO_DRAFT
         rows = sequence.strategy.rows(sequence.token_ids, cached, draft.token_ids)
         return Work(sequence, list(rows.token_ids), rows, draft)
+
+    def _draft(self, sequence: Sequence, window: int) -> Draft:
+        """What its drafter proposes, as far as it could be accepted."""
+        assert sequence.session is not None
+        draft = sequence.session.proposal(window)
+        count = sequence.strategy.admissible(draft.token_ids)
+        return Draft(draft.token_ids[:count], draft.method) if count else NO_DRAFT
 
     def _without_draft(self, work: Work) -> Work:
         sequence = work.sequence

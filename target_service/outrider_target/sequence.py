@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from outrider_target.drafting.drafter import DraftSession
 from outrider_target.given import WINDOW, GivenSession, GivenStrategy
+from outrider_target.grammar import Grammar
 from outrider_target.request import Finish, GenerationRequest
 from outrider_target.statistics import SpeculationCounters
 from outrider_target.stopping import StopCheck, StopStrings
@@ -77,13 +78,16 @@ class Sequence:
 
 
 def new_state(
-    request: GenerationRequest, tokenizer: PreTrainedTokenizerFast | None
+    request: GenerationRequest,
+    tokenizer: PreTrainedTokenizerFast | None,
+    grammar: Grammar | None = None,
 ) -> RequestState:
     """A request and its sequences, ready to be scheduled.
 
     Args:
         request: A validated request.
         tokenizer: Finds its stop strings; may be None when it has none.
+        grammar: Its compiled structure; None when its text is free.
     """
     state = RequestState(request)
     speculation = request.speculation
@@ -92,19 +96,25 @@ def new_state(
         if request.stop_strings:
             assert tokenizer is not None
             stop_strings = StopStrings(request.stop_strings, tokenizer, request.prompt)
+        constraint = None
+        if grammar is not None:
+            constraint = grammar.start(request.parameters.eos_token_ids)
         strategy = TokenStrategy(
             request.parameters,
             seed=request.seed,
             sample_index=index,
             num_prompt_tokens=len(request.prompt),
             num_top_log_probs=request.num_top_log_probs,
+            constraint=constraint,
         )
         sequence = Sequence(
             state=state,
             index=index,
             token_ids=list(request.prompt),
             strategy=strategy,
-            stop=StopCheck(request.parameters, stop_strings, heed_eos=not request.given),
+            stop=StopCheck(
+                request.parameters, stop_strings, constraint, heed_eos=not request.given
+            ),
             window=Window(speculation.window, speculation.schedule, speculation.max_window),
         )
         if request.given:

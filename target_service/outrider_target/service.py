@@ -32,6 +32,7 @@ from outrider_target.drafting.link import DraftLink
 from outrider_target.drafting.lookup import LookupDrafter
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.engine import Engine
+from outrider_target.grammar import GrammarCompiler
 from outrider_target.metrics import EngineCollector, RequestMetrics
 from outrider_target.model_defaults import servable_defaults
 from outrider_target.outbox import Outbox
@@ -205,6 +206,7 @@ class TargetService:
             engine=engine,
             requests=requests,
             text=text,
+            grammars=GrammarCompiler(text.tokenizer, vocab_size=loaded.vocab_size),
             model=_served_model(loaded, settings, max_model_len, text),
             identity=ModelIdentity(
                 name=settings.model.served_model_name or loaded.name,

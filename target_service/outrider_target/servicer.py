@@ -45,7 +45,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request_id = _request_id(request)
         serving.requests.check_room(request_id)
         generation = await self._validated(request, request_id)
-        build = partial(new_state, generation, serving.text.tokenizer)
+        grammar = None
+        if generation.structure is not None:
+            grammar = await serving.grammars.compile(generation.structure)
+        build = partial(new_state, generation, serving.text.tokenizer, grammar)
         # Stop strings may begin in the prompt: thousands of its tokens are looked at.
         state = await asyncio.to_thread(build) if generation.stop_strings else build()
         if (seconds_left := context.time_remaining()) is not None and seconds_left <= 0:
@@ -209,6 +212,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
 def _fault(request: GenerationRequest, failure: RequestFailed) -> OutriderError:
     """What the caller of a failed request is told; the log has the rest."""
+    if isinstance(failure.error, InvalidRequest):
+        return failure.error
     log.error("request_failed", request_id=request.id, error=repr(failure.error))
     if failure.refusal is not None:
         return InvalidRequest("generation_config", failure.refusal)

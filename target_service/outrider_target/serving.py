@@ -14,6 +14,7 @@ from outrider_target.admission import LiveRequests
 from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.link import DraftLink
 from outrider_target.engine import Engine
+from outrider_target.grammar import GrammarCompiler
 from outrider_target.metrics import RequestMetrics
 from outrider_target.settings import BatchSettings, SpeculationDefaults
 from outrider_target.text import TextCodec
@@ -37,6 +38,7 @@ class Serving:
     engine: Engine
     requests: LiveRequests
     text: TextCodec
+    grammars: GrammarCompiler
     model: ServedModel
     identity: ModelIdentity
     batch: BatchSettings

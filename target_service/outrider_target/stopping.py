@@ -1,8 +1,8 @@
 """When a sequence ends, decided token by token, so that it is exact inside an accepted run.
 
 transformers' assisted generation looks once a round and overshoots there. As in transformers'
-plain one, the stop string and the rest of the token that completed it stay in the output. Knows
-nothing of drafting.
+plain one, the stop string and the rest of the token that completed it stay in the output. This is
+also where a constraint on the text learns what was committed. Knows nothing of drafting.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from outrider_runtime.sampling_parameters import SamplingParameters
 from outrider_runtime.tokenizer import StreamDecoder, backend
 from transformers import PreTrainedTokenizerFast
 
+from outrider_target.constraint import Constraint
 from outrider_target.request import Finish, FinishReason
 
 
@@ -54,24 +55,33 @@ class StopCheck:
         self,
         parameters: SamplingParameters,
         stop_strings: StopStrings | None,
+        constraint: Constraint | None = None,
         *,
         heed_eos: bool = True,
     ) -> None:
         self._eos_token_ids = frozenset(parameters.eos_token_ids if heed_eos else ())
         self._max_length = parameters.max_length
         self._stop_strings = stop_strings
+        self._constraint = constraint
 
     def push(self, token_id: int, length: int) -> Finish | None:
         """Judge a token that makes the sequence `length` tokens long, prompt included.
 
         When several rules apply to one token, `stop` is reported before `length`: the text ended by
         itself.
+
+        Raises:
+            InvalidRequest: The constraint cannot be followed any further.
         """
         matched = self._stop_strings.push(token_id) if self._stop_strings else None
         if matched is not None:
             return Finish(FinishReason.STOP, stop_string=matched)
         if token_id in self._eos_token_ids:
             return Finish(FinishReason.STOP, stop_token_id=token_id)
+        if self._constraint is not None:
+            self._constraint.push(token_id)
+            if self._constraint.ended:
+                return Finish(FinishReason.STOP)
         if length >= self._max_length:
             return Finish(FinishReason.LENGTH)
         return None

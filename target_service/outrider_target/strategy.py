@@ -1,8 +1,9 @@
 """How a sequence decodes: an object with the two verbs of a round.
 
 `rows` says what the target's forward must compute for the sequence, `commit` what its logits
-decide. Between the two a *selector* runs once over all rows of all sequences that share it. The
-scheduler knows only this port, so a new mode brings a strategy and a selector, not a branch.
+decide; a draft is offered to `admissible` first. Between the two a *selector* runs once over all
+rows of all sequences that share it. The scheduler knows only this port, so a new mode brings a
+strategy and a selector, not a branch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from outrider_runtime.model.selection import RowGroup, select_tokens
 from outrider_runtime.sampling_parameters import SamplingParameters
 
 from outrider_target.acceptance import Acceptance, accept
+from outrider_target.constraint import Constraint
 
 
 class Rows(NamedTuple):
@@ -53,6 +55,9 @@ class DecodingStrategy(Protocol):
     def selector(self) -> Selector:
         """Shared by all strategies whose rows may be decided together."""
 
+    def admissible(self, draft: Sequence[int]) -> int:
+        """How many tokens of a draft could be accepted at all: the others are not worth a row."""
+
     def rows(self, token_ids: Sequence[int], num_cached: int, draft: Sequence[int]) -> Rows:
         """What to compute for committed `token_ids`, of which `num_cached` are in the KV pool."""
 
@@ -89,17 +94,23 @@ class TokenStrategy:
         sample_index: int,
         num_prompt_tokens: int,
         num_top_log_probs: int | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self._parameters = parameters
         self._seed = seed
         self._sample_index = sample_index
         self._num_prompt_tokens = num_prompt_tokens
         self._num_top_log_probs = num_top_log_probs
+        self._constraint = constraint
 
     @property
     def selector(self) -> Selector:
         """All greedy and sampled rows of a batch are decided in one call."""
         return select_own_tokens
+
+    def admissible(self, draft: Sequence[int]) -> int:
+        """As many as the constraint allows; all without one."""
+        return len(draft) if self._constraint is None else self._constraint.admissible(draft)
 
     def rows(self, token_ids: Sequence[int], num_cached: int, draft: Sequence[int]) -> Rows:
         """The last committed token and each draft token predict one token each."""
@@ -111,6 +122,7 @@ class TokenStrategy:
             token_ids=prefix,
             num_rows=len(draft) + 1,
             num_prompt_tokens=self._num_prompt_tokens,
+            allowed=None if self._constraint is None else self._constraint.allowed(draft),
         )
         return Rows(prefix[num_cached:], group, self._num_top_log_probs)
 

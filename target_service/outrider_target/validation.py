@@ -23,6 +23,7 @@ from outrider_target.field_rules import check_sizes, check_values
 from outrider_target.request import GenerationRequest
 from outrider_target.settings import SpeculationDefaults
 from outrider_target.speculation_rules import speculation_settings
+from outrider_target.structured_output_rules import structure
 
 MAX_STOP_STRING_LENGTH = 1024
 MAX_TOP_LOG_PROBS = 20
@@ -92,6 +93,9 @@ def validate(
         effective_config=config,
         prefill_chunk_size=config.prefill_chunk_size
         if config.HasField("prefill_chunk_size")
+        else None,
+        structure=structure(message.structured_output, has_tokenizer=model.has_tokenizer)
+        if message.HasField("structured_output")
         else None,
     )
 

@@ -149,6 +149,25 @@ def test_generate_asks_for_nothing_by_itself(outrider: Outrider, server: FakeSer
     assert without.speculation == speculation_pb2.SpeculationConfig(enabled=False)
 
 
+def test_generate_asks_for_the_form_that_the_options_say(
+    outrider: Outrider, server: FakeServer, tmp_path: Path
+) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "null"}')
+    outrider.at("generate", "--json-schema", str(tmp_path / "schema.json"), "x")
+    outrider.at("generate", "--json-schema", '{"type": "string"}', "x")
+    outrider.at("generate", "--regex", "a+", "x")
+    outrider.at("generate", "--choice", "yes", "--choice", "no", "x")
+    file, text, regex, choices = [call.request.structured_output for call in server.received]
+    assert file.json_schema == '{"type": "null"}'
+    assert text.json_schema == '{"type": "string"}'
+    assert regex.regex == "a+"
+    assert list(choices.choices.values) == ["yes", "no"]
+    both = outrider.at("generate", "--regex", "a", "--choice", "b", "x")
+    missing = outrider.at("generate", "--json-schema", str(tmp_path / "none.json"), "x")
+    for ended in (both, missing):
+        assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+
+
 def test_generate_prints_one_json_object(outrider: Outrider) -> None:
     ended = outrider.at("generate", "--json", "--set", "top_k=3", "--seed", "5", "x")
     assert (ended.code, ended.err, ended.out.count("\n")) == (0, "", 1)

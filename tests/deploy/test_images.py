@@ -64,8 +64,8 @@ def test_only_the_environment_of_its_own_build_goes_into_an_image(stage: str) ->
 
 def test_the_extras_that_are_installed_exist() -> None:
     known = PROJECT["project"]["optional-dependencies"].keys()
-    assert {"service", "model"} <= known
-    assert "pip install --constraint constraints.txt '.[service,model]'" in "".join(
+    assert {"service", "model", "structured"} <= known
+    assert "pip install --constraint constraints.txt '.[service,model,structured]'" in "".join(
         STAGES["build-target"].of("RUN")
     )
     assert "DRAFT_EXTRAS=service,model" in STAGES["build-draft"].of("ARG")

@@ -13,7 +13,11 @@ from outrider_client._client import Client
 from outrider_client._commands.connected import connected
 from outrider_client._commands.painting import Painter, visible
 from outrider_client._commands.printing import AsJson, print_json, token_list
-from outrider_client._commands.settings import generation_config, speculation_config
+from outrider_client._commands.settings import (
+    generation_config,
+    speculation_config,
+    structured_output,
+)
 from outrider_client._completion import Completion
 from outrider_client._stream import Stream
 
@@ -63,6 +67,19 @@ def generate(
             "pacing=synchronous, max_assistant_tokens=8.",
         ),
     ] = None,
+    json_schema: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE_OR_TEXT",
+            help="A JSON Schema that the text must fit: a file, or the schema itself.",
+        ),
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="A regular expression that must match the whole text.")
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="One of the texts to choose from; may repeat.")
+    ] = None,
     token_ids: Annotated[
         bool,
         typer.Option(
@@ -102,6 +119,7 @@ def generate(
         generation_config(settings or [], config),
         seed=seed,
         speculation=speculation_config(speculation or [], enabled=not no_speculation),
+        structured_output=structured_output(json_schema, regex, choice),
         request_id=request_id,
         log_probs=log_probs,
     )

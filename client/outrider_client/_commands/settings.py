@@ -1,4 +1,4 @@
-"""`--set` and `--speculation`: from name=value to configurations.
+"""Options of `outrider generate`: from what was typed to configurations.
 
 Knows nothing of calls.
 """
@@ -18,6 +18,7 @@ from outrider_client._commands.failures import USAGE, fail
 from outrider_client._errors import InvalidRequestError
 from outrider_client._generation_config import GenerationConfig
 from outrider_client._speculation_config import SpeculationConfig
+from outrider_client._structured_output import StructuredOutput
 
 
 def generation_config(settings: Sequence[str], file: Path | None) -> GenerationConfig:
@@ -48,6 +49,23 @@ def speculation_config(settings: Sequence[str], *, enabled: bool) -> Speculation
         return SpeculationConfig(**values) if values else None
     except InvalidRequestError as error:
         fail(f"--{error.message.replace('.', ' ', 1)}", code=USAGE)
+
+
+def structured_output(
+    json_schema: str | None, regex: str | None, choices: Sequence[str] | None
+) -> StructuredOutput | None:
+    """The form of the text; None when nothing is said about it. A schema may be a file's name."""
+    if json_schema is not None and not json_schema.lstrip().startswith("{"):
+        try:
+            json_schema = Path(json_schema).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            fail(f"--json-schema: {error}", code=USAGE)
+    if json_schema is None and regex is None and not choices:
+        return None
+    try:
+        return StructuredOutput(json_schema=json_schema, regex=regex, choices=choices or None)
+    except InvalidRequestError as error:
+        fail(error.message, code=USAGE)
 
 
 def _parsed(

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from outrider_runtime.sampling_parameters import SamplingParameters
 
 
@@ -32,6 +35,13 @@ class RowGroup(NamedTuple):
     """Divides the processed scores before the noise, for drafting only: sharpens or flattens a
     drafter so that it agrees more often. 0 takes the highest score, without noise. Without effect
     on greedy groups; a verifier leaves it at 1."""
+    allowed: npt.NDArray[np.bool_] | None = None
+    """[num_rows, vocab]: which tokens each row may choose. None is all of them."""
+
+    @property
+    def edits_scores(self) -> bool:
+        """Whether anything but the sampling warpers touches the scores of its rows."""
+        return self.parameters.edits_scores or self.allowed is not None
 
     @property
     def first_length(self) -> int:

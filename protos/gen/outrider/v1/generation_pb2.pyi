@@ -11,6 +11,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from outrider.v1 import generation_config_pb2 as _generation_config_pb2
 from outrider.v1 import log_probs_pb2 as _log_probs_pb2
 from outrider.v1 import speculation_pb2 as _speculation_pb2
+from outrider.v1 import structured_output_pb2 as _structured_output_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -123,6 +124,7 @@ class GenerateRequest(_message.Message):
     SPECULATION_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    STRUCTURED_OUTPUT_FIELD_NUMBER: _builtins.int
     LOG_PROBS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Name of the request, printable ASCII, at most 128 characters, unique among running requests (ALREADY_EXISTS
@@ -149,6 +151,10 @@ class GenerateRequest(_message.Message):
         """How to speculate."""
 
     @_builtins.property
+    def structured_output(self) -> _structured_output_pb2.StructuredOutput:
+        """The form that the text must have. Absent, it is free."""
+
+    @_builtins.property
     def log_probs(self) -> _log_probs_pb2.LogProbsConfig:
         """Asks for log-probabilities of the generated tokens. None when absent."""
 
@@ -162,11 +168,12 @@ class GenerateRequest(_message.Message):
         speculation: _speculation_pb2.SpeculationConfig | None = ...,
         seed: _builtins.int | None = ...,
         skip_special_tokens: _builtins.bool | None = ...,
+        structured_output: _structured_output_pb2.StructuredOutput | None = ...,
         log_probs: _log_probs_pb2.LogProbsConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "prompt", b"prompt", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "prompt", b"prompt", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from outrider_runtime.model.arrays.protocol import Array, Arrays
 
@@ -28,6 +29,9 @@ class _Numpy:
 
     def bytes(self, values: Any) -> Array:
         return np.asarray(values, dtype=np.uint8)
+
+    def booleans(self, values: npt.NDArray[np.bool_]) -> Array:
+        return values
 
     def make_finite(self, x: Array) -> None:
         np.nan_to_num(x, copy=False)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from outrider_runtime.model.arrays.protocol import Array, Arrays
@@ -29,6 +30,9 @@ class _Torch:
 
     def bytes(self, values: Any) -> Array:
         return torch.from_numpy(np.asarray(values, dtype=np.uint8)).to(self.device)
+
+    def booleans(self, values: npt.NDArray[np.bool_]) -> Array:
+        return torch.from_numpy(values).to(self.device)
 
     def make_finite(self, x: Array) -> None:
         torch.nan_to_num_(x)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 Array: TypeAlias = Any
 """A numpy array or a torch tensor: the two share the operators, not a type."""
 
@@ -23,6 +26,9 @@ class Arrays(Protocol):
 
     def bytes(self, values: Any) -> Array:
         """Uint8 array of `values`."""
+
+    def booleans(self, values: npt.NDArray[np.bool_]) -> Array:
+        """`values`, where the scores live."""
 
     def make_finite(self, x: Array) -> None:
         """In place: NaN becomes 0, infinities the largest finite values."""

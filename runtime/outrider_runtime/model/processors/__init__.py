@@ -2,15 +2,18 @@
 
     sequence_bias, encoder_repetition_penalty, repetition_penalty,            history
     no_repeat_ngram_size, encoder_no_repeat_ngram_size, bad_words_ids,        history
-    min_length, min_new_tokens, forced_bos, forced_eos,                       length
+    min_length, min_new_tokens,                                               length
+    a group's allowed tokens (prefix_allowed_tokens_fn),                      allowed
+    forced_bos, forced_eos,                                                   length
     remove_invalid_values, exponential_decay_length_penalty,                  length
     suppress_tokens, begin_suppress_tokens,                                   length
     temperature, top_h, top_k, top_p, min_p, typical_p, epsilon, eta          warpers, if sampling
     watermarking_config                                                       watermarking
     renormalize_logits
 
-All are pure functions of a row's prefix, its prompt's length and the request's parameters: nothing
-is remembered between rounds, so drafts can be verified, rejected and verified again.
+All are pure functions of a row's group: its prefix, its prompt's length, the request's parameters
+and, if only some tokens are allowed, which. Nothing is remembered between rounds, so drafts can be
+verified, rejected and verified again.
 
 Knows nothing of how a token is then chosen.
 """
@@ -20,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from outrider_runtime.model.arrays import Array, Arrays
-from outrider_runtime.model.processors import history, length
+from outrider_runtime.model.processors import allowed, history, length
 from outrider_runtime.model.row_group import PlacedGroup
 
 _EDITS = (
@@ -31,6 +34,7 @@ _EDITS = (
     history.ban_prompt_ngrams,
     history.ban_bad_words,
     length.ban_early_end,
+    allowed.keep_allowed,
     length.force_tokens,
     length.remove_invalid_values,
     length.favour_end,
@@ -49,7 +53,7 @@ def edit_scores(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> Arr
     Returns:
         The edited scores: a copy, or `scores` itself where no group asks for anything.
     """
-    edited = [place for place in placed if place.group.parameters.edits_scores]
+    edited = [place for place in placed if place.group.edits_scores]
     if not edited:
         return scores
     scores = xp.copy(scores)

@@ -1,0 +1,149 @@
+"""Texts with a form under every kind of drafter: it holds, the text stays, nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import string
+
+import numpy as np
+import pytest
+from outrider_target.constraint import Constraint
+from outrider_target.grammar import Grammar, GrammarCompiler
+from outrider_target.request import Structure, TextForm
+from target.batch import Answer, Batch, request
+from target.conftest import NewRunner
+from target.drafters import ScriptedDrafter, repeating, sometimes_right
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+VOCAB_SIZE = 97
+EOS = 2
+_LETTERS = (string.ascii_letters + string.digits + string.punctuation + "Ġ")[: VOCAB_SIZE - 3]
+
+
+def ids_of(text: str) -> list[int]:
+    return [3 + _LETTERS.index(letter) for letter in text]
+
+
+def text_of(token_ids: list[int]) -> str:
+    return "".join(_LETTERS[i - 3] for i in token_ids if i != EOS)
+
+
+@pytest.fixture(scope="module")
+def compiler() -> GrammarCompiler:
+    words = ["<pad>", "<s>", "</s>", *_LETTERS]
+    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in words[:3]])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    return GrammarCompiler(fast, vocab_size=VOCAB_SIZE)
+
+
+def compiled(compiler: GrammarCompiler, regex: str) -> Grammar:
+    structure = Structure("structured_output.regex", TextForm.REGEX, regex)
+    return asyncio.run(compiler.compile(structure))
+
+
+def state_of(constraint: Constraint) -> list[int]:
+    return np.flatnonzero(constraint.allowed([])[0]).tolist()
+
+
+def test_a_draft_is_cut_before_the_first_token_that_cannot_follow(
+    compiler: GrammarCompiler,
+) -> None:
+    constraint = compiled(compiler, "ab[cd]e").start([EOS])
+    constraint.push(ids_of("a")[0])
+    before = state_of(constraint)
+    assert constraint.admissible(ids_of("bcx")) == 2
+    assert constraint.admissible(ids_of("x")) == 0
+    assert constraint.admissible([EOS]) == 0
+    assert constraint.admissible([VOCAB_SIZE + 3]) == 0
+    assert constraint.admissible([*ids_of("bde"), EOS, EOS, 5]) == 4
+    masks = constraint.allowed(ids_of("bde"))
+    assert [np.flatnonzero(row).tolist() for row in masks] == [
+        ids_of("b"),
+        ids_of("cd"),
+        ids_of("e"),
+        [EOS],
+    ]
+    assert state_of(constraint) == before == ids_of("b")
+
+
+def test_without_an_end_token_the_text_ends_where_nothing_can_follow(
+    compiler: GrammarCompiler,
+) -> None:
+    constraint = compiled(compiler, "ab?").start([])
+    assert constraint.admissible(ids_of("ab")) == 2
+    assert constraint.admissible(ids_of("abb")) == 2
+    constraint.push(ids_of("a")[0])
+    assert not constraint.ended
+    constraint.push(ids_of("b")[0])
+    assert constraint.ended
+
+
+@pytest.mark.parametrize("eos", [(EOS,), ()], ids=["eos", "no eos"])
+@pytest.mark.parametrize("blocks", [256, 14], ids=["roomy", "preempting"])
+def test_no_drafter_changes_a_text_or_breaks_its_form(
+    compiler: GrammarCompiler, new_runner: NewRunner, eos: tuple[int, ...], blocks: int
+) -> None:
+    regexes = [
+        "[a-d]{3,9}z",
+        "(ab|cd){2,5}",
+        "x",
+        "[a-z]{24}[0-9]{2}",
+        "[a-z]{26}",
+        "(a|b(c|d)*e){4}f",
+        None,
+    ]
+    grammars = [None if regex is None else compiled(compiler, regex) for regex in regexes]
+    chance = random.Random(1)
+    requests = [
+        request(
+            [chance.randrange(3, VOCAB_SIZE) for _ in range(6)],
+            new_tokens=30,
+            seed=index,
+            num_sequences=1 + index % 2,
+            do_sample=index % 2 == 1,
+            eos_token_ids=eos,
+        )
+        for index in range(len(regexes))
+    ]
+
+    def served(drafter: ScriptedDrafter | None) -> list[Answer]:
+        batch = Batch(new_runner(num_blocks=blocks))
+        if drafter is not None:
+            batch.drafter = drafter
+            batch.__post_init__()
+        states = [batch.submit(*pair) for pair in zip(requests, grammars, strict=True)]
+        batch.finish()
+        return [batch.answers[state] for state in states]
+
+    plain = served(None)
+    for regex, answer in zip(regexes, plain, strict=True):
+        assert answer.error is None
+        for token_ids, finish in zip(answer.token_ids, answer.finishes, strict=True):
+            assert finish is not None
+            if regex is not None and finish.reason.value == "stop":
+                assert re.fullmatch(regex, text_of(token_ids))
+    truth = {
+        (one.id, index): [*one.prompt, *token_ids, *ids_of("zzzzzzzz")]
+        for one, answer in zip(requests, plain, strict=True)
+        for index, token_ids in enumerate(answer.token_ids)
+    }
+    num_preemptions = num_accepted = 0
+    for probability in (1.0, 0.8, 0.3):
+        drafter = sometimes_right(truth, probability=probability, vocab_size=VOCAB_SIZE, seed=2)
+        drafted = served(drafter)
+        assert [answer.token_ids for answer in drafted] == [answer.token_ids for answer in plain]
+        assert [answer.finishes for answer in drafted] == [answer.finishes for answer in plain]
+        num_preemptions += sum(answer.num_preemptions for answer in drafted)
+        for answer in drafted:
+            assert answer.counters is not None
+            num_accepted += answer.counters.num_accepted_tokens
+    assert num_accepted > 0
+    assert (num_preemptions > 0) == (blocks < 100)
+    useless = served(repeating(EOS))
+    assert [answer.token_ids for answer in useless] == [answer.token_ids for answer in plain]
