@@ -112,10 +112,10 @@ def theirs(pair: ModelPair) -> Theirs:
 
 
 @pytest.fixture
-def assisting(request: pytest.FixtureRequest, perfectly_drafted_target: RunningTarget) -> Assisting:
-    if request.param == "ours":
-        return Ours(perfectly_drafted_target)
-    return request.getfixturevalue("theirs")  # type: ignore[no-any-return]  # typed by name only
+def assisting(
+    request: pytest.FixtureRequest, perfectly_drafted_target: RunningTarget, theirs: Theirs
+) -> Assisting:
+    return theirs if request.param == "theirs" else Ours(perfectly_drafted_target)
 
 
 def defect(why: str) -> pytest.MarkDecorator:

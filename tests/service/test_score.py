@@ -78,9 +78,10 @@ def test_a_configuration_shapes_the_processed_scores_alone(
         assert known.processed == pytest.approx(float(expected[i, text[i + 1]]), abs=1e-5)
 
 
-def test_end_of_sequence_tokens_within_end_nothing(client: Client, folder: Path) -> None:
-    eos = client.model_info().default_generation_config.eos_token_id
-    eos = eos if isinstance(eos, int) else eos[0]  # type: ignore[index]  # it has one
+def test_end_of_sequence_tokens_within_end_nothing(client: Client) -> None:
+    ids = client.model_info().default_generation_config.eos_token_id
+    assert ids is not None
+    eos = ids if isinstance(ids, int) else ids[0]
     text = [5, eos, 6, eos, eos, 7]
     assert client.score(text).token_ids == text[1:]
 

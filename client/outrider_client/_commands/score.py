@@ -42,9 +42,10 @@ def score(
     if as_json:
         print_json({"log_likelihood": scores.log_likelihood, "scores": scores})
         return
+    distinct = set(scores.token_ids)
+    pieces = {i: str(i) if token_ids else repr(visible(client.detokenize([i]))) for i in distinct}
     for token_id, known in zip(scores.token_ids, scores.log_probs, strict=True):
-        piece = str(token_id) if token_ids else repr(visible(client.detokenize([token_id])))
-        typer.echo(f"{known.raw:9.4f}  {piece}")
+        typer.echo(f"{known.raw:9.4f}  {pieces[token_id]}")
     perplexity = math.exp(-scores.log_likelihood / len(scores.token_ids))
     print_lines(
         [

@@ -56,11 +56,8 @@ class CombinedSession:
         if not remote.token_ids:
             return lookup
         worth = self._agreement.expected_accepted(len(lookup.token_ids))
-        return (
-            remote
-            if self._remote.agreement.expected_accepted(len(remote.token_ids)) >= worth
-            else lookup
-        )
+        remote_worth = self._remote.agreement.expected_accepted(len(remote.token_ids))
+        return remote if remote_worth >= worth else lookup
 
     def close(self) -> None:
         """Forget the sequence on both sides."""

@@ -77,7 +77,8 @@ class RemoteSession:
                 None without another drafter.
         """
         base_length = self._tree.committed_length
-        self.agreement.observe([node.token_id for node in self._tree.best_path()], token_ids)
+        path = self._tree.best_path(len(token_ids))
+        self.agreement.observe([node.token_id for node in path], token_ids)
         if self._waiting and not self._answered and self.link is not None:
             self.link.pace.missed()  # the round gave up on it
         self._waiting = False
@@ -161,14 +162,17 @@ class RemoteSession:
         """Whether to ask for the next draft, and whether to wait for it."""
         if self._synchronous:
             return Question(ask=True, wait=True)
-        gain = self.agreement.accepted_per_draft - (rival or 0.0)
-        # Going on at once brings 1 + rival tokens in a round, waiting 1 + accepted in a round and
+        alone = rival is None
+        at_hand = rival or 0.0
+        # Going on at once brings 1 + at_hand tokens in a round, waiting 1 + accepted in a round and
         # the wait: the rates are equal at this wait.
-        worth = self._round_pace.seconds * gain / (1 + (rival or 0.0))
-        if rival is None:
-            return decide(link.pace, worth=worth, dispensable=False)
-        run_ahead = self._request.speculation.run_ahead
-        return decide(link.pace, worth=_SHARE_OF_WAIT * worth, dispensable=run_ahead == 0)
+        gain = self.agreement.accepted_per_draft - at_hand
+        worth = self._round_pace.seconds * gain / (1 + at_hand)
+        return decide(
+            link.pace,
+            worth=worth if alone else _SHARE_OF_WAIT * worth,
+            dispensable=not alone and self._request.speculation.run_ahead == 0,
+        )
 
     def _open_on(self, link: LinkState) -> None:
         self._tree = DraftTree(self._tree.token_ids)
