@@ -22,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from outrider_runtime.model.attention_groups import AttentionGroup, KeyRead
+from outrider_runtime.model.attention_weights import AttentionWeights, ScoreRule
 from outrider_runtime.model.batch import RaggedBatch
 from outrider_runtime.model.causal_bias import SHORT_ROWS
 from outrider_runtime.model.kv_storage import KVStorage, LayerKV
@@ -37,6 +38,8 @@ class ForwardContext(NamedTuple):
 
     batch: RaggedBatch
     storage: KVStorage
+    weights: AttentionWeights | None
+    """Takes the weights of rows that ask for them; None when none does."""
 
 
 # Not a keyword argument of the model: some models (StableLM, Nemotron) drop what they don't know.
@@ -44,9 +47,11 @@ _CONTEXT: ContextVar[ForwardContext | None] = ContextVar("outrider_forward", def
 
 
 @contextmanager
-def forward_context(batch: RaggedBatch, storage: KVStorage) -> Iterator[None]:
+def forward_context(
+    batch: RaggedBatch, storage: KVStorage, weights: AttentionWeights | None = None
+) -> Iterator[None]:
     """Makes `ragged_attention` work on this batch, in this thread, within the block."""
-    token = _CONTEXT.set(ForwardContext(batch, storage))
+    token = _CONTEXT.set(ForwardContext(batch, storage, weights))
     try:
         yield
     finally:
@@ -105,7 +110,7 @@ def ragged_attention(
             raise RuntimeError(f"attention is given {name}, which the engine does not know")
     if attention_mask is not None or query.shape[0] != 1:
         raise RuntimeError("the model brings a mask of its own, or splits the flat batch")
-    batch, storage = context
+    batch, storage, weights = context
     layer = _Layer(
         kv=storage.write(cast("int", module.layer_idx), key, values=value, slots=batch.write_slots),
         storage=storage,
@@ -113,6 +118,9 @@ def ragged_attention(
         softcap=softcap,
         sinks=s_aux,
     )
+    if weights is not None:
+        rule = ScoreRule(layer.scaling, softcap, s_aux, sliding_window)
+        weights.record(query, layer.kv, rule)
     groups = batch.groups(sliding_window)
     if groups[0].index is None:
         return _attend(query, layer, group=groups[0])[None], None

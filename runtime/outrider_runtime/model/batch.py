@@ -20,6 +20,7 @@ from outrider_runtime.model.attention_groups import (
 )
 from outrider_runtime.model.causal_bias import CausalBias
 from outrider_runtime.model.kv_pool import KVPool
+from outrider_runtime.model.layer_reading import LayerReading
 
 
 class SequenceRows(NamedTuple):
@@ -28,6 +29,8 @@ class SequenceRows(NamedTuple):
     handle: int
     token_ids: Sequence[int]
     num_logits: int
+    reading: LayerReading | None = None
+    """What else is wanted of its last rows; filled by the forward."""
 
 
 class RaggedBatch:

@@ -31,6 +31,11 @@ def num_output_ids(model: PreTrainedModel) -> int:
     return rows
 
 
+def ties_embeddings(model: PreTrainedModel) -> bool:
+    """Returns whether the output head is the input embedding."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
 def max_model_len(config: PretrainedConfig) -> int:
     """Returns the positions the model was made for (`max_position_embeddings` by any name)."""
     limit = getattr(text_config(config), "max_position_embeddings", None)

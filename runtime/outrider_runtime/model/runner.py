@@ -6,22 +6,43 @@ Knows nothing of requests, sampling or drafts: token ids in, logits out, positio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 import torch
 from transformers import PreTrainedModel
 
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.attention import ATTENTION_NAME, forward_context
+from outrider_runtime.model.attention_weights import AskingRows, AttentionWeights
 from outrider_runtime.model.batch import RaggedBatch, SequenceRows
 from outrider_runtime.model.causal_bias import CausalBias
+from outrider_runtime.model.decoder_layers import DecoderLayers, NoSuchLayers
 from outrider_runtime.model.device import is_out_of_memory
 from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.kv_storage import KVStorage
-from outrider_runtime.model.model_facts import max_model_len, num_input_ids, num_output_ids
+from outrider_runtime.model.layer_reading import LayerReading
+from outrider_runtime.model.model_facts import (
+    max_model_len,
+    num_input_ids,
+    num_output_ids,
+    ties_embeddings,
+)
 from outrider_runtime.model.support import UnsupportedModel
 
-__all__ = ["RaggedRunner", "Runner", "SequenceRows"]
+__all__ = ["LayerReading", "LayerShapes", "RaggedRunner", "Runner", "SequenceRows"]
+
+
+class LayerShapes(NamedTuple):
+    """What a reading of a model's layers gives, as measured."""
+
+    num_layers: int
+    """Hidden states are those of layers 0 to `num_layers`, both included."""
+    hidden_size: int
+    num_heads: int
+    """Query heads of all layers that have attention, together."""
+    tied: bool
+    """Whether the output head is the embedding."""
 
 
 class Runner(Protocol):
@@ -33,12 +54,18 @@ class Runner(Protocol):
     max_model_len: int
     """Positions the model was made for."""
     dtype: torch.dtype
+    layers: LayerShapes | None
+    """What can be read of its layers; None: nothing, and no `num_layers` either."""
 
-    def forward(self, batch: Sequence[SequenceRows]) -> torch.Tensor:
+    def forward(
+        self, batch: Sequence[SequenceRows], *, num_layers: int | None = None
+    ) -> torch.Tensor:
         """Appends the new tokens to their sequences and computes logits.
 
         Args:
             batch: the new tokens of different sequences, at least one token each.
+            num_layers: leave the model after so many layers, for its final norm and output head.
+                The new positions then have no keys in the layers behind.
 
         Returns:
             float32 (float64 for a float64 model) [sum of num_logits, vocab_size], in batch order.
@@ -77,6 +104,8 @@ class RaggedRunner:
         self.device: torch.device = model.device
         self._bias = CausalBias(device=self.device, dtype=self.dtype)
         self._storage, self.pool = KVStorage(1, block_size), KVPool(1, block_size)
+        self.layers: LayerShapes | None = None
+        self._layers: DecoderLayers | None = None
         self._learn_shapes()
         if not self._windows:
             raise UnsupportedModel(
@@ -99,12 +128,14 @@ class RaggedRunner:
         self,
         batch: Sequence[SequenceRows],
         *,
+        num_layers: int | None = None,
         first_positions: Mapping[int, int] | None = None,
     ) -> torch.Tensor:
         """See `Runner.forward`.
 
         Args:
             batch: the new tokens of different sequences, at least one token each.
+            num_layers: leave the model after so many layers.
             first_positions: for sequences that do not begin at position 0, by handle, where they
                 do; the same at every call.
         """
@@ -113,15 +144,18 @@ class RaggedRunner:
         copies = self.pool.append_all((item.handle, len(item.token_ids)) for item in batch)
         try:
             self._storage.copy_blocks(copies)
-            return self._run(
-                RaggedBatch(
-                    batch,
-                    pool=self.pool,
-                    bias=self._bias,
-                    device=self.device,
-                    first_positions=first_positions,
-                )
+            ragged = RaggedBatch(
+                batch,
+                pool=self.pool,
+                bias=self._bias,
+                device=self.device,
+                first_positions=first_positions,
             )
+            if num_layers is not None:
+                return self._run_first_layers(ragged, num_layers)
+            if any(item.reading is not None for item in batch):
+                return self._run_and_read(ragged, batch)
+            return self._run(ragged)
         except BaseException:
             # Positions whose keys were perhaps never written must not look as if they were.
             for item in batch:
@@ -129,8 +163,23 @@ class RaggedRunner:
             raise
 
     def _learn_shapes(self) -> None:
-        """Runs one token, so that the storage has seen every layer."""
-        self.forward([SequenceRows(self.pool.create(), [0], 0)])
+        """Runs one token, so that the storage has seen every layer and so have we."""
+        handle = self.pool.create()
+        try:
+            self._layers = DecoderLayers(self._model)
+            last = len(self._layers)
+            reading = LayerReading(1, hidden_of=range(last + 1), weights=True)
+            self.forward([SequenceRows(handle, [0], 0, reading)])
+        except NoSuchLayers:
+            self._layers = None
+            self.forward([SequenceRows(handle, [0], 0)])
+            return
+        self.layers = LayerShapes(
+            num_layers=last,
+            hidden_size=reading.hidden_states[last].shape[1],
+            num_heads=sum(weights.shape[0] for weights in reading.attentions),
+            tied=ties_embeddings(self._model),
+        )
 
     @torch.inference_mode()
     def _allocate(self, num_blocks: int) -> KVStorage:
@@ -147,29 +196,73 @@ class RaggedRunner:
             ) from error
 
     def _run(self, batch: RaggedBatch) -> torch.Tensor:
+        logits = self._call_model(batch)
+        self._windows = batch.windows
+        return logits
+
+    def _run_first_layers(self, batch: RaggedBatch, num_layers: int) -> torch.Tensor:
+        assert self._layers is not None
+        with self._layers.only_first(num_layers):
+            return self._call_model(batch)
+
+    def _run_and_read(self, batch: RaggedBatch, items: Sequence[SequenceRows]) -> torch.Tensor:
+        """As `_run`, and fills the readings of the items that have one."""
+        assert self._layers is not None
+        asking = [
+            (reading, range(end - reading.num_rows, end), item.handle)
+            for item, end in zip(items, accumulate(len(i.token_ids) for i in items), strict=True)
+            if (reading := item.reading) is not None
+        ]
+        weighed = [one for one in asking if one[0].weights]
+        weights = AttentionWeights(
+            [AskingRows(rows.start, len(rows), self._slots(handle)) for _, rows, handle in weighed]
+        )
+        layers = {layer for reading, _, _ in asking for layer in reading.layers}
+        with self._layers.watched(layers) as hidden:
+            logits = self._call_model(batch, weights if weighed else None)
+        self._windows = batch.windows
+        for reading, rows, _ in asking:
+            states = {layer: hidden[layer][rows.start : rows.stop] for layer in reading.layers}
+            reading.hidden_states = {layer: states[layer] for layer in reading.hidden_of}
+            reading.logits = {
+                layer: self._layers.project(states[layer]) for layer in reading.logits_of
+            }
+        for (reading, _, _), found in zip(weighed, weights.by_rows, strict=True):
+            reading.attentions = found
+        return logits
+
+    def _slots(self, handle: int) -> torch.Tensor:
+        """Of all positions of a sequence."""
+        slots = self.pool.slots(handle, 0, self.pool.length(handle))
+        return torch.tensor(slots, device=self.device)
+
+    def _call_model(
+        self, batch: RaggedBatch, weights: AttentionWeights | None = None
+    ) -> torch.Tensor:
         # 0 keeps all rows.
         keep = 0 if batch.logits_rows is None else batch.logits_rows
-        with forward_context(batch, self._storage):
+        with forward_context(batch, self._storage, weights):
             output = self._model(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
                 use_cache=False,
                 logits_to_keep=keep,
             )
-        self._windows = batch.windows
         logits: torch.Tensor = output.logits[0]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _check(self, batch: Sequence[SequenceRows], first_positions: Mapping[int, int]) -> None:
         if not batch:
             raise ValueError("a batch holds at least one sequence")
-        for handle, token_ids, num_logits in batch:
+        for handle, token_ids, num_logits, reading in batch:
             if not token_ids:
                 raise ValueError(f"sequence {handle}: no new tokens")
             if not 0 <= num_logits <= len(token_ids):
                 raise ValueError(
                     f"sequence {handle}: {num_logits} logits wanted of {len(token_ids)} rows"
                 )
+            if reading is not None:
+                self._check_reading(handle, reading, len(token_ids))
             if min(token_ids) < 0 or max(token_ids) >= self._num_input_ids:
                 raise ValueError(f"sequence {handle}: token id out of range")
             length = first_positions.get(handle, 0) + self.pool.length(handle) + len(token_ids)
@@ -177,3 +270,11 @@ class RaggedRunner:
                 raise ValueError(
                     f"sequence {handle}: longer than the model's {self.max_model_len} positions"
                 )
+
+    def _check_reading(self, handle: int, reading: LayerReading, num_rows: int) -> None:
+        if self._layers is None:
+            raise ValueError(f"sequence {handle}: nothing can be read of this model's layers")
+        if not 1 <= reading.num_rows <= num_rows:
+            raise ValueError(f"sequence {handle}: {reading.num_rows} of {num_rows} rows to read")
+        if reading.layers - set(range(len(self._layers) + 1)):
+            raise ValueError(f"sequence {handle}: it has {len(self._layers)} layers to read")
