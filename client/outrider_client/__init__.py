@@ -7,7 +7,14 @@ an underscore are not.
 from outrider_client._async_client import AsyncClient
 from outrider_client._async_stream import AsyncStream
 from outrider_client._client import Client
-from outrider_client._completion import Chunk, Completion, FinishReason, GeneratedSequence, Started
+from outrider_client._completion import (
+    Chunk,
+    Completion,
+    FinishReason,
+    GeneratedSequence,
+    HealedPrompt,
+    Started,
+)
 from outrider_client._connection import TLSConfig
 from outrider_client._errors import (
     AlreadyExistsError,
@@ -64,6 +71,7 @@ __all__ = [
     "GeneratedSequence",
     "GenerationConfig",
     "GenerationMode",
+    "HealedPrompt",
     "InvalidRequestError",
     "Loads",
     "ModelInfo",

@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from outrider.v1 import generation_pb2
 from outrider_contract.generation_config import ConfigValueError
 
-from outrider_client._completion import Chunk, Completion, FinishReason, GeneratedSequence, Started
+from outrider_client._completion import (
+    Chunk,
+    Completion,
+    FinishReason,
+    GeneratedSequence,
+    HealedPrompt,
+    Started,
+)
 from outrider_client._generation_config import GenerationConfig
 from outrider_client._log_probs import TokenLogProbs
 from outrider_client._speculation_config import SpeculationConfig
@@ -68,6 +75,11 @@ class Assembly:
             effective_config=effective_config,
             effective_speculation=SpeculationConfig.from_message(started.effective_speculation),
             num_prompt_tokens=started.num_prompt_tokens,
+            healed_prompt=HealedPrompt(
+                list(started.healed_prompt.token_ids), started.healed_prompt.text
+            )
+            if started.HasField("healed_prompt")
+            else None,
         )
         return self.started
 
@@ -131,6 +143,7 @@ class Assembly:
             effective_config=started.effective_config,
             effective_speculation=started.effective_speculation,
             speculation=stats,
+            healed_prompt=started.healed_prompt,
         )
 
     def _num_sequences(self) -> int:

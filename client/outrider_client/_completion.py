@@ -32,6 +32,17 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class HealedPrompt:
+    """The prompt in use, where `token_healing` was asked for."""
+
+    token_ids: list[int]
+    """Its tokens."""
+
+    text: str
+    """Its text, without special tokens: the generated text continues it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """What the server says before the first token."""
 
@@ -49,6 +60,9 @@ class Started:
 
     num_prompt_tokens: int
     """Length of the prompt in tokens."""
+
+    healed_prompt: HealedPrompt | None = None
+    """The prompt in use; None without `token_healing`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +150,9 @@ class Completion:
 
     speculation: SpeculationStats
     """What speculation did."""
+
+    healed_prompt: HealedPrompt | None = None
+    """The prompt in use; None without `token_healing`."""
 
     @property
     def text(self) -> str:

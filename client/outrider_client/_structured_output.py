@@ -7,11 +7,13 @@ grammar makes sense is the server's to judge.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from outrider.v1 import structured_output_pb2
+from outrider_contract.json_values import MAX_UINT32
 
 from outrider_client._errors import InvalidRequestError
 
@@ -36,6 +38,9 @@ class StructuredOutput:
     choices: Sequence[str] | None = None
     """The text is one of these."""
 
+    token_choices: Sequence[Sequence[int]] | None = None
+    """The generated tokens are one of these lists."""
+
     def __post_init__(self) -> None:
         given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
         if len(given) != 1:
@@ -53,6 +58,8 @@ class StructuredOutput:
             object.__setattr__(self, name, tuple(value))  # as frozen as the rest
             if not value or not all(isinstance(one, str) and one for one in value):
                 raise _invalid(name, "must hold at least one text and no empty one", value)
+        elif name == "token_choices":
+            object.__setattr__(self, name, _token_lists(value))
         elif not isinstance(value, str) and not (
             name == "json_schema" and isinstance(value, Mapping)
         ):
@@ -77,7 +84,22 @@ class StructuredOutput:
             message.grammar = _utf8(self.grammar)
         if self.choices is not None:
             message.choices.values.extend(map(_utf8, self.choices))
+        for token_ids in self.token_choices or ():
+            message.token_choices.lists.add(ids=token_ids)
         return message
+
+
+def _token_lists(value: object) -> tuple[tuple[int, ...], ...]:
+    must = "must hold lists of token ids, at least one and no empty one"
+    try:
+        lists = tuple(tuple(map(operator.index, token_ids)) for token_ids in value)  # type: ignore[attr-defined]
+    except TypeError:
+        raise _invalid("token_choices", must, value) from None
+    if not lists or not all(lists):
+        raise _invalid("token_choices", must, value)
+    if any(not 0 <= token_id <= MAX_UINT32 for token_ids in lists for token_id in token_ids):
+        raise _invalid("token_choices", f"ids must be in [0, {MAX_UINT32}]", value)
+    return lists
 
 
 def _utf8(text: str) -> str:

@@ -90,7 +90,10 @@ CAPABILITIES: dict[str, Capability] = {
     "suppress_tokens": _honoured(),
     "begin_suppress_tokens": _honoured(),
     "sequence_bias": _honoured("in list form"),
-    "token_healing": _not_yet("not served yet", False),
+    "token_healing": _honoured(
+        "the last token of the stripped prompt is chosen again among those that begin with its "
+        "text: the highest score, never sampled; the answer tells the prompt in use"
+    ),
     "guidance_scale": _not_yet("not served yet", 1.0),
     "watermarking_config": _honoured(
         "green lists and SynthID, with the random numbers of transformers on CPU, whatever the "

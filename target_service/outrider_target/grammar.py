@@ -1,7 +1,7 @@
 """Compiles the form of a text into something that can be followed token by token.
 
-On llguidance, which is optional and imported when the first request needs it. Knows nothing of
-requests beyond the form they want.
+On llguidance, which is optional and imported when the first request needs it; lists of token ids
+need nothing. Knows nothing of requests beyond the form they want.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from outrider_runtime.tokenizer import backend
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from outrider_target.constraint import Constraint
+from outrider_target.constraint import Form
+from outrider_target.grammar_constraint import GrammarConstraint
 from outrider_target.request import Structure, TextForm
+from outrider_target.token_trie import TokenTrie
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -48,9 +50,9 @@ class Grammar:
         self._end_id = end_id
         self._vocab_size = vocab_size
 
-    def start(self, eos_token_ids: Sequence[int]) -> Constraint:
-        """At the start of a text that one of these tokens ends, if there are any."""
-        return Constraint(
+    def start(self, eos_token_ids: Sequence[int]) -> GrammarConstraint:
+        """See `constraint.Form`."""
+        return GrammarConstraint(
             self._new_matcher,
             field=self._field,
             end_id=self._end_id,
@@ -76,13 +78,17 @@ class GrammarCompiler:
         self._reading = threading.Lock()
         self._turns = asyncio.Semaphore(_MAX_AT_ONCE)
 
-    async def compile(self, structure: Structure) -> Grammar:
+    async def compile(self, structure: Structure) -> Form:
         """Compile a form.
 
         Raises:
             InvalidRequest: It makes no sense, is too costly, or no text has it; names the field.
             UnsupportedOption: llguidance is not installed.
         """
+        if structure.form is TextForm.TOKEN_CHOICES:
+            return TokenTrie(
+                structure.token_lists, field=structure.field, vocab_size=self._vocab_size
+            )
         vocabulary = self._vocabulary
         if vocabulary is None:
             vocabulary = await asyncio.to_thread(self._read_vocabulary)

@@ -41,19 +41,21 @@ _SUPPORT = {
 }
 
 
-def started(request: GenerationRequest) -> generation_pb2.GenerateResponse:
-    """The first chunk."""
-    return generation_pb2.GenerateResponse(
-        chunk=generation_pb2.GenerateChunk(
-            started=generation_pb2.GenerationStarted(
-                request_id=request.id,
-                seed=request.seed,
-                effective_config=request.effective_config,
-                effective_speculation=_speculation(request.speculation),
-                num_prompt_tokens=len(request.prompt),
-            )
-        )
+def started(
+    request: GenerationRequest, healed: str | None = None
+) -> generation_pb2.GenerateResponse:
+    """The first chunk. `healed`: the text of the prompt in use, where it was rewritten."""
+    message = generation_pb2.GenerationStarted(
+        request_id=request.id,
+        seed=request.seed,
+        effective_config=request.effective_config,
+        effective_speculation=_speculation(request.speculation),
+        num_prompt_tokens=len(request.prompt),
     )
+    if healed is not None:
+        message.healed_prompt.text = healed
+        message.healed_prompt.token_ids.extend(request.prompt)
+    return generation_pb2.GenerateResponse(chunk=generation_pb2.GenerateChunk(started=message))
 
 
 def sequence_result(

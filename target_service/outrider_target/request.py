@@ -69,6 +69,8 @@ class TextForm(StrEnum):
     """In llguidance's Lark notation."""
     CHOICES = "choices"
     """In that notation, too."""
+    TOKEN_CHOICES = "token_choices"
+    """Lists of token ids."""
 
 
 class Structure(NamedTuple):
@@ -78,6 +80,8 @@ class Structure(NamedTuple):
     """The request's field that asks for it, for errors."""
     form: TextForm
     source: str
+    token_lists: Sequence[Sequence[int]] = ()
+    """In place of a source, for TOKEN_CHOICES."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerFast
 
+from outrider_target.constraint import Form
 from outrider_target.drafting.drafter import DraftSession
 from outrider_target.given import WINDOW, GivenSession, GivenStrategy
-from outrider_target.grammar import Grammar
 from outrider_target.request import Finish, GenerationRequest
 from outrider_target.statistics import SpeculationCounters
 from outrider_target.stopping import StopCheck, StopStrings
@@ -31,6 +31,8 @@ class RequestState:
     arrived_at: float = field(default_factory=time.monotonic)
     admitted_at: float | None = None
     first_token_at: float | None = None
+    aborted: bool = False
+    """Whether somebody asked to end it. Belongs to the asyncio loop."""
 
     @property
     def finished(self) -> bool:
@@ -80,16 +82,21 @@ class Sequence:
 def new_state(
     request: GenerationRequest,
     tokenizer: PreTrainedTokenizerFast | None,
-    grammar: Grammar | None = None,
+    form: Form | None = None,
+    *,
+    after: RequestState | None = None,
 ) -> RequestState:
     """A request and its sequences, ready to be scheduled.
 
     Args:
         request: A validated request.
         tokenizer: Finds its stop strings; may be None when it has none.
-        grammar: Its compiled structure; None when its text is free.
+        form: Its compiled structure; None when its text is free.
+        after: What was run for its sake before: its place in the queue and its time count on.
     """
     state = RequestState(request)
+    if after is not None:
+        state.arrival, state.arrived_at = after.arrival, after.arrived_at
     speculation = request.speculation
     for index in range(request.num_sequences):
         stop_strings = None
@@ -97,8 +104,8 @@ def new_state(
             assert tokenizer is not None
             stop_strings = StopStrings(request.stop_strings, tokenizer, request.prompt)
         constraint = None
-        if grammar is not None:
-            constraint = grammar.start(request.parameters.eos_token_ids)
+        if form is not None:
+            constraint = form.start(request.parameters.eos_token_ids)
         strategy = TokenStrategy(
             request.parameters,
             seed=request.seed,

@@ -33,6 +33,7 @@ from outrider_target.drafting.lookup import LookupDrafter
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.engine import Engine
 from outrider_target.grammar import GrammarCompiler
+from outrider_target.healing import Healer
 from outrider_target.metrics import EngineCollector, RequestMetrics
 from outrider_target.model_defaults import servable_defaults
 from outrider_target.outbox import Outbox
@@ -207,6 +208,7 @@ class TargetService:
             requests=requests,
             text=text,
             grammars=GrammarCompiler(text.tokenizer, vocab_size=loaded.vocab_size),
+            healer=Healer(text.tokenizer, vocab_size=loaded.vocab_size) if text.tokenizer else None,
             model=_served_model(loaded, settings, max_model_len, text),
             identity=ModelIdentity(
                 name=settings.model.served_model_name or loaded.name,

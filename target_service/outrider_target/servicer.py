@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from collections.abc import Sequence as SequenceOf
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import grpc.aio
@@ -21,6 +24,7 @@ from outrider_runtime.request_context import current_request_id
 
 from outrider_target import messages
 from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
+from outrider_target.healing import choosing_state
 from outrider_target.request import GenerationRequest
 from outrider_target.sequence import RequestState, new_state
 from outrider_target.serving import Serving
@@ -44,35 +48,73 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         serving = self._serving
         request_id = _request_id(request)
         serving.requests.check_room(request_id)
-        generation = await self._validated(request, request_id)
-        grammar = None
+        prompt = await self._token_ids(request, "prompt")
+        generation = self._validated(request, request_id, prompt)
+        form = None
         if generation.structure is not None:
-            grammar = await serving.grammars.compile(generation.structure)
-        build = partial(new_state, generation, serving.text.tokenizer, grammar)
+            form = await serving.grammars.compile(generation.structure)
+        choosing = healed = None
+        if generation.effective_config.token_healing:
+            generation, choosing = await self._heal(request, generation)
+            healed = await serving.text.decode(generation.prompt, skip_special_tokens=True)
+        build = partial(new_state, generation, serving.text.tokenizer, form, after=choosing)
         # Stop strings may begin in the prompt: thousands of its tokens are looked at.
         state = await asyncio.to_thread(build) if generation.stop_strings else build()
         if (seconds_left := context.time_remaining()) is not None and seconds_left <= 0:
             return  # gRPC has ended the call; what it asked for need not begin
-        events = serving.requests.add(state)
-        serving.engine.submit(state)
-        try:
-            yield messages.started(generation)
+        async with self._running(state) as events:
+            yield messages.started(generation, healed)
             skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
             async for response in self._responses(state, events, skip_special_tokens=skip):
                 yield response
-        finally:
-            # Whatever ended the call, a client that went away or our own fault: nothing stays.
-            serving.requests.remove(state)
-            serving.engine.cancel(state, report=False)
 
-    async def _validated(self, request: pb.GenerateRequest, request_id: str) -> GenerationRequest:
+    def _validated(
+        self, request: pb.GenerateRequest, request_id: str, prompt: SequenceOf[int]
+    ) -> GenerationRequest:
         return validate(
             request,
             request_id=request_id,
-            prompt=await self._token_ids(request, "prompt"),
+            prompt=prompt,
             model=self._serving.model,
             defaults=self._serving.speculation_defaults,
         )
+
+    @asynccontextmanager
+    async def _running(self, state: RequestState) -> AsyncIterator[asyncio.Queue[Event]]:
+        """Have a request served; gives the queue of its events."""
+        events = self._serving.requests.add(state)
+        self._serving.engine.submit(state)
+        try:
+            yield events
+        finally:
+            # Whatever ended the call, a client that went away or our own fault: nothing stays.
+            self._serving.requests.remove(state)
+            self._serving.engine.cancel(state, report=False)
+
+    async def _heal(
+        self, request: pb.GenerateRequest, generation: GenerationRequest
+    ) -> tuple[GenerationRequest, RequestState | None]:
+        """Rewrite the end of the prompt; gives the new request and what was run for it, if so."""
+        assert self._serving.healer is not None, "checked with the request"
+        cut = await self._serving.healer.cut(generation.prompt)
+        if tuple(cut.prompt) != generation.prompt:  # perhaps too long now
+            generation = self._validated(request, generation.id, cut.prompt)
+        if not cut.candidates:
+            return generation, None
+        choosing = choosing_state(generation, cut, vocab_size=self._serving.model.vocab_size)
+        chosen = cut.prompt[-1]
+        async with self._running(choosing) as events:
+            while True:
+                match await events.get():
+                    case TokensDecided(_, token_ids):
+                        chosen = next(iter(token_ids), chosen)
+                    case RequestCompleted():
+                        break
+                    case RequestFailed() as failure:
+                        raise _fault(generation, failure)
+        if choosing.aborted:  # perhaps too late for the engine, which had one round to run
+            raise RequestAborted(generation.id)
+        return replace(generation, prompt=(*cut.prompt[:-1], chosen)), choosing
 
     async def _token_ids(self, request: pb.GenerateRequest | pb.ScoreRequest, of: str) -> list[int]:
         if request.HasField("text"):
@@ -131,11 +173,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             model=serving.model,
             defaults=serving.speculation_defaults,
         )
-        state = new_state(scoring, None)
-        events = serving.requests.add(state)
-        serving.engine.submit(state)
         response = pb.ScoreResponse(request_id=request_id)
-        try:
+        async with self._running(new_state(scoring, None)) as events:
             while True:
                 match await events.get():
                     case TokensDecided(_, token_ids, _, _, log_probs):
@@ -145,9 +184,6 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                         break
                     case RequestFailed() as failure:
                         raise _fault(scoring, failure)
-        finally:
-            serving.requests.remove(state)
-            serving.engine.cancel(state, report=False)
         if len(response.token_ids) < len(scoring.given):
             raise RequestAborted(request_id)
         return response
@@ -161,6 +197,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         aborted = []
         for request_id in request.request_ids:
             if (state := self._serving.requests.get(request_id)) is not None:
+                state.aborted = True
                 self._serving.engine.cancel(state, report=True)
                 aborted.append(request_id)
         return pb.AbortResponse(aborted_request_ids=aborted)

@@ -15,6 +15,7 @@ from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.link import DraftLink
 from outrider_target.engine import Engine
 from outrider_target.grammar import GrammarCompiler
+from outrider_target.healing import Healer
 from outrider_target.metrics import RequestMetrics
 from outrider_target.settings import BatchSettings, SpeculationDefaults
 from outrider_target.text import TextCodec
@@ -39,6 +40,8 @@ class Serving:
     requests: LiveRequests
     text: TextCodec
     grammars: GrammarCompiler
+    healer: Healer | None
+    """None without a tokenizer."""
     model: ServedModel
     identity: ModelIdentity
     batch: BatchSettings

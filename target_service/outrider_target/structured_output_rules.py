@@ -20,6 +20,9 @@ FIELD = "structured_output"
 
 MAX_BYTES = {"json_schema": 16_384, "regex": 2048, "grammar": 8192, "choices": 16_384}
 
+MAX_TOKEN_CHOICES = 65_536
+"""Tokens in all lists together: a node of the trie takes some 200 bytes."""
+
 _MAX_PATTERN_BYTES = 2048
 """Of all patterns of a schema: compiling a regular expression can take time in the square of its
 length (7 kB of `\\p{L}*\\w*` took 2 s)."""
@@ -30,12 +33,13 @@ automaton with that many states, and those that apply to one number are combined
 _MAX_DECIMALS = 9
 
 
-def structure(message: pb.StructuredOutput, *, has_tokenizer: bool) -> Structure:
+def structure(message: pb.StructuredOutput, *, has_tokenizer: bool, vocab_size: int) -> Structure:
     """The form that the text must have.
 
     Args:
         message: What the request says.
         has_tokenizer: Whether the served model's tokens have text.
+        vocab_size: Number of its tokens.
 
     Raises:
         InvalidRequest: There is no form, or it is empty or too large; names the field.
@@ -43,7 +47,11 @@ def structure(message: pb.StructuredOutput, *, has_tokenizer: bool) -> Structure
     """
     name = message.WhichOneof("form")
     if name is None:
-        raise InvalidRequest(FIELD, "set one of json_schema, regex, grammar and choices")
+        raise InvalidRequest(
+            FIELD, "set one of json_schema, regex, grammar, choices and token_choices"
+        )
+    if name == "token_choices":
+        return _token_choices(message, vocab_size)
     if not has_tokenizer:
         raise UnsupportedOption(FIELD, "the served model has no tokenizer to make text with")
     field = f"{FIELD}.{name}"
@@ -62,6 +70,20 @@ def structure(message: pb.StructuredOutput, *, has_tokenizer: bool) -> Structure
     if form is TextForm.GRAMMAR and "%json" in texts[0]:
         raise UnsupportedOption(field, "%json is not served; send a JSON Schema as json_schema")
     return Structure(field, form, texts[0])
+
+
+def _token_choices(message: pb.StructuredOutput, vocab_size: int) -> Structure:
+    field = f"{FIELD}.token_choices"
+    lists = [list(entry.ids) for entry in message.token_choices.lists]
+    if not lists or not all(lists):
+        raise InvalidRequest(field, "must not be empty, nor hold an empty list")
+    if (size := sum(map(len, lists))) > MAX_TOKEN_CHOICES:
+        raise InvalidRequest(
+            field, f"at most {MAX_TOKEN_CHOICES} tokens in all are possible, got {size}"
+        )
+    if (highest := max(map(max, lists))) >= vocab_size:
+        raise InvalidRequest(field, f"token id {highest} is outside the vocabulary of {vocab_size}")
+    return Structure(field, TextForm.TOKEN_CHOICES, "", lists)
 
 
 def _check_schema(field: str, text: str) -> None:

@@ -76,6 +76,10 @@ def validate(
     _check_prompt(message, prompt, model)
     max_length = _max_length(message.generation_config, config, len(prompt), model)
     _check_consistent(config, len(prompt), max_length, model)
+    if config.token_healing and not model.has_tokenizer:
+        raise UnsupportedOption(
+            "generation_config.token_healing", "the served model has no tokenizer to heal with"
+        )
     config.max_length = max_length
     return GenerationRequest(
         id=request_id,
@@ -94,7 +98,11 @@ def validate(
         prefill_chunk_size=config.prefill_chunk_size
         if config.HasField("prefill_chunk_size")
         else None,
-        structure=structure(message.structured_output, has_tokenizer=model.has_tokenizer)
+        structure=structure(
+            message.structured_output,
+            has_tokenizer=model.has_tokenizer,
+            vocab_size=model.vocab_size,
+        )
         if message.HasField("structured_output")
         else None,
     )

@@ -112,6 +112,23 @@ def test_generate_asks_for_log_probabilities_only_where_they_can_be_shown(
     assert len(server.received) == 1
 
 
+def test_generate_prints_what_healing_added_to_the_prompt_before_its_text(
+    outrider: Outrider, server: FakeServer
+) -> None:
+    def healing(request: Any, context: Any) -> Responses:
+        message = started(request)
+        message.chunk.started.healed_prompt.text = "see http"
+        message.chunk.started.healed_prompt.token_ids.extend([5, 6])
+        yield message
+        yield chunk([10])
+        yield complete([1])
+
+    server.script = healing
+    assert outrider.at("generate", " see ht") == (0, "tp<10>\n", "")
+    printed = json.loads(outrider.at("generate", "--json", "see ht").out)
+    assert printed["healed_prompt"] == {"token_ids": [5, 6], "text": "see http"}
+
+
 def test_score_prints_each_token_and_the_whole(outrider: Outrider, server: FakeServer) -> None:
     ended = outrider.at("score", "--token-ids", "--first-position", "2", "4 5 6 7")
     assert ended.code == 0, ended.err

@@ -23,6 +23,12 @@ from outrider_client import InvalidRequestError, StructuredOutput
         ({"choices": []}, "structured_output.choices"),
         ({"choices": ["yes", ""]}, "structured_output.choices"),
         ({"choices": ["yes", 1]}, "structured_output.choices"),
+        ({"token_choices": []}, "structured_output.token_choices"),
+        ({"token_choices": 5}, "structured_output.token_choices"),
+        ({"token_choices": [5, 6]}, "structured_output.token_choices"),
+        ({"token_choices": [[5], []]}, "structured_output.token_choices"),
+        ({"token_choices": [[-1]]}, "structured_output.token_choices"),
+        ({"token_choices": ["ab"]}, "structured_output.token_choices"),
     ],
 )
 def test_what_cannot_be_right_is_refused_by_name(given: dict[str, Any], field: str) -> None:
@@ -38,3 +44,5 @@ def test_each_form_becomes_its_field() -> None:
     assert StructuredOutput(regex="a+").to_message().regex == "a+"
     assert StructuredOutput(grammar='start: "a"').to_message().grammar == 'start: "a"'
     assert list(StructuredOutput(choices=["a", "b"]).to_message().choices.values) == ["a", "b"]
+    lists = StructuredOutput(token_choices=[[5, 6], (7,)]).to_message().token_choices.lists
+    assert [list(one.ids) for one in lists] == [[5, 6], [7]]

@@ -166,6 +166,7 @@ CHANGES: dict[str, tuple[dict[str, Any], object, Observe]] = {
     "suppress_tokens": (BASE, list(range(3, 240)), tokens),
     "begin_suppress_tokens": (CYCLE, ids_of("a"), tokens),
     "sequence_bias": (BASE, [[[77], 1e6]], tokens),
+    "token_healing": ({**BASE, "prompt": "abcd "}, True, tokens),
     "watermarking_config": (BASE, {"bias": 50.0}, tokens),
     "num_return_sequences": (SAMPLED, 2, tokens),
     "eos_token_id": (CYCLE, ids_of("c")[0], tokens),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 import re
@@ -15,6 +16,7 @@ import grpc
 import jsonschema
 import pytest
 from outrider.v1 import generation_pb2 as pb
+from outrider.v1.generation_config_pb2 import TokenIdLists, TokenIds
 from outrider.v1.structured_output_pb2 import ChoiceList, StructuredOutput
 from outrider_client import Client, GenerationConfig, SpeculationConfig
 from outrider_client import StructuredOutput as Form
@@ -22,7 +24,7 @@ from outrider_target.grammar import INSTALL
 from service.asking import LOOKUP, PLAIN, Answer, ask, collect
 from service.harness import Caller, RunningService
 from service.refusals import refused
-from service.tiny_folder import EOS
+from service.tiny_folder import EOS, VOCAB_SIZE, ids_of
 
 EOS_ON = {"clear": (), "eos_token_id": EOS}
 COMPACT = {"x-guidance": {"whitespace_flexible": False}}
@@ -125,8 +127,12 @@ def test_draft_windows_run_past_the_end_at_every_offset(caller: Caller) -> None:
     num_drafted = 0
     for length in range(1, 13):
         word = "abcdefghijkl"[:length]
-        form = StructuredOutput(choices=ChoiceList(values=[word]))
-        for ends in (EOS_ON, {}):
+        lists = TokenIdLists(lists=[TokenIds(ids=ids_of(word))])
+        forms = (
+            StructuredOutput(choices=ChoiceList(values=[word])),
+            StructuredOutput(token_choices=lists),
+        )
+        for ends, form in itertools.product((EOS_ON, {}), forms):
             answer, drafted = both_ways(
                 caller, form, "abcdefghijklmnop " * 3, 0, max_new_tokens=40, **ends
             )
@@ -134,7 +140,7 @@ def test_draft_windows_run_past_the_end_at_every_offset(caller: Caller) -> None:
             assert answer.text == word
             assert answer.finish_reasons == ["STOP"]
             assert (answer.token_ids[-1] == EOS) == bool(ends)
-    assert num_drafted > 50
+    assert num_drafted > 100
 
 
 def test_an_earlier_ban_of_all_that_the_form_allows_gives_way(caller: Caller) -> None:
@@ -164,6 +170,8 @@ HOSTILE = {
     "unknown rule": Form(grammar="start: foo"),
     "embedded": Form(grammar='start: %json {"type": "integer"}'),
     "many": Form(choices=["x" * 100] * 500),
+    "too many tokens": Form(token_choices=[[5] * 70_000]),
+    "unknown token": Form(token_choices=[[5, VOCAB_SIZE]]),
 }
 
 
@@ -205,9 +213,11 @@ def test_without_a_tokenizer_it_is_refused(
 ) -> None:
     model = dataclasses.replace(service.serving.model, has_tokenizer=False)
     monkeypatch.setattr(service.serving, "model", model)
-    request = ask([5, 6])
+    request = ask([5, 6], max_new_tokens=5)
     request.structured_output.regex = "a"
     assert "tokenizer" in refused(caller, request).message
+    request.structured_output.token_choices.lists.add(ids=[7, 8])
+    assert collect(caller.open(request)).token_ids == [7, 8]
 
 
 def test_free_and_bound_requests_in_one_batch_do_not_touch_each_other(client: Client) -> None:

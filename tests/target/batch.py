@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_runtime.model.runner import Runner
 from outrider_runtime.sampling_parameters import SamplingParameters
+from outrider_target.constraint import Form
 from outrider_target.drafting.drafter import Drafter, NullDrafter
 from outrider_target.drafting.lookup import LookupDrafter
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
-from outrider_target.grammar import Grammar
 from outrider_target.request import DraftMethod, Finish, GenerationRequest, SpeculationSettings
 from outrider_target.round import Rounds
 from outrider_target.scheduler import Scheduler
@@ -107,9 +107,9 @@ class Batch:
         self.rounds = Rounds(self.runner, self.scheduler, drafters, self._take, round_pace)
         self.num_rounds = 0
 
-    def submit(self, generation: GenerationRequest, grammar: Grammar | None = None) -> RequestState:
-        """Put a request into the queue, its text bound to a grammar or free."""
-        state = new_state(generation, None, grammar)
+    def submit(self, generation: GenerationRequest, form: Form | None = None) -> RequestState:
+        """Put a request into the queue, its text bound to a form or free."""
+        state = new_state(generation, None, form)
         n = generation.num_sequences
         self.answers[state] = Answer([[] for _ in range(n)], [None] * n)
         self.scheduler.submit(state)

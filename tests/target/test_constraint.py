@@ -9,9 +9,11 @@ import string
 
 import numpy as np
 import pytest
-from outrider_target.constraint import Constraint
-from outrider_target.grammar import Grammar, GrammarCompiler
+from outrider_runtime.errors import InvalidRequest
+from outrider_target.constraint import Constraint, Form
+from outrider_target.grammar import GrammarCompiler
 from outrider_target.request import Structure, TextForm
+from outrider_target.token_trie import TokenTrie
 from target.batch import Answer, Batch, request
 from target.conftest import NewRunner
 from target.drafters import ScriptedDrafter, repeating, sometimes_right
@@ -42,9 +44,15 @@ def compiler() -> GrammarCompiler:
     return GrammarCompiler(fast, vocab_size=VOCAB_SIZE)
 
 
-def compiled(compiler: GrammarCompiler, regex: str) -> Grammar:
+def compiled(compiler: GrammarCompiler, regex: str) -> Form:
     structure = Structure("structured_output.regex", TextForm.REGEX, regex)
     return asyncio.run(compiler.compile(structure))
+
+
+def trie(*texts: str) -> TokenTrie:
+    return TokenTrie(
+        map(ids_of, texts), field="structured_output.token_choices", vocab_size=VOCAB_SIZE
+    )
 
 
 def state_of(constraint: Constraint) -> list[int]:
@@ -70,6 +78,39 @@ def test_a_draft_is_cut_before_the_first_token_that_cannot_follow(
         [EOS],
     ]
     assert state_of(constraint) == before == ids_of("b")
+
+
+def test_a_trie_cuts_a_draft_before_the_first_token_that_cannot_follow() -> None:
+    constraint = trie("ab", "abcd", "abce", "x").start([EOS])
+    constraint.push(ids_of("a")[0])
+    assert constraint.admissible(ids_of("bdx")) == 1
+    assert constraint.admissible(ids_of("x")) == 0
+    assert constraint.admissible([EOS]) == 0
+    assert constraint.admissible([VOCAB_SIZE + 3]) == 0
+    assert constraint.admissible([*ids_of("b"), EOS, EOS]) == 2
+    assert constraint.admissible([*ids_of("bcd"), EOS, EOS, 5]) == 4
+    masks = constraint.allowed(ids_of("bcd"))
+    assert [np.flatnonzero(row).tolist() for row in masks] == [
+        ids_of("b"),
+        [EOS, *ids_of("c")],
+        ids_of("de"),
+        [EOS],
+    ]
+    with pytest.raises(InvalidRequest, match="token_choices"):
+        constraint.push(ids_of("x")[0])
+    endless = trie("ab", "abcd").start([])
+    assert endless.admissible(ids_of("abcdd")) == 4
+    for letter in "abcd":
+        assert not endless.ended
+        endless.push(ids_of(letter)[0])
+    assert endless.ended
+
+
+def test_a_list_may_hold_the_end_token_itself() -> None:
+    constraint = TokenTrie([[5, EOS], [5, 6, EOS]], field="f", vocab_size=VOCAB_SIZE).start([EOS])
+    assert constraint.admissible([5, EOS, 5]) == 2
+    masks = constraint.allowed([5])
+    assert [np.flatnonzero(row).tolist() for row in masks] == [[5], [EOS, 6]]
 
 
 def test_without_an_end_token_the_text_ends_where_nothing_can_follow(
@@ -98,7 +139,9 @@ def test_no_drafter_changes_a_text_or_breaks_its_form(
         "(a|b(c|d)*e){4}f",
         None,
     ]
-    grammars = [None if regex is None else compiled(compiler, regex) for regex in regexes]
+    forms = [None if regex is None else compiled(compiler, regex) for regex in regexes]
+    forms += [trie("ab", "abcd", "abce", "xyzxyzxyzxyzxyz"), trie("q" * 25)]
+    regexes += ["ab(cd|ce)?|(xyz){5}", "q{25}"]
     chance = random.Random(1)
     requests = [
         request(
@@ -117,7 +160,7 @@ def test_no_drafter_changes_a_text_or_breaks_its_form(
         if drafter is not None:
             batch.drafter = drafter
             batch.__post_init__()
-        states = [batch.submit(*pair) for pair in zip(requests, grammars, strict=True)]
+        states = [batch.submit(*pair) for pair in zip(requests, forms, strict=True)]
         batch.finish()
         return [batch.answers[state] for state in states]
 

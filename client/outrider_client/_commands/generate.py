@@ -129,7 +129,7 @@ def generate(
         elif token_ids:
             _print_ids(stream)
         else:
-            _print_text(client, stream)
+            _print_text(client, stream, prompt=text)
     if stats or (stats is None and not as_json and sys.stderr.isatty()):
         typer.echo(summary(stream.final), err=True)
 
@@ -144,11 +144,14 @@ def _print_object(completion: Completion) -> None:
     print_json(first | rest)
 
 
-def _print_text(client: Client, stream: Stream) -> None:
+def _print_text(client: Client, stream: Stream, *, prompt: str) -> None:
     if (stream.started.effective_config.num_return_sequences or 1) > 1:
         for index, sequence in enumerate(stream.collect().sequences):
             typer.echo(f"[{index}] {visible(sequence.text)}")
         return
+    healed = stream.started.healed_prompt
+    if healed is not None:  # what it added to the prompt: the text continues that
+        typer.echo(visible(healed.text.removeprefix(prompt.strip())), nl=False)
     painter = Painter(client.detokenize)
     try:
         for chunk in stream:

@@ -569,7 +569,10 @@ class GenerationConfig(_message.Message):
     remove_invalid_values: _builtins.bool
     """Replace NaN and infinite scores instead of failing. Default false."""
     token_healing: _builtins.bool
-    """Rewrite the end of the prompt so that a token boundary there does not steer the text."""
+    """Rewrite the end of the prompt so that a token boundary there does not steer the text: the prompt is stripped of white
+    space, and its last token chosen again among all that begin with its text. `GenerationStarted.healed_prompt` is the
+    outcome. Needs a tokenizer. Default false.
+    """
     guidance_scale: _builtins.float
     """Classifier-free guidance. 1.0 is off."""
     num_return_sequences: _builtins.int

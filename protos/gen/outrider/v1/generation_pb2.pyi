@@ -223,6 +223,34 @@ class GenerateResponse(_message.Message):
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
+class HealedPrompt(_message.Message):
+    """A prompt whose end `token_healing` rewrote, or found good as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The same as text, without special tokens: the generated text continues it."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The prompt in use."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealedPrompt: _TypeAlias = HealedPrompt  # noqa: Y015
+
+@_typing.final
 class GenerationStarted(_message.Message):
     """Sent once, in the first chunk."""
 
@@ -233,6 +261,7 @@ class GenerationStarted(_message.Message):
     EFFECTIVE_CONFIG_FIELD_NUMBER: _builtins.int
     EFFECTIVE_SPECULATION_FIELD_NUMBER: _builtins.int
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    HEALED_PROMPT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, given or made up."""
     seed: _builtins.int
@@ -247,6 +276,10 @@ class GenerationStarted(_message.Message):
     def effective_speculation(self) -> _speculation_pb2.SpeculationConfig:
         """The speculation settings in force."""
 
+    @_builtins.property
+    def healed_prompt(self) -> Global___HealedPrompt:
+        """The prompt in use; only with `token_healing`."""
+
     def __init__(
         self,
         *,
@@ -255,10 +288,11 @@ class GenerationStarted(_message.Message):
         effective_config: _generation_config_pb2.GenerationConfig | None = ...,
         effective_speculation: _speculation_pb2.SpeculationConfig | None = ...,
         num_prompt_tokens: _builtins.int = ...,
+        healed_prompt: Global___HealedPrompt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_config", b"effective_config", "effective_speculation", b"effective_speculation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_config", b"effective_config", "effective_speculation", b"effective_speculation", "healed_prompt", b"healed_prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_config", b"effective_config", "effective_speculation", b"effective_speculation", "num_prompt_tokens", b"num_prompt_tokens", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_config", b"effective_config", "effective_speculation", b"effective_speculation", "healed_prompt", b"healed_prompt", "num_prompt_tokens", b"num_prompt_tokens", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,17 +22,18 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from outrider.v1 import generation_config_pb2 as outrider_dot_v1_dot_generation__config__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#outrider/v1/structured_output.proto\x12\x0boutrider.v1\"\x81\x01\n\x10StructuredOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x03 \x01(\tH\x00\x12*\n\x07\x63hoices\x18\x04 \x01(\x0b\x32\x17.outrider.v1.ChoiceListH\x00\x42\x06\n\x04\x66orm\"\x1c\n\nChoiceList\x12\x0e\n\x06values\x18\x01 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#outrider/v1/structured_output.proto\x12\x0boutrider.v1\x1a#outrider/v1/generation_config.proto\"\xb5\x01\n\x10StructuredOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x03 \x01(\tH\x00\x12*\n\x07\x63hoices\x18\x04 \x01(\x0b\x32\x17.outrider.v1.ChoiceListH\x00\x12\x32\n\rtoken_choices\x18\x05 \x01(\x0b\x32\x19.outrider.v1.TokenIdListsH\x00\x42\x06\n\x04\x66orm\"\x1c\n\nChoiceList\x12\x0e\n\x06values\x18\x01 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'outrider.v1.structured_output_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STRUCTUREDOUTPUT']._serialized_start=53
-  _globals['_STRUCTUREDOUTPUT']._serialized_end=182
-  _globals['_CHOICELIST']._serialized_start=184
-  _globals['_CHOICELIST']._serialized_end=212
+  _globals['_STRUCTUREDOUTPUT']._serialized_start=90
+  _globals['_STRUCTUREDOUTPUT']._serialized_end=271
+  _globals['_CHOICELIST']._serialized_start=273
+  _globals['_CHOICELIST']._serialized_end=301
 # @@protoc_insertion_point(module_scope)

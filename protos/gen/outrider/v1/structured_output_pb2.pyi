@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from outrider.v1 import generation_config_pb2 as _generation_config_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -38,6 +39,7 @@ class StructuredOutput(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
+    TOKEN_CHOICES_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
     """A JSON Schema, as JSON text of at most 16384 bytes, with at most 2048 bytes of patterns: the text is JSON that
     it describes. References must point into the schema itself.
@@ -52,6 +54,12 @@ class StructuredOutput(_message.Message):
     def choices(self) -> Global___ChoiceList:
         """The text is one of these."""
 
+    @_builtins.property
+    def token_choices(self) -> _generation_config_pb2.TokenIdLists:
+        """The generated tokens are one of these lists, which are read into a trie: at least one list, none empty, at most
+        65536 tokens in total. Needs no tokenizer.
+        """
+
     def __init__(
         self,
         *,
@@ -59,12 +67,13 @@ class StructuredOutput(_message.Message):
         regex: _builtins.str = ...,
         grammar: _builtins.str = ...,
         choices: Global___ChoiceList | None = ...,
+        token_choices: _generation_config_pb2.TokenIdLists | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "form", b"form", "grammar", b"grammar", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "form", b"form", "grammar", b"grammar", "json_schema", b"json_schema", "regex", b"regex", "token_choices", b"token_choices"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "form", b"form", "grammar", b"grammar", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "form", b"form", "grammar", b"grammar", "json_schema", b"json_schema", "regex", b"regex", "token_choices", b"token_choices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["json_schema", "regex", "grammar", "choices"]  # noqa: Y015
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["json_schema", "regex", "grammar", "choices", "token_choices"]  # noqa: Y015
     _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
 
