@@ -47,7 +47,6 @@ def _not_yet(note: str, *neutral: object) -> Capability:
 
 _BEAMS = "beam search is not served yet"
 _ENCODER = "concerns encoder-decoder models; this service runs decoder-only models"
-_OWN_CACHE = "the service has a paged cache of its own"
 
 CAPABILITIES: dict[str, Capability] = {
     "max_length": _honoured("prompt plus output; `max_new_tokens` wins"),
@@ -59,12 +58,25 @@ CAPABILITIES: dict[str, Capability] = {
     "stop_strings": _honoured("exact to the token, also inside an accepted draft"),
     "do_sample": _honoured("sampled with position-keyed noise: same seed, same text"),
     "num_beams": _not_yet(_BEAMS, 1),
-    "use_mtp": _not_yet("multi-token prediction heads are not used yet", False),
-    "use_cache": _refused("keys and values are always cached here", True),
-    "cache_implementation": _refused(_OWN_CACHE),
-    "cache_config": _refused(_OWN_CACHE),
+    "use_mtp": _refused(
+        "a model's prediction heads are no part of the model as transformers loads it; attach a "
+        "draft service, or draft by prompt lookup",
+        False,
+    ),
+    "use_cache": _refused(
+        "keys and values are always cached; the text would be the same without, only later", True
+    ),
+    "cache_implementation": _honoured(
+        "`dynamic`, `dynamic_full` and `paged` are what is here, so without effect; static, "
+        "offloaded and quantized caches are refused, each for its reason"
+    ),
+    "cache_config": _refused(
+        "configures a quantized cache; keys and values here have the model's own precision"
+    ),
     "return_legacy_cache": _refused("a cache cannot be returned over the wire", False),
-    "max_cache_len": _refused(_OWN_CACHE),
+    "max_cache_len": _refused(
+        "sizes a static cache; the one here grows with the text, see max_length"
+    ),
     "prefill_chunk_size": _honoured(
         "most prompt tokens of the request fed in one round, within the server's "
         "--max-num-batched-tokens; without effect on the text"
@@ -110,7 +122,7 @@ CAPABILITIES: dict[str, Capability] = {
     "eos_token_id": _honoured("any of the list ends a sequence"),
     "encoder_no_repeat_ngram_size": _honoured("concerns the n-grams of the prompt"),
     "decoder_start_token_id": _refused(_ENCODER),
-    "is_assistant": _refused("set by transformers on a drafter's own configuration", False),
+    "is_assistant": _refused("set by transformers itself, on a drafter's own configuration", False),
     "num_assistant_tokens": _honoured("default: the server's --num-assistant-tokens"),
     "num_assistant_tokens_schedule": _honoured(
         "default: the server's --num-assistant-tokens-schedule; the state is the request's own"
@@ -123,11 +135,20 @@ CAPABILITIES: dict[str, Capability] = {
     "assistant_early_exit": _not_yet("not served yet"),
     "assistant_lookbehind": _honoured("without effect: drafters have the target's tokenizer"),
     "target_lookbehind": _honoured("without effect: drafters have the target's tokenizer"),
-    "assistant_ensemble_weight": _refused("would let the drafter change the text"),
-    "speculation_type": _refused("the server's drafters decide"),
-    "compile_config": _refused("the server decides what is compiled"),
+    "assistant_ensemble_weight": _refused(
+        "would let the drafter change the text, which nothing here does"
+    ),
+    "speculation_type": _refused(
+        "names a kind of draft model that transformers attaches to a call; the drafters here are "
+        "the server's, see `speculation.method`"
+    ),
+    "compile_config": _refused(
+        "how the model runs is the server's to decide: others' requests are in the same forward"
+    ),
     "disable_compile": _honoured("nothing is compiled"),
-    "continuous_batching_config": _refused("the service batches by itself"),
+    "continuous_batching_config": _refused(
+        "the server's own flags set its batch; GetServerInfo tells them"
+    ),
     "low_memory": _not_yet("contrastive search is not served yet", False),
     "penalty_alpha": _not_yet("contrastive search is not served yet", 0.0),
     "dola_layers": _not_yet("DoLa is not served yet"),

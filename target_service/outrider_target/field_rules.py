@@ -65,6 +65,24 @@ _RANGES: dict[str, _Range] = {
     "max_matching_ngram_size": _Range("must be at least 1", lambda v: v >= 1),
 }
 
+_FIXED_LENGTH = "has a fixed length, for compiled graphs; the cache here grows with the text"
+_OFFLOADED = "moves keys and values off the device; here they stay where the model is"
+_CACHES: dict[str, str | None] = {
+    "dynamic": None,
+    "dynamic_full": None,
+    "paged": None,
+    "static": _FIXED_LENGTH,
+    "sliding_window": _FIXED_LENGTH,
+    "hybrid": _FIXED_LENGTH,
+    "hybrid_chunked": _FIXED_LENGTH,
+    "offloaded": _OFFLOADED,
+    "offloaded_static": _OFFLOADED,
+    "offloaded_hybrid": _OFFLOADED,
+    "offloaded_hybrid_chunked": _OFFLOADED,
+    "quantized": "would change the text; keys and values here have the model's own precision",
+}
+"""Names of transformers 4.57 and 5.23: why each is not served, None if it is."""
+
 
 def check_values(config: GenerationConfig, vocab_size: int) -> None:
     """Check values that are right or wrong by themselves, whatever the prompt.
@@ -74,6 +92,7 @@ def check_values(config: GenerationConfig, vocab_size: int) -> None:
     """
     check_finite(config, "generation_config")
     _check_served(config)
+    _check_cache(config)
     _check_ranges(config)
     _check_watermark(config)
     _check_token_ids(config, vocab_size)
@@ -123,6 +142,16 @@ def _check_served(config: GenerationConfig) -> None:
     for name, value in values.items():
         if _is_unserved(name, value):
             raise UnsupportedOption(f"generation_config.{name}", CAPABILITIES[name].note)
+
+
+def _check_cache(config: GenerationConfig) -> None:
+    if not config.HasField("cache_implementation"):
+        return
+    field, name = "generation_config.cache_implementation", config.cache_implementation
+    if name not in _CACHES:
+        raise InvalidRequest(field, f"must be one of {', '.join(_CACHES)}, got {name!r}")
+    if (why := _CACHES[name]) is not None:
+        raise UnsupportedOption(field, f"{name} {why}")
 
 
 def _check_ranges(config: GenerationConfig) -> None:

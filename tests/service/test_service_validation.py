@@ -358,6 +358,32 @@ def test_acceptance_by_ratio_is_refused_as_not_served(caller: Caller) -> None:
     check(caller, request, "speculation.verification", Reason.UNSUPPORTED_FIELD)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("static", Reason.UNSUPPORTED_FIELD),
+        ("hybrid", Reason.UNSUPPORTED_FIELD),
+        ("offloaded", Reason.UNSUPPORTED_FIELD),
+        ("offloaded_static", Reason.UNSUPPORTED_FIELD),
+        ("quantized", Reason.UNSUPPORTED_FIELD),
+        ("Dynamic", Reason.INVALID_FIELD),
+        ("", Reason.INVALID_FIELD),
+        ("x" * 99_999, Reason.INVALID_FIELD),
+    ],
+)
+def test_a_cache_that_is_not_here_is_refused_for_its_own_reason(
+    caller: Caller, name: str, reason: Reason
+) -> None:
+    request = ask(PROMPT, cache_implementation=name)
+    check(caller, request, "generation_config.cache_implementation", reason)
+
+
+@pytest.mark.parametrize("name", ["dynamic", "dynamic_full", "paged"])
+def test_a_name_for_the_cache_that_is_here_is_taken(caller: Caller, name: str) -> None:
+    answer = collect(caller.open(ask(PROMPT, max_new_tokens=2, cache_implementation=name)))
+    assert answer.started.effective_config.cache_implementation == name
+
+
 # --- token ids
 
 ID_FIELDS: Config = {

@@ -527,11 +527,11 @@ class GenerationConfig(_message.Message):
     use_mtp: _builtins.bool
     """Use the model's own multi-token prediction head as drafter."""
     use_cache: _builtins.bool
-    """Whether keys and values are cached. Always true here."""
+    """Whether keys and values are cached. They always are: false is refused."""
     cache_implementation: _builtins.str
-    """Name of a cache implementation of transformers."""
+    """Name of a cache implementation of transformers: "dynamic", "dynamic_full" and "paged" are what is here."""
     cache_config: _builtins.str
-    """Options of that cache, as JSON text."""
+    """Options of a quantized cache, as JSON text."""
     return_legacy_cache: _builtins.bool
     """Legacy output format of the cache."""
     max_cache_len: _builtins.int
