@@ -50,6 +50,7 @@ from outrider_client._log_probs import Scores, TokenLogProb, TokenLogProbs
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._stream import Stream
 from outrider_client._structured_output import StructuredOutput
+from outrider_client._tensors import Tensor
 from outrider_client._usage import DrafterStats, SpeculationRound, SpeculationStats, Usage
 
 __all__ = [
@@ -92,6 +93,7 @@ __all__ = [
     "StructuredOutput",
     "SynthIDTextWatermarkingConfig",
     "TLSConfig",
+    "Tensor",
     "TokenLogProb",
     "TokenLogProbs",
     "UnavailableError",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from outrider.v1 import generation_pb2
+from outrider.v1 import generation_pb2, tensors_pb2
 from outrider_contract.generation_config import ConfigValueError
 
 from outrider_client._completion import (
@@ -21,6 +21,8 @@ from outrider_client._completion import (
 from outrider_client._generation_config import GenerationConfig
 from outrider_client._log_probs import TokenLogProbs
 from outrider_client._speculation_config import SpeculationConfig
+from outrider_client._tensor_assembly import TensorParts
+from outrider_client._tensors import attentions, hidden_states
 from outrider_client._usage import SpeculationStats, Usage
 
 _FINISH_REASONS = {
@@ -43,6 +45,7 @@ class _Growing:
     token_ids: list[int] = field(default_factory=list)
     drafted: list[bool] = field(default_factory=list)
     log_probs: list[TokenLogProbs] = field(default_factory=list)
+    tensors: TensorParts = field(default_factory=TensorParts)
 
 
 class Assembly:
@@ -101,7 +104,7 @@ class Assembly:
             sequence_index=message.chunk.sequence_index,
             log_probs=list(map(TokenLogProbs.from_message, message.chunk.log_probs)),
         )
-        if not chunk.token_ids and not chunk.text:
+        if not chunk.token_ids and not chunk.text and not message.chunk.tensors:
             return None
         if chunk.sequence_index >= self._num_sequences():
             raise ProtocolError(
@@ -112,7 +115,11 @@ class Assembly:
         growing.token_ids.extend(chunk.token_ids)
         growing.drafted.extend(chunk.drafted)
         growing.log_probs.extend(chunk.log_probs)
-        return chunk
+        try:
+            growing.tensors.take(message.chunk.tensors)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from None
+        return chunk if chunk.token_ids or chunk.text else None
 
     def partial(self) -> Completion | None:
         """What has arrived so far; None before the first message."""
@@ -153,11 +160,21 @@ class Assembly:
     def _sequence(self, index: int) -> GeneratedSequence:
         growing = self._growing.get(index, _Growing())
         result = self._results.get(index, generation_pb2.SequenceResult())
+        tensors = growing.tensors
+        num_prompt_tokens = self.started.num_prompt_tokens if self.started else 0
         return GeneratedSequence(
             text="".join(growing.texts),
             token_ids=list(growing.token_ids),
             drafted=list(growing.drafted),
             log_probs=list(growing.log_probs),
+            scores=tensors.of(tensors_pb2.TENSOR_KIND_SCORES),
+            logits=tensors.of(tensors_pb2.TENSOR_KIND_LOGITS),
+            hidden_states=hidden_states(
+                tensors.of(tensors_pb2.TENSOR_KIND_HIDDEN_STATES), num_prompt_tokens
+            ),
+            attentions=attentions(
+                tensors.of(tensors_pb2.TENSOR_KIND_ATTENTIONS), num_prompt_tokens
+            ),
             finish_reason=_FINISH_REASONS.get(result.finish_reason),
             matched_stop_string=(
                 result.matched_stop_string if result.HasField("matched_stop_string") else None

@@ -5,12 +5,14 @@ Plain frozen values, made from messages by `_assembly`. Knows nothing of calls.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum, unique
 
 from outrider_client._generation_config import GenerationConfig
 from outrider_client._log_probs import TokenLogProbs
 from outrider_client._speculation_config import SpeculationConfig
+from outrider_client._tensors import Tensor
 from outrider_client._usage import SpeculationStats, Usage
 
 
@@ -109,6 +111,21 @@ class GeneratedSequence:
 
     log_probs: list[TokenLogProbs] = field(default_factory=list)
     """For each token its log-probabilities; empty unless asked for."""
+
+    scores: list[Tensor] = field(default_factory=list, repr=False)
+    """For each token the scores it was chosen from, [vocabulary]; empty unless `output_scores`."""
+
+    logits: list[Tensor] = field(default_factory=list, repr=False)
+    """For each token the model's own scores, [vocabulary]; empty unless `output_logits`."""
+
+    hidden_states: Sequence[tuple[Tensor, ...]] = field(default=(), repr=False)
+    """For each token the hidden states behind it, one tensor [positions, hidden size] a layer, the
+    embeddings first. The first token's are those of the whole prompt, each other's are of the token
+    before it. Empty unless `output_hidden_states`."""
+
+    attentions: Sequence[tuple[Tensor, ...]] = field(default=(), repr=False)
+    """The like for attention weights, [heads, positions, keys] a layer; empty unless
+    `output_attentions`."""
 
     def compute_transition_scores(self, *, normalize_logits: bool = False) -> list[float]:
         """Each token's score after all processors, as transformers' method of that name.

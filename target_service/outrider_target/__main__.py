@@ -76,6 +76,10 @@ def serve(
     max_waiting_requests: Annotated[
         int, flag("--max-waiting-requests", "Requests that may wait; more are refused.", min=0)
     ] = _BATCH.max_waiting_requests,
+    max_tensor_bytes: Annotated[
+        int,
+        flag("--max-tensor-bytes", "Bytes of tensors that a request may ask for.", min=0),
+    ] = _BATCH.max_tensor_bytes,
     kv_cache_tokens: Annotated[
         int | None, flag("--kv-cache-tokens", "Size of the KV cache in tokens.", min=1)
     ] = None,
@@ -166,6 +170,7 @@ def serve(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_waiting_requests=max_waiting_requests,
+            max_tensor_bytes=max_tensor_bytes,
         ),
         speculation=SpeculationDefaults(
             draft_method=draft_method,

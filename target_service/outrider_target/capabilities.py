@@ -47,6 +47,10 @@ def _not_yet(note: str, *neutral: object) -> Capability:
 
 _BEAMS = "beam search is not served yet"
 _ENCODER = "concerns encoder-decoder models; this service runs decoder-only models"
+_TENSORS = (
+    "as tensors, to requests that ask, not for a model's file; together at most the server's "
+    "--max-tensor-bytes"
+)
 
 CAPABILITIES: dict[str, Capability] = {
     "max_length": _honoured("prompt plus output; `max_new_tokens` wins"),
@@ -112,10 +116,10 @@ CAPABILITIES: dict[str, Capability] = {
         "device; not `debug_mode`"
     ),
     "num_return_sequences": _honoured("more than one needs do_sample; the prompt is shared"),
-    "output_attentions": _not_yet("not served yet", False),
-    "output_hidden_states": _not_yet("not served yet", False),
-    "output_scores": _not_yet("not served yet", False),
-    "output_logits": _not_yet("not served yet", False),
+    "output_attentions": _honoured(_TENSORS),
+    "output_hidden_states": _honoured(_TENSORS),
+    "output_scores": _honoured(_TENSORS),
+    "output_logits": _honoured(_TENSORS),
     "return_dict_in_generate": _honoured("without meaning on the wire"),
     "pad_token_id": _honoured("without effect: nothing is padded here"),
     "bos_token_id": _honoured("without effect: prompts come with their own"),

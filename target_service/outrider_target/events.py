@@ -9,6 +9,7 @@ from outrider_runtime.model.log_probs import TokenLogProbs
 
 from outrider_target.request import Finish
 from outrider_target.statistics import SpeculationCounters
+from outrider_target.tensors import TokenTensor
 
 
 class TokensDecided(NamedTuple):
@@ -20,6 +21,7 @@ class TokensDecided(NamedTuple):
         drafted: For each token whether the drafter had proposed it.
         finish: Set when the sequence ended.
         log_probs: For each token its log-probabilities, where they were asked for.
+        tensors: What was asked for and is known by now; also of a prompt, before the first token.
     """
 
     sequence_index: int
@@ -27,6 +29,7 @@ class TokensDecided(NamedTuple):
     drafted: Sequence[bool]
     finish: Finish | None
     log_probs: Sequence[TokenLogProbs] = ()
+    tensors: Sequence[TokenTensor] = ()
 
 
 class RequestCompleted(NamedTuple):

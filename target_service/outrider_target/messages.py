@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from outrider.v1 import generation_pb2, log_probs_pb2, speculation_pb2
+from collections.abc import Iterator, Sequence
+
+import torch
+from outrider.v1 import generation_pb2, log_probs_pb2, speculation_pb2, tensors_pb2
 from outrider_runtime.model.log_probs import TokenLogProb, TokenLogProbs
 
 from outrider_target.capabilities import CAPABILITIES, Support
@@ -14,8 +17,10 @@ from outrider_target.request import (
     FinishReason,
     GenerationRequest,
     SpeculationSettings,
+    TensorKind,
 )
 from outrider_target.statistics import SpeculationCounters
+from outrider_target.tensors import TokenTensor
 
 _FINISH_REASONS = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
@@ -39,6 +44,20 @@ _SUPPORT = {
     Support.REFUSED: generation_pb2.FIELD_SUPPORT_REFUSED,
     Support.NOT_YET: generation_pb2.FIELD_SUPPORT_NOT_YET,
 }
+_TENSOR_KINDS = {
+    TensorKind.SCORES: tensors_pb2.TENSOR_KIND_SCORES,
+    TensorKind.LOGITS: tensors_pb2.TENSOR_KIND_LOGITS,
+    TensorKind.HIDDEN_STATES: tensors_pb2.TENSOR_KIND_HIDDEN_STATES,
+    TensorKind.ATTENTIONS: tensors_pb2.TENSOR_KIND_ATTENTIONS,
+}
+_TENSOR_DTYPES = {
+    torch.float32: tensors_pb2.TENSOR_DTYPE_FLOAT32,
+    torch.float64: tensors_pb2.TENSOR_DTYPE_FLOAT64,
+    torch.float16: tensors_pb2.TENSOR_DTYPE_FLOAT16,
+    torch.bfloat16: tensors_pb2.TENSOR_DTYPE_BFLOAT16,
+}
+_MAX_PART_BYTES = 2**20
+"""Of tensors in a message; gRPC clients take 4 MiB."""
 
 
 def started(
@@ -129,6 +148,43 @@ def token_log_probs(known: TokenLogProbs) -> log_probs_pb2.TokenLogProbs:
         top_raw=map(_token_log_prob, known.top_raw),
         top_processed=map(_token_log_prob, known.top_processed),
     )
+
+
+def tensor_chunks(
+    sequence_index: int, tensors: Sequence[TokenTensor]
+) -> Iterator[generation_pb2.GenerateResponse]:
+    """Messages that hold nothing but tensors, each of bounded size."""
+    parts: list[tensors_pb2.TensorPart] = []
+    size = 0
+    for part in (part for tensor in tensors for part in _tensor_parts(tensor)):
+        if size + len(part.data) > _MAX_PART_BYTES:
+            yield _tensor_chunk(sequence_index, parts)
+            parts, size = [], 0
+        parts.append(part)
+        size += len(part.data)
+    if parts:
+        yield _tensor_chunk(sequence_index, parts)
+
+
+def _tensor_chunk(
+    sequence_index: int, parts: Sequence[tensors_pb2.TensorPart]
+) -> generation_pb2.GenerateResponse:
+    return generation_pb2.GenerateResponse(
+        chunk=generation_pb2.GenerateChunk(sequence_index=sequence_index, tensors=parts)
+    )
+
+
+def _tensor_parts(tensor: TokenTensor) -> Iterator[tensors_pb2.TensorPart]:
+    data = tensor.values.contiguous().flatten().view(torch.uint8).numpy()
+    for offset in range(0, len(data), _MAX_PART_BYTES):
+        yield tensors_pb2.TensorPart(
+            kind=_TENSOR_KINDS[tensor.kind],
+            index=tensor.index,
+            dtype=_TENSOR_DTYPES[tensor.values.dtype],
+            shape=tensor.values.shape,
+            offset=offset,
+            data=data[offset : offset + _MAX_PART_BYTES].tobytes(),
+        )
 
 
 def link_info(

@@ -12,6 +12,7 @@ from outrider_contract.generation_config import FIELD_NAMES, clear, copy_field, 
 from outrider_runtime.errors import InvalidRequest
 
 from outrider_target.field_rules import check_values
+from outrider_target.request import TensorKind
 
 _HARMLESS_OUTSIDE = (
     "eos_token_id",
@@ -43,6 +44,10 @@ def servable_defaults(
             ids[:] = [token_id for token_id in ids if token_id < vocab_size]
             if not ids:
                 clear(served, name)
+    for kind in TensorKind:
+        if getattr(served, kind):
+            clear(served, kind)
+            dropped[kind] = "tensors are sent to those who ask for them"
     for name in FIELD_NAMES:
         if not is_set(served, name):
             continue

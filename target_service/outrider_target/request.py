@@ -73,6 +73,27 @@ class TextForm(StrEnum):
     """Lists of token ids."""
 
 
+class TensorKind(StrEnum):
+    """What a tensor that is told holds: the field that asks for it."""
+
+    SCORES = "output_scores"
+    LOGITS = "output_logits"
+    HIDDEN_STATES = "output_hidden_states"
+    ATTENTIONS = "output_attentions"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorWishes:
+    """The tensors that a request asks for."""
+
+    kinds: frozenset[TensorKind] = frozenset()
+    num_layers: int = 0
+    """Of the model: hidden states have one entry more."""
+
+
+NO_TENSORS = TensorWishes()
+
+
 class Structure(NamedTuple):
     """The form that a text must have."""
 
@@ -109,6 +130,8 @@ class GenerationRequest:
     """Most tokens that a round feeds of those not cached yet; None leaves it to the batch."""
     structure: Structure | None = None
     """The form of the text; None when it is free. Drafters do not know it."""
+    tensors: TensorWishes = NO_TENSORS
+    """What to tell beside the tokens."""
 
 
 class Finish(NamedTuple):

@@ -159,9 +159,16 @@ class Rounds:
     def _commit(self, work: Work, own: OwnTokens) -> None:
         """Take what the round decided for a sequence, up to the token that ends it."""
         sequence = work.sequence
-        if work.rows is None or sequence.finish is not None:
+        if sequence.finish is not None:
             return
         assert sequence.handle is not None
+        end = self._pool.length(sequence.handle)
+        if work.rows is None:
+            if known := list(sequence.tensors.of_positions(work.reading, end=end, certain=end)):
+                self._deliver(
+                    sequence.state, TokensDecided(sequence.index, (), (), None, tensors=known)
+                )
+            return
         assert sequence.session is not None
         draft = work.draft
         decided, num_accepted = sequence.strategy.commit(draft.token_ids, own.token_ids)
@@ -175,9 +182,13 @@ class Rounds:
             sequence.state.first_token_at = time.monotonic()
         drafted = [position < num_accepted for position in range(len(kept))]
         log_probs = own.log_probs[: len(kept)]
+        tensors = [
+            *sequence.tensors.of_positions(work.reading, end=end, certain=sequence.length - 1),
+            *sequence.tensors.of_tokens(own.tensors, count=len(kept), length=sequence.length),
+        ]
         self._deliver(
             sequence.state,
-            TokensDecided(sequence.index, kept, drafted, sequence.finish, log_probs),
+            TokensDecided(sequence.index, kept, drafted, sequence.finish, log_probs, tensors),
         )
         if sequence.finish is not None:
             self._finish(sequence, sequence.finish)

@@ -13,6 +13,7 @@ from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple
 
 from outrider_runtime.model.kv_pool import KVPool
+from outrider_runtime.model.layer_reading import LayerReading
 
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.patience import RoundPace
@@ -31,12 +32,14 @@ class Work(NamedTuple):
         token_ids: Tokens to feed.
         rows: What is wanted from their logits; None for a prefill chunk that is not the last.
         draft: The draft, at the end of `token_ids`.
+        reading: What the request wants to be told of the layers; None when nothing.
     """
 
     sequence: Sequence
     token_ids: list[int]
     rows: Rows | None
     draft: Draft
+    reading: LayerReading | None = None
 
 
 class Plan(NamedTuple):
@@ -201,11 +204,12 @@ class Scheduler:
         most = min(budget, sequence.request.prefill_chunk_size or budget)
         if pending > most:
             chunk = sequence.token_ids[cached : cached + most]
-            return Work(sequence, chunk, None, NO_DRAFT)
+            return Work(
+                sequence, chunk, None, NO_DRAFT, sequence.tensors.reading(cached, len(chunk))
+            )
         window = min(sequence.next_window, budget - pending)
         draft = self._draft(sequence, window) if window else NO_DRAFT
-        rows = sequence.strategy.rows(sequence.token_ids, cached, draft.token_ids)
-        return Work(sequence, list(rows.token_ids), rows, draft)
+        return self._decisive(sequence, cached, draft)
 
     def _draft(self, sequence: Sequence, window: int) -> Draft:
         """What its drafter proposes, as far as it could be accepted."""
@@ -217,9 +221,13 @@ class Scheduler:
     def _without_draft(self, work: Work) -> Work:
         sequence = work.sequence
         assert sequence.handle is not None
-        cached = self._pool.length(sequence.handle)
-        rows = sequence.strategy.rows(sequence.token_ids, cached, [])
-        return Work(sequence, list(rows.token_ids), rows, NO_DRAFT)
+        return self._decisive(sequence, self._pool.length(sequence.handle), NO_DRAFT)
+
+    def _decisive(self, sequence: Sequence, cached: int, draft: Draft) -> Work:
+        """The work that decides tokens."""
+        rows = sequence.strategy.rows(sequence.token_ids, cached, draft.token_ids)
+        reading = sequence.tensors.reading(cached, len(rows.token_ids))
+        return Work(sequence, list(rows.token_ids), rows, draft, reading)
 
     def _reserve(self, work: Work, reserved: int) -> int | None:
         """Blocks the work needs, or None when they are not free."""
@@ -239,6 +247,8 @@ class Scheduler:
         """A running sequence of the same request whose prompt blocks can be shared."""
         if sequence.length > len(sequence.request.prompt):
             return None  # preempted with output of its own
+        if sequence.tensors.reads_layers:
+            return None  # it tells of its own prompt as well
         for sibling in sequence.state.sequences[: sequence.index]:
             if sibling.handle is not None:
                 return sibling

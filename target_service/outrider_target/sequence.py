@@ -15,6 +15,7 @@ from outrider_target.request import Finish, GenerationRequest
 from outrider_target.statistics import SpeculationCounters
 from outrider_target.stopping import StopCheck, StopStrings
 from outrider_target.strategy import DecodingStrategy, TokenStrategy
+from outrider_target.tensors import TensorReport
 from outrider_target.window import Window
 
 _arrivals = itertools.count()
@@ -55,6 +56,7 @@ class Sequence:
     strategy: DecodingStrategy
     stop: StopCheck
     window: Window
+    tensors: TensorReport
     counters: SpeculationCounters = field(default_factory=SpeculationCounters)
     session: DraftSession | None = None
     """Its drafter's view of it; None until it runs for the first time."""
@@ -113,6 +115,7 @@ def new_state(
             num_prompt_tokens=len(request.prompt),
             num_top_log_probs=request.num_top_log_probs,
             constraint=constraint,
+            tensors=request.tensors.kinds,
         )
         sequence = Sequence(
             state=state,
@@ -123,6 +126,7 @@ def new_state(
                 request.parameters, stop_strings, constraint, heed_eos=not request.given
             ),
             window=Window(speculation.window, speculation.schedule, speculation.max_window),
+            tensors=TensorReport(request.tensors, len(request.prompt)),
         )
         if request.given:
             sequence.strategy = GivenStrategy(strategy, request.given, len(request.prompt))

@@ -18,7 +18,7 @@ from outrider_runtime.errors import StartupError
 from outrider_runtime.listening import check_address, join_address
 from outrider_runtime.metrics import CallMetrics, MetricsExporter, new_registry
 from outrider_runtime.model.loader import LoadedModel, load
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.runner import RaggedRunner, Runner
 from outrider_runtime.server import GrpcServer, run_until_signalled
 from outrider_runtime.tokenizer import fingerprint, load_tokenizer
 from prometheus_client import CollectorRegistry
@@ -43,6 +43,7 @@ from outrider_target.scheduler import Scheduler
 from outrider_target.servicer import GenerationServicer
 from outrider_target.serving import ModelIdentity, Serving
 from outrider_target.settings import TargetSettings
+from outrider_target.tensor_rules import TensorSizes
 from outrider_target.text import TextCodec
 from outrider_target.validation import ServedModel
 
@@ -209,7 +210,7 @@ class TargetService:
             text=text,
             grammars=GrammarCompiler(text.tokenizer, vocab_size=loaded.vocab_size),
             healer=Healer(text.tokenizer, vocab_size=loaded.vocab_size) if text.tokenizer else None,
-            model=_served_model(loaded, settings, max_model_len, text),
+            model=_served_model(loaded, settings, max_model_len, text, runner),
             identity=ModelIdentity(
                 name=settings.model.served_model_name or loaded.name,
                 architecture=loaded.architecture,
@@ -242,7 +243,11 @@ class TargetService:
 
 
 def _served_model(
-    loaded: LoadedModel, settings: TargetSettings, max_model_len: int, text: TextCodec
+    loaded: LoadedModel,
+    settings: TargetSettings,
+    max_model_len: int,
+    text: TextCodec,
+    runner: Runner,
 ) -> ServedModel:
     served, dropped = servable_defaults(loaded.generation_config, vocab_size=loaded.vocab_size)
     if dropped:
@@ -253,6 +258,12 @@ def _served_model(
         max_num_seqs=settings.batch.max_num_seqs,
         has_tokenizer=text.tokenizer is not None,
         generation_config=served,
+        tensors=TensorSizes(
+            vocab_size=loaded.vocab_size,
+            layers=runner.layers,
+            element_size=runner.dtype.itemsize,
+            max_bytes=settings.batch.max_tensor_bytes,
+        ),
     )
 
 

@@ -135,7 +135,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         results: list[pb.SequenceResult] = []
         while True:
             match await events.get():
-                case TokensDecided(index, token_ids, drafted, finish, log_probs):
+                case TokensDecided(index, token_ids, drafted, finish, log_probs, tensors):
+                    for response in messages.tensor_chunks(index, tensors):
+                        yield response
                     text = writers[index].write(token_ids, last=finish is not None)
                     num_tokens[index] += len(token_ids)
                     if finish is not None:
@@ -177,7 +179,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         async with self._running(new_state(scoring, None)) as events:
             while True:
                 match await events.get():
-                    case TokensDecided(_, token_ids, _, _, log_probs):
+                    case TokensDecided(_, token_ids, _, _, log_probs, _):
                         response.token_ids.extend(token_ids)
                         response.log_probs.extend(map(messages.token_log_probs, log_probs))
                     case RequestCompleted():

@@ -56,6 +56,10 @@ class BatchSettings:
     max_waiting_requests: int = 256
     """Requests that may wait; more are refused with RESOURCE_EXHAUSTED."""
 
+    max_tensor_bytes: int = 64 * 2**20
+    """Bytes of tensors (scores, logits, hidden states, attention weights) that a request may ask
+    for; they are held until its client has read them."""
+
 
 @dataclass(frozen=True, slots=True)
 class SpeculationDefaults:

@@ -8,16 +8,18 @@ strategy and a selector, not a branch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from outrider_runtime.model.log_probs import TokenLogProbs, token_log_probs
+from outrider_runtime.model.scores import processed_scores
 from outrider_runtime.model.selection import RowGroup, select_tokens
 from outrider_runtime.sampling_parameters import SamplingParameters
 
 from outrider_target.acceptance import Acceptance, accept
 from outrider_target.constraint import Constraint
+from outrider_target.request import TensorKind
 
 
 class Rows(NamedTuple):
@@ -28,12 +30,14 @@ class Rows(NamedTuple):
         group: The rows whose logits are wanted, all at the end.
         num_top_log_probs: Alternatives to list with log-probabilities; None: none are wanted.
         given: The token of each row, where it is not to be chosen but given.
+        tensors: What else to tell of each row: scores, logits. Other kinds do not matter here.
     """
 
     token_ids: Sequence[int]
     group: RowGroup
     num_top_log_probs: int | None = None
     given: Sequence[int] = ()
+    tensors: frozenset[TensorKind] = frozenset()
 
 
 class OwnTokens(NamedTuple):
@@ -42,6 +46,8 @@ class OwnTokens(NamedTuple):
     token_ids: list[int]
     log_probs: Sequence[TokenLogProbs] = ()
     """One entry a row, for requests that ask; else empty."""
+    tensors: Mapping[TensorKind, torch.Tensor] = {}
+    """Float32 [rows, vocab], by kind; those that the request asks for."""
 
 
 Selector = Callable[[torch.Tensor, Sequence[Rows]], list[OwnTokens]]
@@ -79,8 +85,18 @@ def select_own_tokens(logits: torch.Tensor, wanted: Sequence[Rows]) -> list[OwnT
             log_probs = token_log_probs(
                 logits[span], rows.group, chosen[span], num_top=rows.num_top_log_probs
             )
-        own.append(OwnTokens(chosen[span], log_probs))
+        own.append(OwnTokens(chosen[span], log_probs, row_tensors(logits[span], rows)))
     return own
+
+
+def row_tensors(logits: torch.Tensor, rows: Rows) -> dict[TensorKind, torch.Tensor]:
+    """Scores and logits of a sequence's rows, as far as they are asked for."""
+    found: dict[TensorKind, torch.Tensor] = {}
+    if TensorKind.SCORES in rows.tensors:
+        found[TensorKind.SCORES] = processed_scores(logits, [rows.group])
+    if TensorKind.LOGITS in rows.tensors:
+        found[TensorKind.LOGITS] = logits.float()
+    return found
 
 
 class TokenStrategy:
@@ -95,6 +111,7 @@ class TokenStrategy:
         num_prompt_tokens: int,
         num_top_log_probs: int | None = None,
         constraint: Constraint | None = None,
+        tensors: frozenset[TensorKind] = frozenset(),
     ) -> None:
         self._parameters = parameters
         self._seed = seed
@@ -102,6 +119,7 @@ class TokenStrategy:
         self._num_prompt_tokens = num_prompt_tokens
         self._num_top_log_probs = num_top_log_probs
         self._constraint = constraint
+        self._tensors = tensors
 
     @property
     def selector(self) -> Selector:
@@ -124,7 +142,7 @@ class TokenStrategy:
             num_prompt_tokens=self._num_prompt_tokens,
             allowed=None if self._constraint is None else self._constraint.allowed(draft),
         )
-        return Rows(prefix[num_cached:], group, self._num_top_log_probs)
+        return Rows(prefix[num_cached:], group, self._num_top_log_probs, tensors=self._tensors)
 
     def commit(self, draft: Sequence[int], own: Sequence[int]) -> Acceptance:
         """Keep what agrees; see `acceptance`."""

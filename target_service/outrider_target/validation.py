@@ -20,10 +20,11 @@ from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 
 from outrider_target import effective_config
 from outrider_target.field_rules import check_sizes, check_values
-from outrider_target.request import GenerationRequest
+from outrider_target.request import GenerationRequest, TensorKind
 from outrider_target.settings import SpeculationDefaults
 from outrider_target.speculation_rules import speculation_settings
 from outrider_target.structured_output_rules import structure
+from outrider_target.tensor_rules import TensorSizes, tensor_wishes
 
 MAX_STOP_STRING_LENGTH = 1024
 MAX_TOP_LOG_PROBS = 20
@@ -45,6 +46,7 @@ class ServedModel:
     has_tokenizer: bool
     generation_config: GenerationConfig
     """The model's own defaults, without what is not served."""
+    tensors: TensorSizes
 
 
 def validate(
@@ -105,6 +107,13 @@ def validate(
         )
         if message.HasField("structured_output")
         else None,
+        tensors=tensor_wishes(
+            config,
+            num_prompt_tokens=len(prompt),
+            max_length=max_length,
+            num_sequences=_num_sequences(config),
+            sizes=model.tensors,
+        ),
     )
 
 
@@ -158,8 +167,14 @@ def validate_score(
         generation_config=message.generation_config, log_probs=message.log_probs
     )
     generate.token_ids.ids.extend(token_ids[:first])
-    # A given text has its own length, and nothing else ends it.
-    for name in ("max_length", "max_new_tokens", "stop_strings", "num_return_sequences"):
+    # A given text has its own length, and nothing else ends it; its answer has no tensors.
+    for name in (
+        "max_length",
+        "max_new_tokens",
+        "stop_strings",
+        "num_return_sequences",
+        *TensorKind,
+    ):
         generate.generation_config.ClearField(name)
     generate.generation_config.max_new_tokens = len(given)
     generate.generation_config.num_return_sequences = 1

@@ -41,9 +41,12 @@ class Verifier:
     def _forward(self, batch: SequenceOf[Work]) -> list[OwnTokens]:
         logits = self._runner.forward(
             [
-                SequenceRows(_handle(work), work.token_ids, work.rows.group.num_rows)
-                if work.rows
-                else SequenceRows(_handle(work), work.token_ids, 0)
+                SequenceRows(
+                    _handle(work),
+                    work.token_ids,
+                    work.rows.group.num_rows if work.rows else 0,
+                    [work.reading] if work.reading else (),
+                )
                 for work in batch
             ]
         )

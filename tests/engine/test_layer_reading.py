@@ -43,13 +43,13 @@ def test_hidden_states_and_attention_weights_are_those_of_transformers(name: str
     every = range(runner.layers.num_layers + 1)
     a, b, c = (runner.pool.create() for _ in range(3))
     first = LayerReading(11, hidden_of=every, weights=True)
-    runner.forward([SequenceRows(b, _B[:8], 0), SequenceRows(a, _A[:11], 0, first)])
+    runner.forward([SequenceRows(b, _B[:8], 0), SequenceRows(a, _A[:11], 0, [first])])
     rest, last = (LayerReading(n, hidden_of=every, weights=True) for n in (6, 3))
     runner.forward(
         [
             SequenceRows(b, _B[8:], 1),
-            SequenceRows(a, _A[11:], 2, rest),
-            SequenceRows(c, _C, 1, last),
+            SequenceRows(a, _A[11:], 2, [rest]),
+            SequenceRows(c, _C, 1, [last]),
         ]
     )
     known_a, known_c = Known(name, _A), Known(name, _C)
@@ -92,7 +92,7 @@ def test_the_head_alone_scores_hidden_states() -> None:
     model = build_tiny("llama")
     runner = runner_of(model)
     reading = LayerReading(4, hidden_of=[1], logits_of=[1, 3])
-    logits = runner.forward([SequenceRows(runner.pool.create(), _A, 4, reading)])
+    logits = runner.forward([SequenceRows(runner.pool.create(), _A, 4, [reading])])
     assert set(reading.hidden_states) == {1}
     with torch.inference_mode():
         expected = model.lm_head(reading.hidden_states[1])
@@ -105,14 +105,14 @@ def test_a_model_without_one_state_per_token_says_so(name: str) -> None:
     runner = runner_of(build_tiny(name))
     assert runner.layers is None
     with pytest.raises(ValueError, match="nothing can be read"):
-        runner.forward([SequenceRows(runner.pool.create(), _A, 1, LayerReading(1, [0]))])
+        runner.forward([SequenceRows(runner.pool.create(), _A, 1, [LayerReading(1, [0])])])
 
 
 def test_nobody_is_watched_who_did_not_ask() -> None:
     model = build_tiny("llama")
     runner = runner_of(model)
     handle = runner.pool.create()
-    runner.forward([SequenceRows(handle, _A, 1, LayerReading(1, [0, 1, 3], weights=True))])
+    runner.forward([SequenceRows(handle, _A, 1, [LayerReading(1, [0, 1, 3], weights=True)])])
     hooks = [
         hook
         for module in model.modules()
@@ -128,5 +128,5 @@ def test_a_reading_that_makes_no_sense_changes_nothing(reading: LayerReading) ->
     runner = runner_of(build_tiny("llama"))
     handle = runner.pool.create()
     with pytest.raises(ValueError, match="read"):
-        runner.forward([SequenceRows(handle, _A, 1, reading)])
+        runner.forward([SequenceRows(handle, _A, 1, [reading])])
     assert runner.pool.length(handle) == 0

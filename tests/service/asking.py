@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from outrider.v1 import generation_pb2 as pb
-from outrider.v1 import speculation_pb2
+from outrider.v1 import speculation_pb2, tensors_pb2
 from outrider_contract.generation_config import from_json_dict
 from service.tiny_folder import ids_of
 
@@ -71,6 +71,7 @@ class Part:
     token_ids: list[int] = field(default_factory=list)
     drafted: list[bool] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
+    tensors: list[tensors_pb2.TensorPart] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -114,12 +115,13 @@ def collect(call: Iterable[pb.GenerateResponse]) -> Answer:
         assert message.WhichOneof("response") == "chunk"
         chunk = message.chunk
         assert not chunk.HasField("started")
-        assert chunk.token_ids or chunk.text, "an empty chunk says nothing"
+        assert chunk.token_ids or chunk.text or chunk.tensors, "an empty chunk says nothing"
         assert len(chunk.drafted) == len(chunk.token_ids)
         part = parts[chunk.sequence_index]
         part.token_ids += chunk.token_ids
         part.drafted += chunk.drafted
         part.pieces.append(chunk.text)
+        part.tensors += chunk.tensors
     answer = Answer(first.chunk.started, parts, last.complete)
     _add_up(answer)
     return answer

@@ -132,6 +132,10 @@ def drafts(answer: Answer) -> object:
     ]
 
 
+def tensors(answer: Answer) -> object:
+    return [(tensor.kind, tensor.index) for part in answer.parts for tensor in part.tensors]
+
+
 CHANGES: dict[str, tuple[dict[str, Any], object, Observe]] = {
     # field: what is asked for beside it, its value, what must differ from the answer without it
     "max_length": ({}, 30, tokens),
@@ -168,6 +172,10 @@ CHANGES: dict[str, tuple[dict[str, Any], object, Observe]] = {
     "token_healing": ({**BASE, "prompt": "abcd "}, True, tokens),
     "watermarking_config": (BASE, {"bias": 50.0}, tokens),
     "num_return_sequences": (SAMPLED, 2, tokens),
+    "output_attentions": (BASE, True, tensors),
+    "output_hidden_states": (BASE, True, tensors),
+    "output_scores": (BASE, True, tensors),
+    "output_logits": (BASE, True, tensors),
     "eos_token_id": (CYCLE, ids_of("c")[0], tokens),
     "num_assistant_tokens": (CYCLE, 2, drafts),
     "num_assistant_tokens_schedule": (CYCLE, "constant", drafts),

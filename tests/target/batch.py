@@ -15,11 +15,19 @@ from outrider_target.drafting.drafter import Drafter, NullDrafter
 from outrider_target.drafting.lookup import LookupDrafter
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
-from outrider_target.request import DraftMethod, Finish, GenerationRequest, SpeculationSettings
+from outrider_target.request import (
+    NO_TENSORS,
+    DraftMethod,
+    Finish,
+    GenerationRequest,
+    SpeculationSettings,
+    TensorWishes,
+)
 from outrider_target.round import Rounds
 from outrider_target.scheduler import Scheduler
 from outrider_target.sequence import RequestState, new_state
 from outrider_target.statistics import SpeculationCounters
+from outrider_target.tensors import TokenTensor
 
 _ids = itertools.count()
 
@@ -48,6 +56,7 @@ def request(
     parameters: SamplingParameters | None = None,
     max_time: float | None = None,
     num_top_log_probs: int | None = None,
+    tensors: TensorWishes = NO_TENSORS,
     **sampling: object,
 ) -> GenerationRequest:
     """A request; `sampling` are fields of SamplingParameters."""
@@ -66,6 +75,7 @@ def request(
         num_top_log_probs=num_top_log_probs,
         given=(),
         effective_config=GenerationConfig(),
+        tensors=tensors,
     )
 
 
@@ -77,6 +87,7 @@ class Answer:
     finishes: list[Finish | None]
     counters: SpeculationCounters | None = None
     num_preemptions: int = 0
+    tensors: list[TokenTensor] = field(default_factory=list)
     error: Exception | None = None
 
 
@@ -138,10 +149,11 @@ class Batch:
     def _take(self, state: RequestState, event: Event) -> None:
         answer = self.answers[state]
         match event:
-            case TokensDecided(index, token_ids, drafted, finish):
+            case TokensDecided(index, token_ids, drafted, finish, _, tensors):
                 assert len(token_ids) == len(drafted)
                 answer.token_ids[index] += token_ids
                 answer.finishes[index] = finish
+                answer.tensors += tensors
             case RequestCompleted() as end:
                 answer.counters = end.speculation
                 answer.num_preemptions = end.num_preemptions

@@ -29,7 +29,7 @@ class SequenceRows(NamedTuple):
     handle: int
     token_ids: Sequence[int]
     num_logits: int
-    reading: LayerReading | None = None
+    readings: Sequence[LayerReading] = ()
     """What else is wanted of its last rows; filled by the forward."""
 
 

@@ -39,8 +39,8 @@ class LayerShapes(NamedTuple):
     num_layers: int
     """Hidden states are those of layers 0 to `num_layers`, both included."""
     hidden_size: int
-    num_heads: int
-    """Query heads of all layers that have attention, together."""
+    attention_heads: Sequence[int]
+    """Query heads of each layer that has attention."""
     tied: bool
     """Whether the output head is the embedding."""
 
@@ -153,7 +153,7 @@ class RaggedRunner:
             )
             if num_layers is not None:
                 return self._run_first_layers(ragged, num_layers)
-            if any(item.reading is not None for item in batch):
+            if any(item.readings for item in batch):
                 return self._run_and_read(ragged, batch)
             return self._run(ragged)
         except BaseException:
@@ -169,7 +169,7 @@ class RaggedRunner:
             self._layers = DecoderLayers(self._model)
             last = len(self._layers)
             reading = LayerReading(1, hidden_of=range(last + 1), weights=True)
-            self.forward([SequenceRows(handle, [0], 0, reading)])
+            self.forward([SequenceRows(handle, [0], 0, [reading])])
         except NoSuchLayers:
             self._layers = None
             self.forward([SequenceRows(handle, [0], 0)])
@@ -177,7 +177,7 @@ class RaggedRunner:
         self.layers = LayerShapes(
             num_layers=last,
             hidden_size=reading.hidden_states[last].shape[1],
-            num_heads=sum(weights.shape[0] for weights in reading.attentions),
+            attention_heads=[weights.shape[0] for weights in reading.attentions],
             tied=ties_embeddings(self._model),
         )
 
@@ -206,12 +206,12 @@ class RaggedRunner:
             return self._call_model(batch)
 
     def _run_and_read(self, batch: RaggedBatch, items: Sequence[SequenceRows]) -> torch.Tensor:
-        """As `_run`, and fills the readings of the items that have one."""
+        """As `_run`, and fills the readings."""
         assert self._layers is not None
         asking = [
             (reading, range(end - reading.num_rows, end), item.handle)
             for item, end in zip(items, accumulate(len(i.token_ids) for i in items), strict=True)
-            if (reading := item.reading) is not None
+            for reading in item.readings
         ]
         weighed = [one for one in asking if one[0].weights]
         weights = AttentionWeights(
@@ -254,14 +254,14 @@ class RaggedRunner:
     def _check(self, batch: Sequence[SequenceRows], first_positions: Mapping[int, int]) -> None:
         if not batch:
             raise ValueError("a batch holds at least one sequence")
-        for handle, token_ids, num_logits, reading in batch:
+        for handle, token_ids, num_logits, readings in batch:
             if not token_ids:
                 raise ValueError(f"sequence {handle}: no new tokens")
             if not 0 <= num_logits <= len(token_ids):
                 raise ValueError(
                     f"sequence {handle}: {num_logits} logits wanted of {len(token_ids)} rows"
                 )
-            if reading is not None:
+            for reading in readings:
                 self._check_reading(handle, reading, len(token_ids))
             if min(token_ids) < 0 or max(token_ids) >= self._num_input_ids:
                 raise ValueError(f"sequence {handle}: token id out of range")

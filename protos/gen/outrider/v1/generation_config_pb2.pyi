@@ -578,13 +578,13 @@ class GenerationConfig(_message.Message):
     num_return_sequences: _builtins.int
     """Number of sequences returned for the prompt, at least 1. Default 1."""
     output_attentions: _builtins.bool
-    """Return attention weights."""
+    """Return attention weights; see tensors.proto. Only a request can ask for them, not the model's file."""
     output_hidden_states: _builtins.bool
-    """Return hidden states."""
+    """Return hidden states; likewise."""
     output_scores: _builtins.bool
-    """Return processed scores."""
+    """Return processed scores; likewise."""
     output_logits: _builtins.bool
-    """Return raw logits."""
+    """Return raw logits; likewise."""
     return_dict_in_generate: _builtins.bool
     """Output form of a Python call; without meaning on the wire, accepted either way."""
     pad_token_id: _builtins.int

@@ -12,6 +12,7 @@ from outrider.v1 import generation_config_pb2 as _generation_config_pb2
 from outrider.v1 import log_probs_pb2 as _log_probs_pb2
 from outrider.v1 import speculation_pb2 as _speculation_pb2
 from outrider.v1 import structured_output_pb2 as _structured_output_pb2
+from outrider.v1 import tensors_pb2 as _tensors_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -310,6 +311,7 @@ class GenerateChunk(_message.Message):
     DRAFTED_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     LOG_PROBS_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
     sequence_index: _builtins.int
     """Which sequence of the request, from 0 to num_return_sequences - 1."""
     text: _builtins.str
@@ -330,6 +332,12 @@ class GenerateChunk(_message.Message):
     def log_probs(self) -> _containers.RepeatedCompositeFieldContainer[_log_probs_pb2.TokenLogProbs]:
         """For each token its log-probabilities; only when the request asks for them."""
 
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensors_pb2.TensorPart]:
+        """Tensors of the sequence, or parts of them; only when the request asks for them. A token's own come before the token
+        itself; a chunk may have nothing else.
+        """
+
     def __init__(
         self,
         *,
@@ -339,10 +347,11 @@ class GenerateChunk(_message.Message):
         drafted: _abc.Iterable[_builtins.bool] | None = ...,
         text: _builtins.str = ...,
         log_probs: _abc.Iterable[_log_probs_pb2.TokenLogProbs] | None = ...,
+        tensors: _abc.Iterable[_tensors_pb2.TensorPart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drafted", b"drafted", "log_probs", b"log_probs", "sequence_index", b"sequence_index", "started", b"started", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drafted", b"drafted", "log_probs", b"log_probs", "sequence_index", b"sequence_index", "started", b"started", "tensors", b"tensors", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,99 @@
+"""What a sequence tells of its inside: scores, logits, hidden states, attention weights.
+
+Asks the forwards for them and passes on what has become certain, each once: what belonged to a
+rejected draft never leaves, and what a preempted sequence is fed again is not told again. Knows
+nothing of gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from outrider_runtime.model.layer_reading import LayerReading
+
+from outrider_target.request import TensorKind, TensorWishes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenTensor:
+    """A tensor, in the memory of the host.
+
+    Attributes:
+        kind: What it holds; `tensors.proto` tells the shapes.
+        index: Of the generated token, for scores and logits; else the position in the sequence.
+        values: The numbers.
+    """
+
+    kind: TensorKind
+    index: int
+    values: torch.Tensor
+
+
+class TensorReport:
+    """The tensors of one sequence, as they become known."""
+
+    def __init__(self, wishes: TensorWishes, num_prompt_tokens: int) -> None:
+        self._kinds = wishes.kinds
+        self._layers = (
+            range(wishes.num_layers + 1) if TensorKind.HIDDEN_STATES in wishes.kinds else ()
+        )
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_told = 0  # positions whose layers have been told
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether it wants what only a forward over the very positions can tell."""
+        return bool(self._layers) or TensorKind.ATTENTIONS in self._kinds
+
+    def reading(self, num_cached: int, num_fed: int) -> LayerReading | None:
+        """What to read of a forward that feeds `num_fed` tokens after `num_cached`."""
+        num_rows = num_cached + num_fed - max(num_cached, self._num_told)
+        if not self.reads_layers or num_rows <= 0:
+            return None
+        weights = TensorKind.ATTENTIONS in self._kinds
+        return LayerReading(num_rows, hidden_of=self._layers, weights=weights)
+
+    def of_positions(
+        self, reading: LayerReading | None, *, end: int, certain: int
+    ) -> Iterator[TokenTensor]:
+        """What a reading tells of the positions that nobody can take back.
+
+        Args:
+            reading: From a forward; None when there was none.
+            end: Positions of the sequence in that forward, its draft included.
+            certain: Positions of it that are committed.
+        """
+        if reading is None:
+            return
+        first = end - reading.num_rows
+        for position in range(self._num_told, min(certain, end)):
+            row = position - first
+            if self._layers:
+                states = [reading.hidden_states[layer][row] for layer in self._layers]
+                yield _told(TensorKind.HIDDEN_STATES, position, torch.stack(states))
+            if TensorKind.ATTENTIONS in self._kinds:
+                weights = [layer[:, row, : position + 1] for layer in reading.attentions]
+                yield _told(TensorKind.ATTENTIONS, position, torch.stack(weights))
+            self._num_told = position + 1
+
+    def of_tokens(
+        self, rows: Mapping[TensorKind, torch.Tensor], *, count: int, length: int
+    ) -> Iterator[TokenTensor]:
+        """Scores and logits of the `count` tokens that end a sequence of `length`.
+
+        Args:
+            rows: [at least `count`, vocab] by kind.
+            count: Tokens.
+            length: Of the whole sequence, with them.
+        """
+        first = length - count - self._num_prompt_tokens
+        for kind, values in rows.items():
+            for row in range(count):
+                yield _told(kind, first + row, values[row])
+
+
+def _told(kind: TensorKind, index: int, values: torch.Tensor) -> TokenTensor:
+    # A copy: a view would keep the whole round's tensor alive until the client has read it.
+    return TokenTensor(kind, index, values.to("cpu", copy=True))
