@@ -10,45 +10,46 @@ from collections.abc import Sequence
 
 import torch
 from outrider_runtime.model.log_probs import token_log_probs
+from outrider_runtime.sampling_parameters import SamplingParameters
 
-from outrider_target.acceptance import Acceptance, accept
+from outrider_target.committed import Committed
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.request import DraftMethod
-from outrider_target.strategy import OwnTokens, Rows, Selector, TokenStrategy
+from outrider_target.strategy import OwnTokens, Selector, TokenRows, TokenStrategy
 
 WINDOW = 64
 """Given tokens a round: bounds the log-probabilities, [window, vocab], that exist at a time."""
 
 
-class GivenStrategy:
+class GivenStrategy(TokenStrategy):
     """Decides what was given, and tells how probable it was."""
 
-    def __init__(self, inner: TokenStrategy, given: Sequence[int], num_prompt_tokens: int) -> None:
-        self._inner = inner
+    def __init__(
+        self,
+        parameters: SamplingParameters,
+        committed: Committed,
+        given: Sequence[int],
+        *,
+        num_top_log_probs: int | None,
+    ) -> None:
+        super().__init__(
+            parameters, committed, seed=0, sample_index=0, num_top_log_probs=num_top_log_probs
+        )
         self._given = given
-        self._num_prompt_tokens = num_prompt_tokens
 
     @property
     def selector(self) -> Selector:
         """Nothing is selected."""
         return take_given_tokens
 
-    def admissible(self, draft: Sequence[int]) -> int:
-        """All of it."""
-        return len(draft)
-
-    def rows(self, token_ids: Sequence[int], num_cached: int, draft: Sequence[int]) -> Rows:
+    def rows(self, draft: Sequence[int]) -> TokenRows:
         """One row for each given token of the window."""
-        rows = self._inner.rows(token_ids, num_cached, draft)
+        rows = super().rows(draft)
         first = rows.group.first_length - self._num_prompt_tokens
         return rows._replace(given=self._given[first : first + rows.group.num_rows])
 
-    def commit(self, draft: Sequence[int], own: Sequence[int]) -> Acceptance:
-        """All of it."""
-        return accept(draft, own)
 
-
-def take_given_tokens(logits: torch.Tensor, wanted: Sequence[Rows]) -> list[OwnTokens]:
+def take_given_tokens(logits: torch.Tensor, wanted: Sequence[TokenRows]) -> list[OwnTokens]:
     """The given tokens with their log-probabilities, whatever the scores say."""
     own: list[OwnTokens] = []
     first = 0

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
+from typing import Any
 
 import structlog
 from outrider_runtime.errors import InvalidRequest
@@ -17,12 +18,12 @@ from outrider_runtime.model.selection import InvalidScores
 
 from outrider_target.drafting.drafter import Draft, Drafter
 from outrider_target.drafting.patience import RoundPace
-from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
+from outrider_target.events import Event, RequestCompleted, RequestFailed
 from outrider_target.request import DraftMethod, Finish, FinishReason
 from outrider_target.scheduler import Scheduler, Work
 from outrider_target.sequence import RequestState, Sequence
 from outrider_target.statistics import SpeculationCounters
-from outrider_target.strategy import OwnTokens
+from outrider_target.strategy import Decision
 from outrider_target.verifier import Verifier
 
 log = structlog.get_logger()
@@ -42,7 +43,6 @@ class Rounds:
         round_pace: RoundPace,
     ) -> None:
         self._verifier = Verifier(runner)
-        self._pool = runner.pool
         self._scheduler = scheduler
         self._drafters = drafters
         self._deliver = deliver
@@ -79,9 +79,7 @@ class Rounds:
         """End a request's sequences now. `report`: its caller is still listening."""
         for sequence in state.sequences:
             if sequence.finish is None:
-                self._finish(sequence, Finish(FinishReason.CANCELLED))
-                if report:
-                    self._deliver(state, TokensDecided(sequence.index, (), (), sequence.finish))
+                self._end(sequence, FinishReason.CANCELLED, report=report)
         if report:
             self._complete(state)
 
@@ -111,9 +109,7 @@ class Rounds:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             max_time = sequence.request.max_time
             if max_time is not None and now - sequence.state.arrived_at >= max_time:
-                self._finish(sequence, Finish(FinishReason.TIME))
-                tokens = TokensDecided(sequence.index, (), (), sequence.finish)
-                self._deliver(sequence.state, tokens)
+                self._end(sequence, FinishReason.TIME, report=True)
                 self._retire(sequence.state)
 
     def _come_back_at(self, wait_until: float | None) -> float | None:
@@ -135,8 +131,8 @@ class Rounds:
                 window=sequence.next_window,
             )
 
-    def _verify(self, batch: SequenceOf[Work]) -> list[tuple[Work, OwnTokens]]:
-        """The target's own tokens. A fault in one request's rows ends that request alone."""
+    def _verify(self, batch: SequenceOf[Work]) -> list[tuple[Work, Any]]:
+        """What the round's logits decide. A fault in one request's rows ends that request alone."""
         try:
             return list(zip(batch, self._verifier.verify(batch), strict=True))
         except InvalidScores as fault:
@@ -156,46 +152,43 @@ class Rounds:
             for result in self._verify([work])
         ]
 
-    def _commit(self, work: Work, own: OwnTokens) -> None:
-        """Take what the round decided for a sequence, up to the token that ends it."""
+    def _commit(self, work: Work, own: Any) -> None:
+        """Take what the round decided for a sequence."""
         sequence = work.sequence
         if sequence.finish is not None:
             return
-        assert sequence.handle is not None
-        end = self._pool.length(sequence.handle)
         if work.rows is None:
-            if known := list(sequence.tensors.of_positions(work.reading, end=end, certain=end)):
-                self._deliver(
-                    sequence.state, TokensDecided(sequence.index, (), (), None, tensors=known)
-                )
+            for event in sequence.strategy.fed():
+                self._deliver(sequence.state, event)
             return
         assert sequence.session is not None
-        draft = work.draft
-        decided, num_accepted = sequence.strategy.commit(draft.token_ids, own.token_ids)
-        kept = self._append_until_stop(sequence, decided)
-        num_accepted = min(num_accepted, len(kept))
+        decision = sequence.strategy.commit(work.draft.token_ids, own)
         if not sequence.request.given:
-            self._count(sequence, draft, num_accepted)
-            self.num_generated_tokens += len(kept)
-        sequence.window.observe(len(draft.token_ids), num_accepted)
+            self._count(sequence, work.draft, decision.num_accepted)
+        sequence.window.observe(len(work.draft.token_ids), decision.num_accepted)
         if sequence.state.first_token_at is None:
             sequence.state.first_token_at = time.monotonic()
-        drafted = [position < num_accepted for position in range(len(kept))]
-        log_probs = own.log_probs[: len(kept)]
-        tensors = [
-            *sequence.tensors.of_positions(work.reading, end=end, certain=sequence.length - 1),
-            *sequence.tensors.of_tokens(own.tensors, count=len(kept), length=sequence.length),
-        ]
-        self._deliver(
-            sequence.state,
-            TokensDecided(sequence.index, kept, drafted, sequence.finish, log_probs, tensors),
-        )
-        if sequence.finish is not None:
-            self._finish(sequence, sequence.finish)
+        self._report(sequence, decision)
+        if decision.finish is not None:
+            self._finish(sequence, decision.finish)
             self._retire(sequence.state)
             return
-        self._pool.truncate(sequence.handle, sequence.length - 1)
-        sequence.session.commit(kept, window=sequence.next_window)
+        self._scheduler.follow(sequence)
+        sequence.session.commit(decision.token_ids, window=sequence.next_window)
+
+    def _report(self, sequence: Sequence, decision: Decision) -> None:
+        sequence.num_generated += decision.num_generated
+        if not sequence.request.given:
+            self.num_generated_tokens += decision.num_generated
+        for event in decision.events:
+            self._deliver(sequence.state, event)
+
+    def _end(self, sequence: Sequence, reason: FinishReason, *, report: bool) -> None:
+        """End a sequence from outside. `report`: its caller is still listening."""
+        finish = Finish(reason)
+        self._finish(sequence, finish)
+        if report:
+            self._report(sequence, sequence.strategy.end(finish))
 
     def _count(self, sequence: Sequence, draft: Draft, num_accepted: int) -> None:
         """Count a round of a sequence, for itself and for the whole server."""
@@ -211,14 +204,6 @@ class Rounds:
                 has_drafter=sequence.session.active,
                 keep_round=keep_round,
             )
-
-    def _append_until_stop(self, sequence: Sequence, decided: list[int]) -> list[int]:
-        for count, token_id in enumerate(decided, start=1):
-            sequence.token_ids.append(token_id)
-            sequence.finish = sequence.stop.push(token_id, sequence.length)
-            if sequence.finish is not None:
-                return decided[:count]
-        return decided
 
     def _finish(self, sequence: Sequence, finish: Finish) -> None:
         """Free everything a sequence holds, in the same round."""
@@ -245,9 +230,7 @@ class Rounds:
                 queue_seconds=admitted_at - state.arrived_at,
                 time_to_first_token_seconds=first_token_at - state.arrived_at,
                 total_seconds=now - state.arrived_at,
-                num_completion_tokens=sum(
-                    s.length - len(state.request.prompt) for s in state.sequences
-                ),
+                num_completion_tokens=sum(s.num_generated for s in state.sequences),
                 num_preemptions=sum(s.num_preemptions for s in state.sequences),
                 speculation=speculation,
             ),

@@ -13,8 +13,9 @@ from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple
 
 from outrider_runtime.model.kv_pool import KVPool
-from outrider_runtime.model.layer_reading import LayerReading
+from outrider_runtime.model.runner import SequenceRows
 
+from outrider_target.branch_places import BranchPlaces
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.sequence import RequestState, Sequence
@@ -29,17 +30,15 @@ class Work(NamedTuple):
 
     Attributes:
         sequence: The sequence.
-        token_ids: Tokens to feed.
+        feeds: Tokens to feed, branch by branch.
         rows: What is wanted from their logits; None for a prefill chunk that is not the last.
-        draft: The draft, at the end of `token_ids`.
-        reading: What the request wants to be told of the layers; None when nothing.
+        draft: The draft.
     """
 
     sequence: Sequence
-    token_ids: list[int]
+    feeds: SequenceOf[SequenceRows]
     rows: Rows | None
     draft: Draft
-    reading: LayerReading | None = None
 
 
 class Plan(NamedTuple):
@@ -68,6 +67,7 @@ class Scheduler:
         max_batched_tokens: int,
     ) -> None:
         self._pool = pool
+        self._places = BranchPlaces(pool)
         self._round_pace = round_pace
         self._max_num_seqs = max_num_seqs
         self._max_batched_tokens = max_batched_tokens
@@ -96,25 +96,36 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
-        self._free(sequence)
+        self._places.free(sequence.branches)
+
+    def follow(self, sequence: Sequence) -> None:
+        """Let the KV pool follow what the sequence's strategy committed."""
+        held, wanted = sequence.branches, sequence.strategy.branches
+        if wanted is not held:
+            sequence.branches = (*held, *wanted)  # whatever happens, what is placed is known
+        self._places.follow(held, wanted)
+        sequence.branches = wanted
 
     def admit(self, now: float) -> list[Sequence]:
         """Move sequences from the queue into the batch while there is room; returns them."""
         admitted: list[Sequence] = []
+        if not self.waiting:
+            return admitted
         available = self._pool.num_free_blocks - self._promised_blocks()
-        places = self._max_num_seqs - len(self.running)
+        places = self._max_num_seqs - sum(s.strategy.width for s in self.running)
         for sequence in list(self.waiting):
-            if places <= 0:
+            width = sequence.strategy.width
+            if width > places and self.running:
                 break
             source = self._fork_source(sequence)
-            if source is not None and not self._prefilled(source):
-                places -= 1  # its turn comes with its source's blocks: they hold the same prompt
+            if source is not None and not self._places.prefilled(source.branches):
+                places -= width  # its turn comes with its source's blocks: they hold its prompt
                 continue
-            needed = self._blocks_for(sequence, source)
+            needed = self._blocks_for(sequence, shared=source is not None)
             if needed > available and self.running:
                 break  # first come, first served: nobody overtakes
             available -= needed
-            places -= 1
+            places -= width
             self._place(sequence, source)
             if sequence.state.admitted_at is None:
                 sequence.state.admitted_at = now
@@ -157,7 +168,7 @@ class Scheduler:
         """
         for sequence in ready:
             assert sequence.session is not None
-            if not sequence.session.active or not self._prefilled(sequence):
+            if not sequence.session.active or not self._places.prefilled(sequence.branches):
                 return None
         if self._ready_since is None:
             self._ready_since = now
@@ -171,7 +182,7 @@ class Scheduler:
         budget = self._max_batched_tokens
         reserved = 0
         for sequence in ready:
-            if sequence.handle is None:
+            if not sequence.placed:
                 continue  # preempted by an older one a moment ago
             if budget <= 0:
                 break
@@ -182,7 +193,8 @@ class Scheduler:
                 continue
             needed = self._reserve(work, reserved)
             if needed is None and work.draft.token_ids:
-                work = self._without_draft(work)  # a draft never costs another sequence its blocks
+                # A draft never costs another sequence its blocks.
+                work = self._verification(sequence, NO_DRAFT)
                 needed = self._reserve(work, reserved)
             while needed is None:
                 victim = self.running[-1]
@@ -193,23 +205,23 @@ class Scheduler:
             if needed is None:
                 continue
             reserved += needed
-            budget -= len(work.token_ids)
+            budget -= sum(len(feed.token_ids) for feed in work.feeds)
             yield work
 
     def _work(self, sequence: Sequence, budget: int) -> Work:
-        assert sequence.handle is not None
-        assert sequence.session is not None
-        cached = self._pool.length(sequence.handle)
-        pending = sequence.length - cached
+        branches = sequence.branches
+        pending = self._places.num_pending(branches)
         most = min(budget, sequence.request.prefill_chunk_size or budget)
-        if pending > most:
-            chunk = sequence.token_ids[cached : cached + most]
-            return Work(
-                sequence, chunk, None, NO_DRAFT, sequence.tensors.reading(cached, len(chunk))
-            )
-        window = min(sequence.next_window, budget - pending)
-        draft = self._draft(sequence, window) if window else NO_DRAFT
-        return self._decisive(sequence, cached, draft)
+        # Where nothing but last tokens is left, all of them go, even beyond the budget.
+        if pending is None or pending > max(most, len(branches)):
+            return Work(sequence, self._places.chunks(branches, most), None, NO_DRAFT)
+        window = min(sequence.next_window, (budget - pending) // len(branches))
+        draft = self._draft(sequence, window) if window > 0 else NO_DRAFT
+        return self._verification(sequence, draft)
+
+    def _verification(self, sequence: Sequence, draft: Draft) -> Work:
+        rows = sequence.strategy.rows(draft.token_ids)
+        return Work(sequence, self._places.feeds(sequence.branches, rows.branches), rows, draft)
 
     def _draft(self, sequence: Sequence, window: int) -> Draft:
         """What its drafter proposes, as far as it could be accepted."""
@@ -218,70 +230,44 @@ class Scheduler:
         count = sequence.strategy.admissible(draft.token_ids)
         return Draft(draft.token_ids[:count], draft.method) if count else NO_DRAFT
 
-    def _without_draft(self, work: Work) -> Work:
-        sequence = work.sequence
-        assert sequence.handle is not None
-        return self._decisive(sequence, self._pool.length(sequence.handle), NO_DRAFT)
-
-    def _decisive(self, sequence: Sequence, cached: int, draft: Draft) -> Work:
-        """The work that decides tokens."""
-        rows = sequence.strategy.rows(sequence.token_ids, cached, draft.token_ids)
-        reading = sequence.tensors.reading(cached, len(rows.token_ids))
-        return Work(sequence, list(rows.token_ids), rows, draft, reading)
-
     def _reserve(self, work: Work, reserved: int) -> int | None:
         """Blocks the work needs, or None when they are not free."""
-        assert work.sequence.handle is not None
-        needed = self._pool.blocks_needed(work.sequence.handle, len(work.token_ids))
+        needed = self._pool.blocks_needed_for(
+            (feed.handle, len(feed.token_ids)) for feed in work.feeds
+        )
         return needed if needed <= self._pool.num_free_blocks - reserved else None
 
     def _promised_blocks(self) -> int:
-        """Blocks that running sequences need to be fed what they have, plus one to grow."""
-        return sum(
-            1 + self._pool.blocks_needed(s.handle, s.length - self._pool.length(s.handle))
-            for s in self.running
-            if s.handle is not None
-        )
+        """Blocks that running sequences need to be fed what they have, plus some to grow."""
+        return sum(self._blocks_for(sequence, shared=False) for sequence in self.running)
 
     def _fork_source(self, sequence: Sequence) -> Sequence | None:
         """A running sequence of the same request whose prompt blocks can be shared."""
         if sequence.length > len(sequence.request.prompt):
             return None  # preempted with output of its own
-        if sequence.tensors.reads_layers:
+        if any(branch.reader for branch in sequence.branches):
             return None  # it tells of its own prompt as well
         for sibling in sequence.state.sequences[: sequence.index]:
-            if sibling.handle is not None:
+            if sibling.placed:
                 return sibling
         return None
 
-    def _prefilled(self, sequence: Sequence) -> bool:
-        assert sequence.handle is not None
-        return self._pool.length(sequence.handle) >= len(sequence.request.prompt) - 1
-
-    def _blocks_for(self, sequence: Sequence, source: Sequence | None) -> int:
-        shared = 0 if source is None else len(sequence.request.prompt) - 1
-        # One block more than the tokens need: to grow into, or to copy a shared partial block.
-        return 1 + -(-(sequence.length - shared) // self._pool.block_size)
+    def _blocks_for(self, sequence: Sequence, *, shared: bool) -> int:
+        """Blocks for what is not cached yet; `shared`: all but the last token of each branch is."""
+        branches = sequence.branches
+        # One block a branch more than the tokens need: to grow into, or to copy a shared one.
+        growth = max(sequence.strategy.width, len(branches))
+        return growth + self._places.blocks_to_place(branches, shared=shared)
 
     def _place(self, sequence: Sequence, source: Sequence | None) -> None:
-        if source is None:
-            sequence.handle = self._pool.create()
-        else:
-            assert source.handle is not None
-            # Its own last prompt token is fed again: that row's logits are its first ones.
-            sequence.handle = self._pool.fork(source.handle, len(sequence.request.prompt) - 1)
+        self._places.place(sequence.branches, source.branches if source else ())
         self.waiting.remove(sequence)
         self.running.append(sequence)
         self.running.sort(key=lambda s: (s.state.arrival, s.index))
 
     def _preempt(self, victim: Sequence) -> None:
         self.running.remove(victim)
-        self._free(victim)
+        self._places.vacate(victim.branches)
         victim.num_preemptions += 1
         self.num_preemptions += 1
         self.waiting.appendleft(victim)
-
-    def _free(self, sequence: Sequence) -> None:
-        if sequence.handle is not None:
-            self._pool.free(sequence.handle)
-            sequence.handle = None

@@ -1,13 +1,16 @@
-"""A sequence in the making: its tokens, its blocks, its drafter. Owned by the engine thread."""
+"""A sequence in the making: its strategy, its blocks, its drafter. Owned by the engine thread."""
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerFast
 
+from outrider_target.branch import Branch
+from outrider_target.committed import Committed
 from outrider_target.constraint import Form
 from outrider_target.drafting.drafter import DraftSession
 from outrider_target.given import WINDOW, GivenSession, GivenStrategy
@@ -43,27 +46,24 @@ class RequestState:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One sequence of a request.
-
-    Invariant: while it runs, the KV pool holds `token_ids[:-1]` or less; the last committed token
-    is fed in the next round, together with the draft.
-    """
+    """One sequence of a request. Its tokens are its strategy's."""
 
     state: RequestState
     index: int
-    token_ids: list[int]
-    """Committed tokens, prompt first."""
     strategy: DecodingStrategy
-    stop: StopCheck
     window: Window
-    tensors: TensorReport
     counters: SpeculationCounters = field(default_factory=SpeculationCounters)
     session: DraftSession | None = None
     """Its drafter's view of it; None until it runs for the first time."""
-    handle: int | None = None
-    """Its entry in the KV pool; None while it waits."""
+    branches: SequenceOf[Branch] = field(init=False)
+    """What it holds, or would hold, in the KV pool."""
     finish: Finish | None = None
+    num_generated: int = 0
+    """Tokens of its output that are final."""
     num_preemptions: int = 0
+
+    def __post_init__(self) -> None:
+        self.branches = self.strategy.branches
 
     @property
     def request(self) -> GenerationRequest:
@@ -71,9 +71,19 @@ class Sequence:
         return self.state.request
 
     @property
+    def token_ids(self) -> SequenceOf[int]:
+        """Committed tokens, prompt first."""
+        return self.strategy.token_ids
+
+    @property
     def length(self) -> int:
         """Committed length."""
         return len(self.token_ids)
+
+    @property
+    def placed(self) -> bool:
+        """Whether it has a place in the KV pool: it does while it runs."""
+        return self.branches[0].handle is not None
 
     @property
     def next_window(self) -> int:
@@ -108,29 +118,31 @@ def new_state(
         constraint = None
         if form is not None:
             constraint = form.start(request.parameters.eos_token_ids)
-        strategy = TokenStrategy(
-            request.parameters,
-            seed=request.seed,
-            sample_index=index,
-            num_prompt_tokens=len(request.prompt),
-            num_top_log_probs=request.num_top_log_probs,
-            constraint=constraint,
-            tensors=request.tensors.kinds,
-        )
-        sequence = Sequence(
-            state=state,
-            index=index,
-            token_ids=list(request.prompt),
-            strategy=strategy,
-            stop=StopCheck(
-                request.parameters, stop_strings, constraint, heed_eos=not request.given
-            ),
-            window=Window(speculation.window, speculation.schedule, speculation.max_window),
-            tensors=TensorReport(request.tensors, len(request.prompt)),
-        )
+        stop = StopCheck(request.parameters, stop_strings, constraint, heed_eos=not request.given)
+        committed = Committed(request.prompt, stop)
+        strategy: DecodingStrategy
         if request.given:
-            sequence.strategy = GivenStrategy(strategy, request.given, len(request.prompt))
+            strategy = GivenStrategy(
+                request.parameters,
+                committed,
+                request.given,
+                num_top_log_probs=request.num_top_log_probs,
+            )
+            sequence = Sequence(state, index, strategy, Window(WINDOW, "constant", WINDOW))
             sequence.session = GivenSession(request.given)
-            sequence.window = Window(WINDOW, "constant", WINDOW)
+        else:
+            strategy = TokenStrategy(
+                request.parameters,
+                committed,
+                seed=request.seed,
+                sample_index=index,
+                num_top_log_probs=request.num_top_log_probs,
+                constraint=constraint,
+                tensors=TensorReport(request.tensors, len(request.prompt))
+                if request.tensors.kinds
+                else None,
+            )
+            window = Window(speculation.window, speculation.schedule, speculation.max_window)
+            sequence = Sequence(state, index, strategy, window)
         state.sequences.append(sequence)
     return state

@@ -41,6 +41,13 @@ class TensorReport:
         )
         self._num_prompt_tokens = num_prompt_tokens
         self._num_told = 0  # positions whose layers have been told
+        self._reading: LayerReading | None = None
+        self._end = 0  # positions of the sequence in the forward that is read, draft included
+
+    @property
+    def kinds(self) -> frozenset[TensorKind]:
+        """What is wanted."""
+        return self._kinds
 
     @property
     def reads_layers(self) -> bool:
@@ -50,25 +57,23 @@ class TensorReport:
     def reading(self, num_cached: int, num_fed: int) -> LayerReading | None:
         """What to read of a forward that feeds `num_fed` tokens after `num_cached`."""
         num_rows = num_cached + num_fed - max(num_cached, self._num_told)
-        if not self.reads_layers or num_rows <= 0:
-            return None
-        weights = TensorKind.ATTENTIONS in self._kinds
-        return LayerReading(num_rows, hidden_of=self._layers, weights=weights)
+        self._reading, self._end = None, num_cached + num_fed
+        if self.reads_layers and num_rows > 0:
+            weights = TensorKind.ATTENTIONS in self._kinds
+            self._reading = LayerReading(num_rows, hidden_of=self._layers, weights=weights)
+        return self._reading
 
-    def of_positions(
-        self, reading: LayerReading | None, *, end: int, certain: int
-    ) -> Iterator[TokenTensor]:
-        """What a reading tells of the positions that nobody can take back.
+    def of_positions(self, *, certain: int) -> Iterator[TokenTensor]:
+        """What the last forward told of the positions that nobody can take back.
 
         Args:
-            reading: From a forward; None when there was none.
-            end: Positions of the sequence in that forward, its draft included.
-            certain: Positions of it that are committed.
+            certain: Positions of the sequence that are committed.
         """
+        reading = self._reading
         if reading is None:
             return
-        first = end - reading.num_rows
-        for position in range(self._num_told, min(certain, end)):
+        first = self._end - reading.num_rows
+        for position in range(self._num_told, min(certain, self._end)):
             row = position - first
             if self._layers:
                 states = [reading.hidden_states[layer][row] for layer in self._layers]

@@ -1,4 +1,4 @@
-"""A round's forward: rows of all sequences in, the target's own tokens out.
+"""A round's forward: rows of all sequences in, what their selectors decide out.
 
 Knows nothing of drafting or scheduling: what a row is for does not matter to it.
 """
@@ -6,11 +6,12 @@ Knows nothing of drafting or scheduling: what a row is for does not matter to it
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from typing import Any
 
-from outrider_runtime.model.runner import Runner, SequenceRows
+from outrider_runtime.model.runner import Runner
 
 from outrider_target.scheduler import Work
-from outrider_target.strategy import OwnTokens, Rows, Selector
+from outrider_target.strategy import Rows, Selector
 
 
 class Verifier:
@@ -19,38 +20,28 @@ class Verifier:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
-    def verify(self, batch: SequenceOf[Work]) -> list[OwnTokens]:
+    def verify(self, batch: SequenceOf[Work]) -> list[Any]:
         """One ragged forward, then one selection per selector.
 
         Returns:
-            For each work the target's own token of each of its wanted rows; empty for a prefill
-            chunk.
+            For each work what its selector made of its rows; None for a prefill chunk.
 
         Raises:
             Exception: Whatever the model or a processor raises; the KV pool is then as before.
         """
-        lengths = [self._runner.pool.length(_handle(work)) for work in batch]
+        pool = self._runner.pool
+        lengths = [(feed.handle, pool.length(feed.handle)) for work in batch for feed in work.feeds]
         try:
             return self._forward(batch)
         except Exception:
-            for work, length in zip(batch, lengths, strict=True):
-                if self._runner.pool.length(_handle(work)) > length:
-                    self._runner.pool.truncate(_handle(work), length)
+            for handle, length in lengths:
+                if pool.length(handle) > length:
+                    pool.truncate(handle, length)
             raise
 
-    def _forward(self, batch: SequenceOf[Work]) -> list[OwnTokens]:
-        logits = self._runner.forward(
-            [
-                SequenceRows(
-                    _handle(work),
-                    work.token_ids,
-                    work.rows.group.num_rows if work.rows else 0,
-                    [work.reading] if work.reading else (),
-                )
-                for work in batch
-            ]
-        )
-        own = [OwnTokens([]) for _ in batch]
+    def _forward(self, batch: SequenceOf[Work]) -> list[Any]:
+        logits = self._runner.forward([feed for work in batch for feed in work.feeds])
+        decided: list[Any] = [None] * len(batch)
         by_selector = _by_selector(batch)
         for selector, members in by_selector.items():
             wanted = [wanted for _, wanted, _ in members]
@@ -58,9 +49,9 @@ class Verifier:
             if len(by_selector) > 1:
                 rows = logits[[row for _, _, span in members for row in span]]
             selected = selector(rows, wanted)
-            for (index, _, _), tokens in zip(members, selected, strict=True):
-                own[index] = tokens
-        return own
+            for (index, _, _), choice in zip(members, selected, strict=True):
+                decided[index] = choice
+        return decided
 
 
 def _by_selector(
@@ -71,12 +62,7 @@ def _by_selector(
     row = 0
     for index, work in enumerate(batch):
         if work.rows is not None:
-            span = range(row, row + work.rows.group.num_rows)
+            span = range(row, row + sum(feed.num_logits for feed in work.feeds))
             members.setdefault(work.sequence.strategy.selector, []).append((index, work.rows, span))
             row = span.stop
     return members
-
-
-def _handle(work: Work) -> int:
-    assert work.sequence.handle is not None
-    return work.sequence.handle

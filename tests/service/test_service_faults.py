@@ -98,9 +98,7 @@ def _last_length_is_30(self: Any, _: object) -> bool:
 BREAKAGES: dict[str, Breakage] = {
     "forward": in_the_forward,
     "scores": in_the_scores,
-    "rows": method_of(
-        TokenStrategy, "rows", lambda self, args: POISON in args[0] and len(args[0]) > 10
-    ),
+    "rows": method_of(TokenStrategy, "rows", lambda self, args: POISON in self.token_ids[:-10]),
     "commit": method_of(TokenStrategy, "commit", lambda self, args: self._num_prompt_tokens == 6),
     "stop check": method_of(StopCheck, "push", _last_length_is_30),
     "proposal": method_of(

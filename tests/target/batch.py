@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from outrider.v1.generation_config_pb2 import GenerationConfig
@@ -25,8 +26,9 @@ from outrider_target.request import (
 )
 from outrider_target.round import Rounds
 from outrider_target.scheduler import Scheduler
-from outrider_target.sequence import RequestState, new_state
+from outrider_target.sequence import RequestState, Sequence, new_state
 from outrider_target.statistics import SpeculationCounters
+from outrider_target.strategy import DecodingStrategy
 from outrider_target.tensors import TokenTensor
 
 _ids = itertools.count()
@@ -47,7 +49,7 @@ SPECULATION = SpeculationSettings(
 
 
 def request(
-    prompt: Sequence[int],
+    prompt: SequenceOf[int],
     *,
     new_tokens: int = 24,
     seed: int = 0,
@@ -118,9 +120,23 @@ class Batch:
         self.rounds = Rounds(self.runner, self.scheduler, drafters, self._take, round_pace)
         self.num_rounds = 0
 
-    def submit(self, generation: GenerationRequest, form: Form | None = None) -> RequestState:
-        """Put a request into the queue, its text bound to a form or free."""
+    def submit(
+        self,
+        generation: GenerationRequest,
+        form: Form | None = None,
+        strategy: DecodingStrategy | None = None,
+    ) -> RequestState:
+        """Put a request into the queue, its text bound to a form or free.
+
+        Args:
+            generation: The request.
+            form: The form of its text.
+            strategy: Decodes its one sequence instead of what it asks for.
+        """
         state = new_state(generation, None, form)
+        if strategy is not None:
+            (sequence,) = state.sequences
+            state.sequences = [Sequence(state, 0, strategy, sequence.window)]
         n = generation.num_sequences
         self.answers[state] = Answer([[] for _ in range(n)], [None] * n)
         self.scheduler.submit(state)
