@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from outrider_runtime.model.kv_pool import KVPool
+from outrider_runtime.model.layer_reading import LayerReading
 from outrider_runtime.model.runner import SequenceRows
 
 from outrider_target.branch import Branch, share_prefixes
@@ -81,10 +82,11 @@ class BranchPlaces:
     def feeds(self, branches: Sequence[Branch], wanted: Sequence[BranchRows]) -> list[SequenceRows]:
         """What each branch has to be fed so that the wanted rows come out."""
         rows: list[SequenceRows] = []
-        for branch, (draft, num_logits) in zip(branches, wanted, strict=True):
+        for branch, (draft, num_logits, reading) in zip(branches, wanted, strict=True):
             assert branch.handle is not None
             cached = self._pool.length(branch.handle)
-            rows.append(_rows(branch, cached, [*branch.token_ids[cached:], *draft], num_logits))
+            fed = [*branch.token_ids[cached:], *draft]
+            rows.append(_rows(branch, cached, fed, num_logits, reading))
         return rows
 
     def follow(self, held: Sequence[Branch], wanted: Sequence[Branch]) -> None:
@@ -133,9 +135,16 @@ class BranchPlaces:
         branch.source, branch.num_shared = None, 0
 
 
-def _rows(branch: Branch, cached: int, token_ids: list[int], num_logits: int) -> SequenceRows:
+def _rows(
+    branch: Branch,
+    cached: int,
+    token_ids: list[int],
+    num_logits: int,
+    reading: LayerReading | None = None,
+) -> SequenceRows:
     assert branch.handle is not None
-    if branch.reader is None:
-        return SequenceRows(branch.handle, token_ids, num_logits)
-    reading = branch.reader.reading(cached, len(token_ids))
-    return SequenceRows(branch.handle, token_ids, num_logits, () if reading is None else (reading,))
+    readings = [] if reading is None else [reading]
+    if branch.reader is not None:
+        told = branch.reader.reading(cached, len(token_ids))
+        readings += [] if told is None else [told]
+    return SequenceRows(branch.handle, token_ids, num_logits, readings)

@@ -155,7 +155,9 @@ CAPABILITIES: dict[str, Capability] = {
     ),
     "low_memory": _not_yet("contrastive search is not served yet", False),
     "penalty_alpha": _not_yet("contrastive search is not served yet", 0.0),
-    "dola_layers": _not_yet("DoLa is not served yet"),
+    "dola_layers": _honoured(
+        "with any drafter; greedy and sampling; a repetition_penalty of 1.2 is advised"
+    ),
     "diversity_penalty": _not_yet(_BEAMS, 0.0),
     "num_beam_groups": _not_yet(_BEAMS, 1),
     "constraints": _refused("Python objects cannot cross the wire; see force_words_ids"),

@@ -130,6 +130,8 @@ class GenerationRequest:
     """Most tokens that a round feeds of those not cached yet; None leaves it to the batch."""
     structure: Structure | None = None
     """The form of the text; None when it is free. Drafters do not know it."""
+    dola_layers: Sequence[int] = ()
+    """Layers that DoLa contrasts the last one with; empty without it."""
     tensors: TensorWishes = NO_TENSORS
     """What to tell beside the tokens."""
 

@@ -6,12 +6,14 @@ import itertools
 import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from outrider_target.branch import Branch
 from outrider_target.committed import Committed
-from outrider_target.constraint import Form
+from outrider_target.constraint import Constraint, Form
+from outrider_target.dola import DolaStrategy
 from outrider_target.drafting.drafter import DraftSession
 from outrider_target.given import WINDOW, GivenSession, GivenStrategy
 from outrider_target.request import Finish, GenerationRequest
@@ -131,18 +133,25 @@ def new_state(
             sequence = Sequence(state, index, strategy, Window(WINDOW, "constant", WINDOW))
             sequence.session = GivenSession(request.given)
         else:
-            strategy = TokenStrategy(
-                request.parameters,
-                committed,
-                seed=request.seed,
-                sample_index=index,
-                num_top_log_probs=request.num_top_log_probs,
-                constraint=constraint,
-                tensors=TensorReport(request.tensors, len(request.prompt))
-                if request.tensors.kinds
-                else None,
-            )
+            strategy = _strategy(request, committed, index, constraint)
             window = Window(speculation.window, speculation.schedule, speculation.max_window)
             sequence = Sequence(state, index, strategy, window)
         state.sequences.append(sequence)
     return state
+
+
+def _strategy(
+    request: GenerationRequest, committed: Committed, index: int, constraint: Constraint | None
+) -> DecodingStrategy:
+    """How a sequence of a request decodes."""
+    options: dict[str, Any] = {
+        "seed": request.seed,
+        "sample_index": index,
+        "num_top_log_probs": request.num_top_log_probs,
+        "constraint": constraint,
+    }
+    if request.tensors.kinds:
+        options["tensors"] = TensorReport(request.tensors, len(request.prompt))
+    if request.dola_layers:
+        return DolaStrategy(request.parameters, committed, request.dola_layers, **options)
+    return TokenStrategy(request.parameters, committed, **options)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from outrider_runtime.model.layer_reading import LayerReading
 from outrider_runtime.model.log_probs import TokenLogProbs, token_log_probs
 from outrider_runtime.model.scores import processed_scores
 from outrider_runtime.model.selection import RowGroup, select_tokens
@@ -36,10 +37,12 @@ class BranchRows(NamedTuple):
     Attributes:
         draft: Tokens to feed behind the branch's own.
         num_logits: For how many of the last tokens fed logits are wanted.
+        reading: What the selector needs to know of the model's layers.
     """
 
     draft: Sequence[int]
     num_logits: int
+    reading: LayerReading | None = None
 
 
 class Rows(Protocol):
@@ -141,8 +144,17 @@ class DecodingStrategy(Protocol):
         """What is left to say when the sequence is ended from outside."""
 
 
-def select_own_tokens(logits: torch.Tensor, wanted: Sequence[TokenRows]) -> list[OwnTokens]:
-    """The target's own token for each row, greedy or sampled, split by sequence."""
+def select_own_tokens(
+    logits: torch.Tensor, wanted: Sequence[TokenRows], *, model_logits: torch.Tensor | None = None
+) -> list[OwnTokens]:
+    """The target's own token for each row, greedy or sampled, split by sequence.
+
+    Args:
+        logits: [rows, vocab], what tokens are chosen by.
+        wanted: Whose they are.
+        model_logits: The model's own, where those are others: what is told as such.
+    """
+    model_logits = logits if model_logits is None else model_logits
     groups = [rows.group for rows in wanted]
     chosen = select_tokens(logits, groups, with_log_probs=False).token_ids
     own: list[OwnTokens] = []
@@ -153,19 +165,26 @@ def select_own_tokens(logits: torch.Tensor, wanted: Sequence[TokenRows]) -> list
         log_probs: Sequence[TokenLogProbs] = ()
         if rows.num_top_log_probs is not None:
             log_probs = token_log_probs(
-                logits[span], rows.group, chosen[span], num_top=rows.num_top_log_probs
+                logits[span],
+                rows.group,
+                chosen[span],
+                num_top=rows.num_top_log_probs,
+                model_logits=model_logits[span],
             )
-        own.append(OwnTokens(chosen[span], log_probs, row_tensors(logits[span], rows)))
+        tensors = row_tensors(logits[span], rows, model_logits=model_logits[span])
+        own.append(OwnTokens(chosen[span], log_probs, tensors))
     return own
 
 
-def row_tensors(logits: torch.Tensor, rows: TokenRows) -> dict[TensorKind, torch.Tensor]:
+def row_tensors(
+    logits: torch.Tensor, rows: TokenRows, *, model_logits: torch.Tensor
+) -> dict[TensorKind, torch.Tensor]:
     """Scores and logits of a sequence's rows, as far as they are asked for."""
     found: dict[TensorKind, torch.Tensor] = {}
     if TensorKind.SCORES in rows.tensors:
         found[TensorKind.SCORES] = processed_scores(logits, [rows.group])
     if TensorKind.LOGITS in rows.tensors:
-        found[TensorKind.LOGITS] = logits.float()
+        found[TensorKind.LOGITS] = model_logits.float()
     return found
 
 

@@ -19,6 +19,7 @@ from outrider_runtime.conversion import sampling_parameters
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 
 from outrider_target import effective_config
+from outrider_target.dola_rules import premature_layers
 from outrider_target.field_rules import check_sizes, check_values
 from outrider_target.request import GenerationRequest, TensorKind
 from outrider_target.settings import SpeculationDefaults
@@ -107,6 +108,7 @@ def validate(
         )
         if message.HasField("structured_output")
         else None,
+        dola_layers=premature_layers(config, model.tensors.layers),
         tensors=tensor_wishes(
             config,
             num_prompt_tokens=len(prompt),
@@ -156,6 +158,10 @@ def validate_score(
         raise InvalidRequest(
             "first_position", f"must lie in [1, {len(token_ids) - 1}], got {first}"
         )
+    if message.generation_config.WhichOneof("dola_layers"):
+        raise UnsupportedOption(
+            "generation_config.dola_layers", "a given text is scored by the model's last layer"
+        )
     given = tuple(token_ids[first:])
     if len(given) * (1 + 2 * message.log_probs.num_top) > MAX_SCORED:
         raise InvalidRequest(
@@ -186,7 +192,11 @@ def validate_score(
         defaults=defaults,
     )
     return replace(
-        request, given=given, stop_strings=(), num_top_log_probs=message.log_probs.num_top
+        request,
+        given=given,
+        stop_strings=(),
+        dola_layers=(),
+        num_top_log_probs=message.log_probs.num_top,
     )
 
 

@@ -58,6 +58,7 @@ def request(
     parameters: SamplingParameters | None = None,
     max_time: float | None = None,
     num_top_log_probs: int | None = None,
+    dola_layers: SequenceOf[int] = (),
     tensors: TensorWishes = NO_TENSORS,
     **sampling: object,
 ) -> GenerationRequest:
@@ -77,6 +78,7 @@ def request(
         num_top_log_probs=num_top_log_probs,
         given=(),
         effective_config=GenerationConfig(),
+        dola_layers=dola_layers,
         tensors=tensors,
     )
 

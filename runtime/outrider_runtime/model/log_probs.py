@@ -39,7 +39,12 @@ class TokenLogProbs(NamedTuple):
 
 
 def token_log_probs(
-    logits: torch.Tensor, group: RowGroup, token_ids: Sequence[int], *, num_top: int
+    logits: torch.Tensor,
+    group: RowGroup,
+    token_ids: Sequence[int],
+    *,
+    num_top: int,
+    model_logits: torch.Tensor | None = None,
 ) -> list[TokenLogProbs]:
     """Log-probabilities of the tokens chosen from a group's rows.
 
@@ -48,13 +53,14 @@ def token_log_probs(
         group: whose rows they are.
         token_ids: the chosen token of each row.
         num_top: how many alternatives to list.
+        model_logits: the model's own, where tokens are chosen by others: what `raw` is told of.
 
     Returns:
         One entry a row. Normalised in float64: a vocabulary of 150,000 terms costs float32 digits.
     """
     chosen = torch.tensor(token_ids, device=logits.device)[:, None]
     scores = processed_scores(logits, [group])
-    raw = logits.double().log_softmax(-1)
+    raw = (logits if model_logits is None else model_logits).double().log_softmax(-1)
     processed = scores.double().log_softmax(-1)
     of_chosen = (column.gather(1, chosen)[:, 0].tolist() for column in (raw, processed, scores))
     columns = zip(*of_chosen, _top(raw, num_top), _top(processed, num_top), strict=True)

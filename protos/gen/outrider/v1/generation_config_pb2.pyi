@@ -624,7 +624,7 @@ class GenerationConfig(_message.Message):
     penalty_alpha: _builtins.float
     """Degeneration penalty of contrastive search."""
     dola_layers_mode: _builtins.str
-    """"low" or "high"."""
+    """"low" or "high": every second layer of the lower or upper half."""
     diversity_penalty: _builtins.float
     """Diversity penalty of group beam search."""
     num_beam_groups: _builtins.int
@@ -689,7 +689,7 @@ class GenerationConfig(_message.Message):
 
     @_builtins.property
     def dola_layers_indices(self) -> Global___LayerIndices:
-        """The layers by index."""
+        """The layers by index; 0 is the embeddings, and each lies before the last."""
 
     @_builtins.property
     def force_words_ids(self) -> Global___ForcedPhrasesList:
