@@ -101,6 +101,11 @@ class Steps(Sequence[tuple[Tensor, ...]]):
         steps = range(self._count)[index]
         return self._make(steps) if isinstance(steps, int) else [self._make(step) for step in steps]
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Steps) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list
+
 
 def hidden_states(positions: Sequence[Tensor], num_prompt_tokens: int) -> Steps:
     """As transformers' `hidden_states`, from [layers + 1, hidden size] of each position.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any
 
@@ -39,7 +39,7 @@ def jsonable(value: Any) -> object:
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: jsonable(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [jsonable(item) for item in value]
     if isinstance(value, dict):
         return {name: jsonable(item) for name, item in value.items()}
