@@ -47,6 +47,7 @@ from outrider_client._info import (
     ServerInfo,
 )
 from outrider_client._log_probs import Scores, TokenLogProb, TokenLogProbs
+from outrider_client._plugins import Plugin, PluginInfo, PluginKind
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._stream import Stream
 from outrider_client._structured_output import StructuredOutput
@@ -80,6 +81,9 @@ __all__ = [
     "OutriderError",
     "OverloadedError",
     "PermissionDeniedError",
+    "Plugin",
+    "PluginInfo",
+    "PluginKind",
     "RequestCancelledError",
     "Scores",
     "ServerError",

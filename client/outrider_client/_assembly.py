@@ -182,4 +182,9 @@ class Assembly:
             matched_stop_token_id=(
                 result.matched_stop_token_id if result.HasField("matched_stop_token_id") else None
             ),
+            matched_stopping_criterion=(
+                result.matched_stopping_criterion
+                if result.HasField("matched_stopping_criterion")
+                else None
+            ),
         )

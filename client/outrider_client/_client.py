@@ -19,6 +19,7 @@ from outrider_client._completion import Completion
 from outrider_client._connection import ChannelOption, Connection, TLSConfig
 from outrider_client._info import Loads, ModelInfo, ServerInfo
 from outrider_client._log_probs import Scores
+from outrider_client._plugins import Plugin
 from outrider_client._request import Config, Prompt
 from outrider_client._retry import Attempts, check_max_retries, check_timeout
 from outrider_client._retrying import retrying
@@ -96,6 +97,8 @@ class Client:
         request_id: str | None = None,
         skip_special_tokens: bool | None = None,
         log_probs: int | None = None,
+        logits_processors: Sequence[Plugin | str] = (),
+        stopping_criteria: Sequence[Plugin | str] = (),
     ) -> Completion:
         """Generates from one prompt and returns the whole answer.
 
@@ -109,6 +112,8 @@ class Client:
             request_id: Name of the request, up to 128 printable ASCII characters.
             skip_special_tokens: Whether the text omits special tokens. Default: it does.
             log_probs: Tell each token's log-probabilities, with so many alternatives, in [0, 20].
+            logits_processors: Plug-ins of the server that change the scores, in this order.
+            stopping_criteria: Plug-ins of the server that may end a sequence.
 
         Raises:
             InvalidRequestError: An argument cannot be right, or the server refuses it.
@@ -126,6 +131,8 @@ class Client:
             request_id=request_id,
             skip_special_tokens=skip_special_tokens,
             log_probs=log_probs,
+            logits_processors=logits_processors,
+            stopping_criteria=stopping_criteria,
         ) as stream:
             return stream.collect()
 
@@ -141,6 +148,8 @@ class Client:
         request_id: str | None = None,
         skip_special_tokens: bool | None = None,
         log_probs: int | None = None,
+        logits_processors: Sequence[Plugin | str] = (),
+        stopping_criteria: Sequence[Plugin | str] = (),
     ) -> Stream:
         """Generates from one prompt and hands out tokens as they are decided.
 
@@ -155,6 +164,8 @@ class Client:
             structured_output=structured_output,
             skip_special_tokens=skip_special_tokens,
             log_probs=log_probs,
+            logits_processors=logits_processors,
+            stopping_criteria=stopping_criteria,
         )
 
         def dial(left: float | None, name: str) -> Call:

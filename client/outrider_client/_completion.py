@@ -21,7 +21,7 @@ class FinishReason(StrEnum):
     """Why a sequence ended."""
 
     STOP = "stop"
-    """An end-of-sequence token or a stop string."""
+    """An end-of-sequence token, a stop string, a stopping criterion, or the end of the form."""
 
     LENGTH = "length"
     """The length limit."""
@@ -126,6 +126,9 @@ class GeneratedSequence:
     attentions: Sequence[tuple[Tensor, ...]] = field(default=(), repr=False)
     """The like for attention weights, [heads, positions, keys] a layer; empty unless
     `output_attentions`."""
+
+    matched_stopping_criterion: str | None = None
+    """The name of the stopping criterion that ended it, if one did."""
 
     def compute_transition_scores(self, *, normalize_logits: bool = False) -> list[float]:
         """Each token's score after all processors, as transformers' method of that name.

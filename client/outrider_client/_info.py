@@ -11,6 +11,7 @@ from enum import StrEnum, unique
 from outrider.v1 import generation_pb2
 
 from outrider_client._generation_config import GenerationConfig
+from outrider_client._plugins import PluginInfo
 from outrider_client._usage import SpeculationStats
 
 
@@ -171,6 +172,9 @@ class ServerInfo:
     kv_cache_tokens: int
     """Size of the KV cache in tokens."""
 
+    plugins: tuple[PluginInfo, ...] = ()
+    """The plug-ins that requests may name."""
+
     @classmethod
     def from_message(cls, message: generation_pb2.GetServerInfoResponse) -> ServerInfo:
         """The set-up in a message."""
@@ -187,6 +191,7 @@ class ServerInfo:
             max_num_seqs=message.max_num_seqs,
             max_waiting_requests=message.max_waiting_requests,
             kv_cache_tokens=message.kv_cache_tokens,
+            plugins=tuple(map(PluginInfo.from_message, message.plugins)),
         )
 
 

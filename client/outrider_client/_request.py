@@ -17,6 +17,7 @@ from outrider_contract.metadata import MAX_REQUEST_ID_LENGTH, is_request_id
 from outrider_client._errors import InvalidRequestError
 from outrider_client._generation_config import GenerationConfig, as_config
 from outrider_client._generation_json import SupportsToDict
+from outrider_client._plugins import Plugin, plugin_calls
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._structured_output import StructuredOutput
 
@@ -33,6 +34,8 @@ def generate_request(
     structured_output: StructuredOutput | None,
     skip_special_tokens: bool | None,
     log_probs: int | None,
+    logits_processors: Sequence[Plugin | str],
+    stopping_criteria: Sequence[Plugin | str],
 ) -> generation_pb2.GenerateRequest:
     """The request for one prompt; its id is set for each try.
 
@@ -66,6 +69,8 @@ def generate_request(
     if log_probs is not None:
         request.log_probs.num_top = _uint32("log_probs", log_probs)
         request.log_probs.SetInParent()  # 0 asks for the tokens' own
+    request.logits_processors.extend(plugin_calls("logits_processors", logits_processors))
+    request.stopping_criteria.extend(plugin_calls("stopping_criteria", stopping_criteria))
     return request
 
 

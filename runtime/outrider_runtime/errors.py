@@ -172,3 +172,10 @@ class InternalError(OutriderError):
 
     def __init__(self, request_id: str) -> None:
         super().__init__(f"internal error; the server's log has it under request id {request_id}")
+
+
+class PluginFailed(OutriderError):
+    """Code that the operator installed raised an error; the log has it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the server's plug-in {name!r} failed")

@@ -133,6 +133,10 @@ def serve(
     draft_api_key: Annotated[
         str | None, flag("--draft-api-key", "Key that the draft services ask for.")
     ] = None,
+    plugin: Annotated[
+        list[str] | None,
+        flag("--plugin", "Name of an installed plug-in that requests may use. May repeat."),
+    ] = None,
     ssl_keyfile: SslKeyfile = None,
     ssl_certfile: SslCertfile = None,
     ssl_ca_certs: SslCaCerts = None,
@@ -184,6 +188,7 @@ def serve(
         drafts=tuple(draft or ()),
         draft_ca_certs=None if draft_ca_certs is None else str(draft_ca_certs),
         draft_api_key=draft_api_key,
+        plugins=tuple(plugin or ()),
         metrics_port=metrics_port,
     )
     with startup_errors("outrider-target"):

@@ -99,17 +99,22 @@ class Healer:
 def choosing_state(request: GenerationRequest, cut: Cut, *, vocab_size: int) -> RequestState:
     """What the engine must run to choose the last token of a request's prompt."""
     *rest, last = cut.prompt
-    choosing = replace(
-        request,
+    # Of its own making, so that none of the request's options shapes the choice.
+    choosing = GenerationRequest(
+        id=request.id,
         prompt=tuple(rest),
         parameters=SamplingParameters(
             sequence_bias=(BiasedPhrase((last,), _FAVOUR),), max_length=len(cut.prompt)
         ),
+        seed=request.seed,
         num_sequences=1,
         stop_strings=(),
+        max_time=request.max_time,
         speculation=replace(request.speculation, method=DraftMethod.NONE),
         num_top_log_probs=None,
-        structure=None,
+        given=(),
+        effective_config=request.effective_config,
+        prefill_chunk_size=request.prefill_chunk_size,
     )
     return new_state(
         choosing,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from outrider.v1 import generation_pb2, log_probs_pb2, speculation_pb2, tensors_pb2
+from outrider.v1 import generation_pb2, log_probs_pb2, plugins_pb2, speculation_pb2, tensors_pb2
 from outrider_runtime.model.log_probs import TokenLogProb, TokenLogProbs
 
 from outrider_target.capabilities import CAPABILITIES, Support
 from outrider_target.drafting.link import DraftLink, LinkStatus
 from outrider_target.events import RequestCompleted
+from outrider_target.plugins import Plugin, PluginKind
 from outrider_target.request import (
     DraftMethod,
     Finish,
@@ -38,6 +39,10 @@ _LINK_STATES = {
     LinkStatus.CONNECTING: generation_pb2.DRAFT_LINK_STATE_CONNECTING,
     LinkStatus.READY: generation_pb2.DRAFT_LINK_STATE_READY,
     LinkStatus.REFUSED: generation_pb2.DRAFT_LINK_STATE_REFUSED,
+}
+_PLUGIN_KINDS = {
+    PluginKind.LOGITS_PROCESSOR: plugins_pb2.PLUGIN_KIND_LOGITS_PROCESSOR,
+    PluginKind.STOPPING_CRITERION: plugins_pb2.PLUGIN_KIND_STOPPING_CRITERION,
 }
 _SUPPORT = {
     Support.HONOURED: generation_pb2.FIELD_SUPPORT_HONOURED,
@@ -86,6 +91,7 @@ def sequence_result(
         finish_reason=_FINISH_REASONS[finish.reason],
         matched_stop_string=finish.stop_string,
         matched_stop_token_id=finish.stop_token_id,
+        matched_stopping_criterion=finish.criterion,
         num_completion_tokens=num_completion_tokens,
     )
 
@@ -207,6 +213,14 @@ def capabilities() -> list[generation_pb2.FieldCapability]:
     return [
         generation_pb2.FieldCapability(field=name, support=_SUPPORT[c.support], note=c.note)
         for name, c in CAPABILITIES.items()
+    ]
+
+
+def plugins(offered: Iterable[Plugin]) -> list[plugins_pb2.PluginInfo]:
+    """The plug-ins on offer."""
+    return [
+        plugins_pb2.PluginInfo(name=p.name, kind=_PLUGIN_KINDS[p.kind], summary=p.summary)
+        for p in offered
     ]
 
 

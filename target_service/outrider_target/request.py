@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from outrider.v1.generation_config_pb2 import GenerationConfig
+from outrider_runtime.plugins import StoppingCriterion
 from outrider_runtime.sampling_parameters import SamplingParameters
+
+if TYPE_CHECKING:  # numpy, which settings and `--help` do without
+    from outrider_runtime.model.row_group import NamedProcessor
 
 
 class FinishReason(Enum):
@@ -105,6 +109,23 @@ class Structure(NamedTuple):
     """In place of a source, for TOKEN_CHOICES."""
 
 
+class NamedCriterion(NamedTuple):
+    """A stopping criterion made for a request, and its name."""
+
+    name: str
+    run: StoppingCriterion
+
+
+class RequestPlugins(NamedTuple):
+    """The plug-ins made for a request, in the order it names them."""
+
+    processors: tuple[NamedProcessor, ...] = ()
+    criteria: tuple[NamedCriterion, ...] = ()
+
+
+NO_PLUGINS = RequestPlugins()
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One validated request."""
@@ -134,6 +155,8 @@ class GenerationRequest:
     """Layers that DoLa contrasts the last one with; empty without it."""
     tensors: TensorWishes = NO_TENSORS
     """What to tell beside the tokens."""
+    plugins: RequestPlugins = NO_PLUGINS
+    """What else shapes scores and ends sequences. Drafters do not know it."""
 
 
 class Finish(NamedTuple):
@@ -142,3 +165,5 @@ class Finish(NamedTuple):
     reason: FinishReason
     stop_string: str | None = None
     stop_token_id: int | None = None
+    criterion: str | None = None
+    """Name of the plug-in that ended it."""

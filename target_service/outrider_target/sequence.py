@@ -18,7 +18,7 @@ from outrider_target.drafting.drafter import DraftSession
 from outrider_target.given import WINDOW, GivenSession, GivenStrategy
 from outrider_target.request import Finish, GenerationRequest
 from outrider_target.statistics import SpeculationCounters
-from outrider_target.stopping import StopCheck, StopStrings
+from outrider_target.stopping import Criteria, StopCheck, StopStrings
 from outrider_target.strategy import DecodingStrategy, TokenStrategy
 from outrider_target.tensors import TensorReport
 from outrider_target.window import Window
@@ -120,7 +120,12 @@ def new_state(
         constraint = None
         if form is not None:
             constraint = form.start(request.parameters.eos_token_ids)
-        stop = StopCheck(request.parameters, stop_strings, constraint, heed_eos=not request.given)
+        criteria = None
+        if request.plugins.criteria:
+            criteria = Criteria(request.plugins.criteria, request.prompt)
+        stop = StopCheck(
+            request.parameters, stop_strings, constraint, criteria, heed_eos=not request.given
+        )
         committed = Committed(request.prompt, stop)
         strategy: DecodingStrategy
         if request.given:
@@ -149,6 +154,7 @@ def _strategy(
         "sample_index": index,
         "num_top_log_probs": request.num_top_log_probs,
         "constraint": constraint,
+        "processors": request.plugins.processors,
     }
     if request.tensors.kinds:
         options["tensors"] = TensorReport(request.tensors, len(request.prompt))

@@ -37,6 +37,7 @@ from outrider_target.healing import Healer
 from outrider_target.metrics import EngineCollector, RequestMetrics
 from outrider_target.model_defaults import servable_defaults
 from outrider_target.outbox import Outbox
+from outrider_target.plugins import PluginRegistry, load_plugins
 from outrider_target.request import DraftMethod
 from outrider_target.round import Rounds
 from outrider_target.scheduler import Scheduler
@@ -114,6 +115,7 @@ class TargetService:
         settings = self.settings
         self._loop = asyncio.get_running_loop()
         check_address(settings.server.host, settings.server.port)  # before minutes of loading
+        plugins = await asyncio.to_thread(load_plugins, settings.plugins)
         if settings.model.threads is not None:
             torch.set_num_threads(settings.model.threads)
         loaded = await asyncio.to_thread(
@@ -121,7 +123,7 @@ class TargetService:
         )
         text = TextCodec(await asyncio.to_thread(load_tokenizer, loaded.folder))
         registry = new_registry()
-        self.serving = self._assemble(loaded, text, registry)
+        self.serving = self._assemble(loaded, text, plugins, registry)
         calls = CallMetrics(registry)
         self._server = GrpcServer(
             settings.server,
@@ -153,7 +155,11 @@ class TargetService:
         )
 
     def _assemble(
-        self, loaded: LoadedModel, text: TextCodec, registry: CollectorRegistry
+        self,
+        loaded: LoadedModel,
+        text: TextCodec,
+        plugins: PluginRegistry,
+        registry: CollectorRegistry,
     ) -> Serving:
         settings = self.settings
         num_blocks, max_model_len = size_cache(loaded, settings)
@@ -211,6 +217,7 @@ class TargetService:
             grammars=GrammarCompiler(text.tokenizer, vocab_size=loaded.vocab_size),
             healer=Healer(text.tokenizer, vocab_size=loaded.vocab_size) if text.tokenizer else None,
             model=_served_model(loaded, settings, max_model_len, text, runner),
+            plugins=plugins,
             identity=ModelIdentity(
                 name=settings.model.served_model_name or loaded.name,
                 architecture=loaded.architecture,

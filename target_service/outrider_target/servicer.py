@@ -18,14 +18,17 @@ from outrider_runtime.errors import (
     InternalError,
     InvalidRequest,
     OutriderError,
+    PluginFailed,
     RequestAborted,
 )
+from outrider_runtime.plugins import PluginContext
 from outrider_runtime.request_context import current_request_id
 
 from outrider_target import messages
 from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
 from outrider_target.healing import choosing_state
-from outrider_target.request import GenerationRequest
+from outrider_target.plugin_rules import plugin_calls
+from outrider_target.request import GenerationRequest, RequestPlugins
 from outrider_target.sequence import RequestState, new_state
 from outrider_target.serving import Serving
 from outrider_target.validation import validate, validate_score
@@ -50,6 +53,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         serving.requests.check_room(request_id)
         prompt = await self._token_ids(request, "prompt")
         generation = self._validated(request, request_id, prompt)
+        plugins = await self._plugins(request, generation)
         form = None
         if generation.structure is not None:
             form = await serving.grammars.compile(generation.structure)
@@ -57,6 +61,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if generation.effective_config.token_healing:
             generation, choosing = await self._heal(request, generation)
             healed = await serving.text.decode(generation.prompt, skip_special_tokens=True)
+        generation = replace(generation, plugins=plugins)
         build = partial(new_state, generation, serving.text.tokenizer, form, after=choosing)
         # Stop strings may begin in the prompt: thousands of its tokens are looked at.
         state = await asyncio.to_thread(build) if generation.stop_strings else build()
@@ -78,6 +83,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             model=self._serving.model,
             defaults=self._serving.speculation_defaults,
         )
+
+    async def _plugins(
+        self, request: pb.GenerateRequest, generation: GenerationRequest
+    ) -> RequestPlugins:
+        context = PluginContext(
+            vocab_size=self._serving.model.vocab_size,
+            eos_token_ids=generation.parameters.eos_token_ids,
+            tokenizer=self._serving.text.tokenizer,
+        )
+        return await self._serving.plugins.make(plugin_calls(request), context)
 
     @asynccontextmanager
     async def _running(self, state: RequestState) -> AsyncIterator[asyncio.Queue[Event]]:
@@ -254,6 +269,8 @@ def _fault(request: GenerationRequest, failure: RequestFailed) -> OutriderError:
     if isinstance(failure.error, InvalidRequest):
         return failure.error
     log.error("request_failed", request_id=request.id, error=repr(failure.error))
+    if isinstance(failure.error, PluginFailed):
+        return failure.error
     if failure.refusal is not None:
         return InvalidRequest("generation_config", failure.refusal)
     return InternalError(request.id)

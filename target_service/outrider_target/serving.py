@@ -17,6 +17,7 @@ from outrider_target.engine import Engine
 from outrider_target.grammar import GrammarCompiler
 from outrider_target.healing import Healer
 from outrider_target.metrics import RequestMetrics
+from outrider_target.plugins import PluginRegistry
 from outrider_target.settings import BatchSettings, SpeculationDefaults
 from outrider_target.text import TextCodec
 from outrider_target.validation import ServedModel
@@ -42,6 +43,7 @@ class Serving:
     grammars: GrammarCompiler
     healer: Healer | None
     """None without a tokenizer."""
+    plugins: PluginRegistry
     model: ServedModel
     identity: ModelIdentity
     batch: BatchSettings
@@ -83,6 +85,7 @@ class Serving:
             max_num_seqs=self.batch.max_num_seqs,
             max_waiting_requests=self.batch.max_waiting_requests,
             kv_cache_tokens=self.num_blocks * self.block_size,
+            plugins=messages.plugins(self.plugins.plugins),
         )
 
     def loads(self) -> pb.GetLoadsResponse:

@@ -113,6 +113,9 @@ class TargetSettings:
     draft_api_key: str | None = None
     """API key of the draft services."""
 
+    plugins: tuple[str, ...] = ()
+    """Names of installed plug-ins that requests may use; none unless named."""
+
     metrics_port: int | None = None
     """Port of the Prometheus page; None: no page."""
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from outrider_runtime.errors import PluginFailed
 from outrider_runtime.sampling_parameters import SamplingParameters
 from outrider_runtime.tokenizer import StreamDecoder, backend
 from transformers import PreTrainedTokenizerFast
 
 from outrider_target.constraint import Constraint
-from outrider_target.request import Finish, FinishReason
+from outrider_target.request import Finish, FinishReason, NamedCriterion
 
 
 class StopStrings:
@@ -48,6 +49,30 @@ class StopStrings:
         return None
 
 
+class Criteria:
+    """Asks a request's own stopping criteria about a growing sequence."""
+
+    def __init__(self, criteria: Sequence[NamedCriterion], prompt: Sequence[int]) -> None:
+        self._criteria = criteria
+        self._token_ids = list(prompt)
+        self._num_prompt_tokens = len(prompt)
+
+    def push(self, token_id: int) -> str | None:
+        """Take one more token; return the name of the first criterion that it meets, if any.
+
+        Raises:
+            PluginFailed: A criterion raised.
+        """
+        self._token_ids.append(token_id)
+        for criterion in self._criteria:
+            try:
+                if bool(criterion.run(self._token_ids, self._num_prompt_tokens)):
+                    return criterion.name
+            except Exception as fault:
+                raise PluginFailed(criterion.name) from fault
+        return None
+
+
 class StopCheck:
     """The stopping rules of one sequence."""
 
@@ -56,6 +81,7 @@ class StopCheck:
         parameters: SamplingParameters,
         stop_strings: StopStrings | None,
         constraint: Constraint | None = None,
+        criteria: Criteria | None = None,
         *,
         heed_eos: bool = True,
     ) -> None:
@@ -63,6 +89,7 @@ class StopCheck:
         self._max_length = parameters.max_length
         self._stop_strings = stop_strings
         self._constraint = constraint
+        self._criteria = criteria
 
     def push(self, token_id: int, length: int) -> Finish | None:
         """Judge a token that makes the sequence `length` tokens long, prompt included.
@@ -72,6 +99,7 @@ class StopCheck:
 
         Raises:
             InvalidRequest: The constraint cannot be followed any further.
+            PluginFailed: A criterion of the request's own raised.
         """
         matched = self._stop_strings.push(token_id) if self._stop_strings else None
         if matched is not None:
@@ -82,6 +110,8 @@ class StopCheck:
             self._constraint.push(token_id)
             if self._constraint.ended:
                 return Finish(FinishReason.STOP)
+        if self._criteria is not None and (met := self._criteria.push(token_id)) is not None:
+            return Finish(FinishReason.STOP, criterion=met)
         if length >= self._max_length:
             return Finish(FinishReason.LENGTH)
         return None

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from outrider_runtime.model.layer_reading import LayerReading
 from outrider_runtime.model.log_probs import TokenLogProbs, token_log_probs
+from outrider_runtime.model.row_group import NamedProcessor, RowGroup
 from outrider_runtime.model.scores import processed_scores
-from outrider_runtime.model.selection import RowGroup, select_tokens
+from outrider_runtime.model.selection import select_tokens
 from outrider_runtime.sampling_parameters import SamplingParameters
 
 from outrider_target.acceptance import accept
@@ -203,6 +204,7 @@ class TokenStrategy:
         num_top_log_probs: int | None = None,
         constraint: Constraint | None = None,
         tensors: TensorReport | None = None,
+        processors: Sequence[NamedProcessor] = (),
     ) -> None:
         self._parameters = parameters
         self._committed = committed
@@ -212,6 +214,7 @@ class TokenStrategy:
         self._num_top_log_probs = num_top_log_probs
         self._constraint = constraint
         self._tensors = tensors
+        self._processors = processors
         reader = tensors if tensors is not None and tensors.reads_layers else None
         self._branches = (Branch(committed.token_ids, reader=reader),)
 
@@ -245,6 +248,7 @@ class TokenStrategy:
             num_rows=num_rows,
             num_prompt_tokens=self._num_prompt_tokens,
             allowed=None if self._constraint is None else self._constraint.allowed(draft),
+            processors=self._processors,
         )
         return TokenRows(
             (BranchRows(draft, num_rows),),

@@ -112,6 +112,28 @@ def test_generate_asks_for_log_probabilities_only_where_they_can_be_shown(
     assert len(server.received) == 1
 
 
+def test_generate_names_plugins_with_their_parameters(
+    outrider: Outrider, server: FakeServer
+) -> None:
+    ended = outrider.at(
+        "generate",
+        *("--logits-processor", 'avoid={"letters": "x=y"}', "--logits-processor", "other"),
+        *("--stopping-criterion", 'sentences={"at_most": 3}'),
+        "x",
+    )
+    assert ended.code == 0, ended.err
+    request = server.received[0].request
+    assert [(one.name, one.parameters) for one in request.logits_processors] == [
+        ("avoid", '{"letters": "x=y"}'),
+        ("other", ""),
+    ]
+    assert [one.name for one in request.stopping_criteria] == ["sentences"]
+    for wrong in ("avoid={", "avoid=5"):
+        ended = outrider.at("generate", "--logits-processor", wrong, "x")
+        assert ended.code == 2
+        assert "--logits-processor: the parameters of avoid" in ended.err
+
+
 def test_generate_prints_what_healing_added_to_the_prompt_before_its_text(
     outrider: Outrider, server: FakeServer
 ) -> None:

@@ -97,3 +97,15 @@ def test_healing_chooses_a_token_that_may_stand_there(
     assert token_ids == list(second.started.healed_prompt.token_ids)
     plain = collect(caller.open(ask(token_ids, max_new_tokens=4)))
     assert plain.token_ids == first.token_ids == second.token_ids
+
+
+def test_tensors_are_those_of_the_text_and_not_of_the_healing(
+    caller: Caller, healing: None
+) -> None:
+    request = ask("abc", max_new_tokens=3, token_healing=True, output_scores=True)
+    messages = list(caller.open(request))
+    told = [m.chunk for m in messages if m.HasField("chunk") and m.chunk.tensors]
+    assert told
+    healed = list(messages[0].chunk.started.healed_prompt.token_ids)
+    plain = list(caller.open(ask(healed, max_new_tokens=3, output_scores=True)))
+    assert told == [m.chunk for m in plain if m.HasField("chunk") and m.chunk.tensors]

@@ -15,6 +15,7 @@ from outrider_client._commands.painting import Painter, visible
 from outrider_client._commands.printing import AsJson, print_json, token_list
 from outrider_client._commands.settings import (
     generation_config,
+    plugins,
     speculation_config,
     structured_output,
 )
@@ -80,6 +81,21 @@ def generate(
     choice: Annotated[
         list[str] | None, typer.Option(help="One of the texts to choose from; may repeat.")
     ] = None,
+    logits_processor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=JSON]",
+            help="A plug-in of the server that changes the scores, with its parameters; may "
+            "repeat. `outrider info` lists them.",
+        ),
+    ] = None,
+    stopping_criterion: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=JSON]",
+            help="A plug-in of the server that may end the text, likewise.",
+        ),
+    ] = None,
     token_ids: Annotated[
         bool,
         typer.Option(
@@ -122,6 +138,8 @@ def generate(
         structured_output=structured_output(json_schema, regex, choice),
         request_id=request_id,
         log_probs=log_probs,
+        logits_processors=plugins("--logits-processor", logits_processor or []),
+        stopping_criteria=plugins("--stopping-criterion", stopping_criterion or []),
     )
     with stream:
         if as_json:

@@ -47,6 +47,8 @@ def _lines(model: ModelInfo, server: ServerInfo) -> Iterator[tuple[str, object]]
         yield "draft link", _link(link)
     if not server.draft_links:
         yield "draft link", "none"
+    for plugin in server.plugins:
+        yield plugin.kind.replace("-", " "), f"{plugin.name}: {plugin.summary}"
 
 
 def _link(link: DraftLink) -> str:

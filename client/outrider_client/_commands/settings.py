@@ -17,6 +17,7 @@ from outrider_contract.generation_config import FIELD_NAMES
 from outrider_client._commands.failures import USAGE, fail
 from outrider_client._errors import InvalidRequestError
 from outrider_client._generation_config import GenerationConfig
+from outrider_client._plugins import Plugin
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._structured_output import StructuredOutput
 
@@ -66,6 +67,21 @@ def structured_output(
         return StructuredOutput(json_schema=json_schema, regex=regex, choices=choices or None)
     except InvalidRequestError as error:
         fail(error.message, code=USAGE)
+
+
+def plugins(option: str, given: Sequence[str]) -> list[Plugin]:
+    """Plug-ins, each written NAME or NAME=PARAMETERS, the parameters as a JSON object."""
+    named: list[Plugin] = []
+    for each in given:
+        name, _, text = each.partition("=")
+        try:
+            parameters = json.loads(text or "{}")
+        except (ValueError, RecursionError) as error:
+            fail(f"{option}: the parameters of {name} are not JSON: {error}", code=USAGE)
+        if not isinstance(parameters, dict):
+            fail(f"{option}: the parameters of {name} must be a JSON object", code=USAGE)
+        named.append(Plugin(name, parameters))
+    return named
 
 
 def _parsed(

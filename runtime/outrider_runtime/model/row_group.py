@@ -11,7 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from outrider_runtime.plugins import LogitsProcessor
 from outrider_runtime.sampling_parameters import SamplingParameters
+
+
+class NamedProcessor(NamedTuple):
+    """A processor that the request brought, and its name for errors."""
+
+    name: str
+    run: LogitsProcessor
 
 
 class RowGroup(NamedTuple):
@@ -37,11 +45,13 @@ class RowGroup(NamedTuple):
     on greedy groups; a verifier leaves it at 1."""
     allowed: npt.NDArray[np.bool_] | None = None
     """[num_rows, vocab]: which tokens each row may choose. None is all of them."""
+    processors: Sequence[NamedProcessor] = ()
+    """What runs on each row's scores after all others and before the warpers."""
 
     @property
     def edits_scores(self) -> bool:
         """Whether anything but the sampling warpers touches the scores of its rows."""
-        return self.parameters.edits_scores or self.allowed is not None
+        return bool(self.parameters.edits_scores or self.allowed is not None or self.processors)
 
     @property
     def first_length(self) -> int:

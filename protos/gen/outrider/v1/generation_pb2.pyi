@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from outrider.v1 import generation_config_pb2 as _generation_config_pb2
 from outrider.v1 import log_probs_pb2 as _log_probs_pb2
+from outrider.v1 import plugins_pb2 as _plugins_pb2
 from outrider.v1 import speculation_pb2 as _speculation_pb2
 from outrider.v1 import structured_output_pb2 as _structured_output_pb2
 from outrider.v1 import tensors_pb2 as _tensors_pb2
@@ -33,7 +34,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Not finished, or unknown to this client."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """An end-of-sequence token or a stop string."""
+    """An end-of-sequence token, a stop string, a stopping criterion, or the end of the form that the text must have."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """The length limit."""
     FINISH_REASON_TIME: _FinishReason.ValueType  # 3
@@ -47,7 +48,7 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Not finished, or unknown to this client."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""An end-of-sequence token or a stop string."""
+"""An end-of-sequence token, a stop string, a stopping criterion, or the end of the form that the text must have."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """The length limit."""
 FINISH_REASON_TIME: FinishReason.ValueType  # 3
@@ -127,6 +128,8 @@ class GenerateRequest(_message.Message):
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     STRUCTURED_OUTPUT_FIELD_NUMBER: _builtins.int
     LOG_PROBS_FIELD_NUMBER: _builtins.int
+    LOGITS_PROCESSORS_FIELD_NUMBER: _builtins.int
+    STOPPING_CRITERIA_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Name of the request, printable ASCII, at most 128 characters, unique among running requests (ALREADY_EXISTS
     otherwise). The server makes one up when absent.
@@ -159,6 +162,16 @@ class GenerateRequest(_message.Message):
     def log_probs(self) -> _log_probs_pb2.LogProbsConfig:
         """Asks for log-probabilities of the generated tokens. None when absent."""
 
+    @_builtins.property
+    def logits_processors(self) -> _containers.RepeatedCompositeFieldContainer[_plugins_pb2.PluginCall]:
+        """Plug-ins that change the scores of each token, in this order, after the processors of GenerationConfig and before
+        temperature and truncations (transformers' `logits_processor`). At most 16.
+        """
+
+    @_builtins.property
+    def stopping_criteria(self) -> _containers.RepeatedCompositeFieldContainer[_plugins_pb2.PluginCall]:
+        """Plug-ins that may end a sequence, asked at each generated token (transformers' `stopping_criteria`). At most 16."""
+
     def __init__(
         self,
         *,
@@ -171,10 +184,12 @@ class GenerateRequest(_message.Message):
         skip_special_tokens: _builtins.bool | None = ...,
         structured_output: _structured_output_pb2.StructuredOutput | None = ...,
         log_probs: _log_probs_pb2.LogProbsConfig | None = ...,
+        logits_processors: _abc.Iterable[_plugins_pb2.PluginCall] | None = ...,
+        stopping_criteria: _abc.Iterable[_plugins_pb2.PluginCall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "prompt", b"prompt", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "logits_processors", b"logits_processors", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "stopping_criteria", b"stopping_criteria", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -368,6 +383,7 @@ class SequenceResult(_message.Message):
     MATCHED_STOP_STRING_FIELD_NUMBER: _builtins.int
     MATCHED_STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
     NUM_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    MATCHED_STOPPING_CRITERION_FIELD_NUMBER: _builtins.int
     sequence_index: _builtins.int
     """Which sequence of the request."""
     finish_reason: Global___FinishReason.ValueType
@@ -378,6 +394,8 @@ class SequenceResult(_message.Message):
     """The end-of-sequence token that ended it, if one did."""
     num_completion_tokens: _builtins.int
     """Number of generated tokens."""
+    matched_stopping_criterion: _builtins.str
+    """The name of the stopping criterion that ended it, if one did."""
     def __init__(
         self,
         *,
@@ -386,19 +404,24 @@ class SequenceResult(_message.Message):
         matched_stop_string: _builtins.str | None = ...,
         matched_stop_token_id: _builtins.int | None = ...,
         num_completion_tokens: _builtins.int = ...,
+        matched_stopping_criterion: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_matched_stop_string", b"_matched_stop_string", "_matched_stop_token_id", b"_matched_stop_token_id", "matched_stop_string", b"matched_stop_string", "matched_stop_token_id", b"matched_stop_token_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_matched_stop_string", b"_matched_stop_string", "_matched_stop_token_id", b"_matched_stop_token_id", "_matched_stopping_criterion", b"_matched_stopping_criterion", "matched_stop_string", b"matched_stop_string", "matched_stop_token_id", b"matched_stop_token_id", "matched_stopping_criterion", b"matched_stopping_criterion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matched_stop_string", b"_matched_stop_string", "_matched_stop_token_id", b"_matched_stop_token_id", "finish_reason", b"finish_reason", "matched_stop_string", b"matched_stop_string", "matched_stop_token_id", b"matched_stop_token_id", "num_completion_tokens", b"num_completion_tokens", "sequence_index", b"sequence_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matched_stop_string", b"_matched_stop_string", "_matched_stop_token_id", b"_matched_stop_token_id", "_matched_stopping_criterion", b"_matched_stopping_criterion", "finish_reason", b"finish_reason", "matched_stop_string", b"matched_stop_string", "matched_stop_token_id", b"matched_stop_token_id", "matched_stopping_criterion", b"matched_stopping_criterion", "num_completion_tokens", b"num_completion_tokens", "sequence_index", b"sequence_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__matched_stop_string: _TypeAlias = _typing.Literal["matched_stop_string"]  # noqa: Y015
     _WhichOneofArgType__matched_stop_string: _TypeAlias = _typing.Literal["_matched_stop_string", b"_matched_stop_string"]  # noqa: Y015
     _WhichOneofReturnType__matched_stop_token_id: _TypeAlias = _typing.Literal["matched_stop_token_id"]  # noqa: Y015
     _WhichOneofArgType__matched_stop_token_id: _TypeAlias = _typing.Literal["_matched_stop_token_id", b"_matched_stop_token_id"]  # noqa: Y015
+    _WhichOneofReturnType__matched_stopping_criterion: _TypeAlias = _typing.Literal["matched_stopping_criterion"]  # noqa: Y015
+    _WhichOneofArgType__matched_stopping_criterion: _TypeAlias = _typing.Literal["_matched_stopping_criterion", b"_matched_stopping_criterion"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__matched_stop_string) -> _WhichOneofReturnType__matched_stop_string | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__matched_stop_token_id) -> _WhichOneofReturnType__matched_stop_token_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__matched_stopping_criterion) -> _WhichOneofReturnType__matched_stopping_criterion | None: ...
 
 Global___SequenceResult: _TypeAlias = SequenceResult  # noqa: Y015
 
@@ -794,6 +817,7 @@ class GetServerInfoResponse(_message.Message):
     MAX_NUM_SEQS_FIELD_NUMBER: _builtins.int
     MAX_WAITING_REQUESTS_FIELD_NUMBER: _builtins.int
     KV_CACHE_TOKENS_FIELD_NUMBER: _builtins.int
+    PLUGINS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Release of Outrider."""
     draft_protocol_version: _builtins.int
@@ -812,6 +836,10 @@ class GetServerInfoResponse(_message.Message):
     def capabilities(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldCapability]:
         """Which fields of GenerationConfig are served."""
 
+    @_builtins.property
+    def plugins(self) -> _containers.RepeatedCompositeFieldContainer[_plugins_pb2.PluginInfo]:
+        """The plug-ins that requests may name."""
+
     def __init__(
         self,
         *,
@@ -822,10 +850,11 @@ class GetServerInfoResponse(_message.Message):
         max_num_seqs: _builtins.int = ...,
         max_waiting_requests: _builtins.int = ...,
         kv_cache_tokens: _builtins.int = ...,
+        plugins: _abc.Iterable[_plugins_pb2.PluginInfo] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "draft_links", b"draft_links", "draft_protocol_version", b"draft_protocol_version", "kv_cache_tokens", b"kv_cache_tokens", "max_num_seqs", b"max_num_seqs", "max_waiting_requests", b"max_waiting_requests", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "draft_links", b"draft_links", "draft_protocol_version", b"draft_protocol_version", "kv_cache_tokens", b"kv_cache_tokens", "max_num_seqs", b"max_num_seqs", "max_waiting_requests", b"max_waiting_requests", "plugins", b"plugins", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,13 +7,14 @@
     forced_bos, forced_eos,                                                   length
     remove_invalid_values, exponential_decay_length_penalty,                  length
     suppress_tokens, begin_suppress_tokens,                                   length
+    a group's own processors (logits_processor),                              plugged
     temperature, top_h, top_k, top_p, min_p, typical_p, epsilon, eta          warpers, if sampling
     watermarking_config                                                       watermarking
     renormalize_logits
 
 All are pure functions of a row's group: its prefix, its prompt's length, the request's parameters
-and, if only some tokens are allowed, which. Nothing is remembered between rounds, so drafts can be
-verified, rejected and verified again.
+and, if only some tokens are allowed, which; so must a group's own processors be. Nothing is
+remembered between rounds, so drafts can be verified, rejected and verified again.
 
 Knows nothing of how a token is then chosen.
 """
@@ -23,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from outrider_runtime.model.arrays import Array, Arrays
-from outrider_runtime.model.processors import allowed, history, length
+from outrider_runtime.model.processors import allowed, history, length, plugged
 from outrider_runtime.model.row_group import PlacedGroup
 
 _EDITS = (
@@ -39,6 +40,7 @@ _EDITS = (
     length.remove_invalid_values,
     length.favour_end,
     length.ban_suppressed,
+    plugged.run_plugins,
 )
 
 
