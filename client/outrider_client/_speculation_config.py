@@ -19,6 +19,7 @@ _METHODS: Mapping[str, speculation_pb2.DraftMethod.ValueType] = {
     "remote": speculation_pb2.DRAFT_METHOD_REMOTE,
     "prompt-lookup": speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP,
     "combined": speculation_pb2.DRAFT_METHOD_COMBINED,
+    "early-exit": speculation_pb2.DRAFT_METHOD_EARLY_EXIT,
     "none": speculation_pb2.DRAFT_METHOD_NONE,
 }
 _VERIFICATIONS: Mapping[str, speculation_pb2.Verification.ValueType] = {
@@ -50,9 +51,9 @@ class SpeculationConfig:
     enabled: bool | None = None
     """Whether to speculate at all. False is plain decoding."""
 
-    method: Literal["remote", "prompt-lookup", "combined", "none"] | None = None
+    method: Literal["remote", "prompt-lookup", "combined", "early-exit", "none"] | None = None
     """Which drafter proposes: a draft service, prompt lookup in the target service, both side by
-    side, or none."""
+    side, the target's own first layers (`assistant_early_exit` says how many), or none."""
 
     verification: Literal["exact", "speculative-sampling"] | None = None
     """How draft tokens are accepted."""

@@ -61,7 +61,7 @@ class DrafterStats:
     """What one drafter contributed."""
 
     method: str
-    """"remote" or "prompt-lookup"."""
+    """"remote", "prompt-lookup" or "early-exit"."""
 
     num_drafts: int
     """Rounds that verified a draft of it."""

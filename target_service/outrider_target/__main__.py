@@ -47,6 +47,12 @@ def _schedule(value: str) -> str:
     return value
 
 
+def _draft_method(value: DraftMethod | None) -> DraftMethod | None:
+    if value is DraftMethod.EARLY_EXIT:
+        raise typer.BadParameter("early-exit is for requests: they say after which layer")
+    return value
+
+
 @app.command()
 def serve(
     model: Annotated[str, flag("--model", "The target model: a local folder, or a hub id.")],
@@ -91,7 +97,11 @@ def serve(
     ] = 16,
     draft_method: Annotated[
         DraftMethod | None,
-        flag("--draft-method", "Who drafts, when nobody says; default: combined with --draft."),
+        flag(
+            "--draft-method",
+            "Who drafts, when nobody says; default: combined with --draft.",
+            callback=_draft_method,
+        ),
     ] = None,
     num_assistant_tokens: Annotated[
         int,

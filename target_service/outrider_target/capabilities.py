@@ -136,7 +136,10 @@ CAPABILITIES: dict[str, Capability] = {
     ),
     "prompt_lookup_num_tokens": _honoured("drafts by prompt lookup, this many tokens a round"),
     "max_matching_ngram_size": _honoured("default 2"),
-    "assistant_early_exit": _not_yet("not served yet"),
+    "assistant_early_exit": _honoured(
+        "drafts with so many of the target's own first layers; before prompt lookup, as in "
+        "transformers"
+    ),
     "assistant_lookbehind": _honoured("without effect: drafters have the target's tokenizer"),
     "target_lookbehind": _honoured("without effect: drafters have the target's tokenizer"),
     "assistant_ensemble_weight": _refused(

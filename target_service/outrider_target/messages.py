@@ -34,6 +34,7 @@ _METHODS = {
     DraftMethod.REMOTE: speculation_pb2.DRAFT_METHOD_REMOTE,
     DraftMethod.PROMPT_LOOKUP: speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP,
     DraftMethod.COMBINED: speculation_pb2.DRAFT_METHOD_COMBINED,
+    DraftMethod.EARLY_EXIT: speculation_pb2.DRAFT_METHOD_EARLY_EXIT,
 }
 _LINK_STATES = {
     LinkStatus.CONNECTING: generation_pb2.DRAFT_LINK_STATE_CONNECTING,

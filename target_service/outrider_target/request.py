@@ -35,6 +35,8 @@ class DraftMethod(StrEnum):
     PROMPT_LOOKUP = "prompt-lookup"
     COMBINED = "combined"
     """Remote and prompt lookup: each round takes the draft that is worth more."""
+    EARLY_EXIT = "early-exit"
+    """The target's own first layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class SpeculationSettings:
     """Longest n-gram that in-process prompt lookup matches."""
     report_rounds: bool
     """Whether to keep the rounds one by one."""
+    early_exit: int = 0
+    """Layers that draft; 0 unless the method is early exit."""
 
 
 class TextForm(StrEnum):

@@ -1,4 +1,4 @@
-"""One round of the target: admit, plan, verify, commit, retire.
+"""One round of the target: admit, draft, plan, verify, commit, retire.
 
 Owned by the engine thread. Knows nothing of gRPC, threads or text.
 """
@@ -17,6 +17,7 @@ from outrider_runtime.model.runner import Runner
 from outrider_runtime.model.selection import InvalidScores
 
 from outrider_target.drafting.drafter import Draft, Drafter
+from outrider_target.drafting.early_exit import EarlyExitDrafter
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.events import Event, RequestCompleted, RequestFailed
 from outrider_target.request import DraftMethod, Finish, FinishReason
@@ -44,7 +45,8 @@ class Rounds:
     ) -> None:
         self._verifier = Verifier(runner)
         self._scheduler = scheduler
-        self._drafters = drafters
+        self._early_exit = EarlyExitDrafter(runner)
+        self._drafters = {**drafters, DraftMethod.EARLY_EXIT: self._early_exit}
         self._deliver = deliver
         self._round_pace = round_pace
         self.totals = SpeculationCounters()
@@ -62,6 +64,7 @@ class Rounds:
         for sequence in self._scheduler.admit(started):
             with self._contained(sequence.state):
                 self._open_session(sequence)
+        self._early_exit.draft(self._scheduler.running)
         plan = self._scheduler.plan(started)
         for sequence, fault in plan.faults:
             with self._contained(sequence.state):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from outrider.v1 import speculation_pb2
 from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
+from outrider_runtime.model.runner import LayerShapes
 
 from outrider_target.field_rules import check_finite
 from outrider_target.request import DraftMethod, SpeculationSettings
@@ -21,6 +22,7 @@ def speculation_settings(
     message: speculation_pb2.SpeculationConfig,
     config: GenerationConfig,
     defaults: SpeculationDefaults,
+    layers: LayerShapes | None,
 ) -> SpeculationSettings:
     """Resolve everything about speculation.
 
@@ -28,6 +30,7 @@ def speculation_settings(
         message: What the request says apart from GenerationConfig.
         config: The effective configuration.
         defaults: What holds where nobody says anything.
+        layers: The served model's; None where they are not a plain stack.
 
     Raises:
         InvalidRequest: A value is wrong; names the field.
@@ -40,6 +43,12 @@ def speculation_settings(
         raise InvalidRequest("speculation.pacing", f"{pacing} is not a known pacing")
     synchronous = pacing == speculation_pb2.DRAFT_PACING_SYNCHRONOUS
     method = _draft_method(message, config, defaults, synchronous=synchronous)
+    early_exit = _early_exit(config, layers)
+    if method is DraftMethod.EARLY_EXIT and not early_exit:
+        raise InvalidRequest(
+            "generation_config.assistant_early_exit",
+            "says after which layer to draft; speculation.method asks for it",
+        )
     max_window = _bounded(
         message, "max_assistant_tokens", defaults.max_assistant_tokens, 1, MAX_WINDOW
     )
@@ -56,7 +65,7 @@ def speculation_settings(
         window = config.num_assistant_tokens
     if config.HasField("num_assistant_tokens_schedule"):
         schedule = config.num_assistant_tokens_schedule
-    if config.HasField("prompt_lookup_num_tokens"):
+    if config.HasField("prompt_lookup_num_tokens") and method is not DraftMethod.EARLY_EXIT:
         window, schedule = config.prompt_lookup_num_tokens, "constant"  # as in transformers
     run_ahead = _bounded(message, "run_ahead", defaults.run_ahead, 0, MAX_WINDOW)
     return SpeculationSettings(
@@ -75,6 +84,7 @@ def speculation_settings(
         if config.HasField("max_matching_ngram_size")
         else 2,
         report_rounds=message.report_rounds,
+        early_exit=early_exit if method is DraftMethod.EARLY_EXIT else 0,
     )
 
 
@@ -83,6 +93,7 @@ _METHODS = {
     speculation_pb2.DRAFT_METHOD_REMOTE: DraftMethod.REMOTE,
     speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP: DraftMethod.PROMPT_LOOKUP,
     speculation_pb2.DRAFT_METHOD_COMBINED: DraftMethod.COMBINED,
+    speculation_pb2.DRAFT_METHOD_EARLY_EXIT: DraftMethod.EARLY_EXIT,
 }
 
 
@@ -104,12 +115,32 @@ def _draft_method(
         return DraftMethod.NONE
     if not unspecified:
         return _METHODS[message.method]
+    if config.HasField("assistant_early_exit"):
+        return DraftMethod.EARLY_EXIT  # before prompt lookup, as in transformers
     if config.HasField("prompt_lookup_num_tokens"):
         return DraftMethod.PROMPT_LOOKUP
     assert defaults.draft_method is not None
     if defaults.draft_method is DraftMethod.COMBINED and synchronous:
         return DraftMethod.REMOTE  # rounds then follow transformers' assisted generation
     return defaults.draft_method
+
+
+def _early_exit(config: GenerationConfig, layers: LayerShapes | None) -> int:
+    """Layers to draft with; 0 when nothing is said."""
+    if not config.HasField("assistant_early_exit"):
+        return 0
+    field, count = "generation_config.assistant_early_exit", config.assistant_early_exit
+    if layers is None:
+        raise UnsupportedOption(
+            field, "this model's layers are no plain stack that could be left early"
+        )
+    if not 1 <= count < layers.num_layers:
+        raise InvalidRequest(
+            field,
+            f"must lie in [1, {layers.num_layers - 1}]: the model has {layers.num_layers} layers, "
+            f"got {count}",
+        )
+    return count
 
 
 def _check_verification(message: speculation_pb2.SpeculationConfig) -> None:

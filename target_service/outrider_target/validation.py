@@ -94,7 +94,9 @@ def validate(
         num_sequences=_num_sequences(config),
         stop_strings=_stop_strings(config, model),
         max_time=config.max_time if config.HasField("max_time") else None,
-        speculation=speculation_settings(message.speculation, config, defaults),
+        speculation=speculation_settings(
+            message.speculation, config, defaults, model.tensors.layers
+        ),
         num_top_log_probs=_num_top_log_probs(message),
         given=(),
         effective_config=config,

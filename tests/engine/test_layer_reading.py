@@ -61,7 +61,7 @@ def test_hidden_states_and_attention_weights_are_those_of_transformers(name: str
             assert largest_difference(own, expected[:, rows, :end]) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", READABLE)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_oss", "deepseek_v3", "opt"])
 def test_the_first_layers_alone_are_a_smaller_model(name: str) -> None:
     """As transformers' early exit: the keys of the first layers are there already."""
     runner = runner_of(build_tiny(name))

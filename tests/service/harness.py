@@ -63,7 +63,7 @@ class Gate:
         )
         """Called in the engine thread with what a forward gave; what it returns counts."""
 
-    def __call__(self, batch: Sequence[SequenceRows]) -> torch.Tensor:
+    def __call__(self, batch: Sequence[SequenceRows], **options: int) -> torch.Tensor:
         with self._changed:
             self._waiting = self._permits == 0
             self._changed.notify_all()
@@ -73,7 +73,7 @@ class Gate:
                 self._permits -= 1
             self.num_forwards += 1
         self.before(batch)
-        return self.after(batch, self._forward(batch))
+        return self.after(batch, self._forward(batch, **options))
 
     @contextmanager
     def held(self, *, after: int = 0) -> Iterator[None]:

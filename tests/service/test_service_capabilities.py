@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from outrider.v1.speculation_pb2 import SpeculationConfig
 from outrider_client import Client
 from outrider_client import FieldSupport as Told
 from outrider_contract.errors import Reason
@@ -180,6 +181,11 @@ CHANGES: dict[str, tuple[dict[str, Any], object, Observe]] = {
     "num_assistant_tokens": (CYCLE, 2, drafts),
     "num_assistant_tokens_schedule": (CYCLE, "constant", drafts),
     "prompt_lookup_num_tokens": (CYCLE, 3, drafts),
+    "assistant_early_exit": (
+        {**BASE, "speculation": SpeculationConfig(), "assistant_confidence_threshold": 0.0},
+        2,
+        drafts,
+    ),
     "max_matching_ngram_size": (
         # "d" is what followed "ab"; what followed "b" the last time was "e".
         {"prompt": "abd.cbe.ab", "max_new_tokens": 4, "sequence_bias": [[ids_of("abd"), 1e6]]},
@@ -225,7 +231,8 @@ def test_an_honoured_field_without_effect_is_taken_and_comes_back(
 def outcome(caller: Caller, config: dict[str, Any], observed: Observe) -> object:
     """What is to be seen of a request, or the status it fails with."""
     config = dict(config)
-    request = ask(config.pop("prompt", "abcd"), speculation=LOOKUP, **config)
+    speculation = config.pop("speculation", LOOKUP)
+    request = ask(config.pop("prompt", "abcd"), speculation=speculation, **config)
     request.speculation.report_rounds = True
     try:
         return observed(collect(caller.open(request)))

@@ -171,7 +171,9 @@ RANGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "repetition_penalty": ((0.0, -TINY), (TINY, 3e38)),
     "encoder_repetition_penalty": ((0.0, -TINY), (TINY, 3e38)),
     "encoder_no_repeat_ngram_size": ((), (0, 1, MAX_UINT32)),
-    # The model has three layers: the last is what the others are contrasted with.
+    # The model has three layers.
+    "assistant_early_exit": ((0, 3, MAX_UINT32), (1, 2)),
+    # The last is what the others are contrasted with.
     "dola_layers": (([], [3], [0, 3], [MAX_UINT32], "middle"), ("low", "high", [0], [0, 2, 2])),
     "prefill_chunk_size": ((0,), (1, MAX_UINT32)),
     "num_return_sequences": ((0, 9, MAX_UINT32), (1, 8)),

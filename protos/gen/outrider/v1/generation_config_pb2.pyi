@@ -606,7 +606,9 @@ class GenerationConfig(_message.Message):
     max_matching_ngram_size: _builtins.int
     """Longest n-gram that prompt lookup matches. Default 2."""
     assistant_early_exit: _builtins.int
-    """Layer after which the target model itself is used as drafter."""
+    """Draft with so many of the target model's own first layers, in [1, layers - 1]. It proposes something useful where the
+    model was trained for it (LayerSkip).
+    """
     assistant_lookbehind: _builtins.int
     """Look-behind of the drafter when tokenizers differ. Default 10."""
     target_lookbehind: _builtins.int

@@ -37,6 +37,10 @@ class _DraftMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DraftMeth
     """Prompt lookup inside the target service."""
     DRAFT_METHOD_COMBINED: _DraftMethod.ValueType  # 4
     """Both side by side: each round verifies the draft that is expected to be accepted further."""
+    DRAFT_METHOD_EARLY_EXIT: _DraftMethod.ValueType  # 5
+    """The target model's own first layers: as many as `assistant_early_exit` of GenerationConfig says, which alone asks for
+    this method.
+    """
 
 class DraftMethod(_DraftMethod, metaclass=_DraftMethodEnumTypeWrapper):
     """Which drafter proposes tokens."""
@@ -53,6 +57,10 @@ DRAFT_METHOD_PROMPT_LOOKUP: DraftMethod.ValueType  # 3
 """Prompt lookup inside the target service."""
 DRAFT_METHOD_COMBINED: DraftMethod.ValueType  # 4
 """Both side by side: each round verifies the draft that is expected to be accepted further."""
+DRAFT_METHOD_EARLY_EXIT: DraftMethod.ValueType  # 5
+"""The target model's own first layers: as many as `assistant_early_exit` of GenerationConfig says, which alone asks for
+this method.
+"""
 Global___DraftMethod: _TypeAlias = DraftMethod  # noqa: Y015
 
 class _Verification:
@@ -231,7 +239,7 @@ class DrafterStats(_message.Message):
     NUM_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     method: Global___DraftMethod.ValueType
-    """DRAFT_METHOD_REMOTE or DRAFT_METHOD_PROMPT_LOOKUP."""
+    """DRAFT_METHOD_REMOTE, DRAFT_METHOD_PROMPT_LOOKUP or DRAFT_METHOD_EARLY_EXIT."""
     num_drafts: _builtins.int
     """Rounds that verified a draft of it."""
     num_draft_tokens: _builtins.int

@@ -1,0 +1,142 @@
+"""The target's own first layers as drafter: layers 1 to N, then the final norm and the output head.
+
+It needs no cache of its own. What the first layers keep of committed tokens is in the target's KV
+pool already, and is the same; what they keep of drafted ones is rolled back before the round that
+verifies them, which writes it again. All sequences that draft so do it together, once a round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+
+import structlog
+from outrider_runtime.model.kv_pool import OutOfBlocks
+from outrider_runtime.model.runner import Runner, SequenceRows
+from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
+
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
+from outrider_target.request import DraftMethod, GenerationRequest
+from outrider_target.sequence import Sequence
+
+log = structlog.get_logger()
+
+
+class EarlyExitSession:
+    """One sequence's draft, made anew after each commit."""
+
+    active = True
+
+    def __init__(self) -> None:
+        self.drafted: SequenceOf[int] | None = None
+        """None: not since the last commit."""
+
+    def commit(self, token_ids: SequenceOf[int], *, window: int) -> None:
+        """Whatever was drafted is decided."""
+        self.drafted = None
+
+    def waiting_until(self, window: int, now: float) -> float | None:
+        """Never waits: it was drafted before the round was planned."""
+        return None
+
+    def proposal(self, window: int) -> Draft:
+        """What was drafted."""
+        token_ids = (self.drafted or ())[:window]
+        return Draft(token_ids, DraftMethod.EARLY_EXIT) if token_ids else NO_DRAFT
+
+    def close(self) -> None:
+        """Nothing to forget."""
+
+
+@dataclass(slots=True)
+class _Growing:
+    """A sequence while it drafts."""
+
+    sequence: Sequence
+    session: EarlyExitSession
+    handle: int
+    drafted: list[int] = field(default_factory=list)
+    doubtful: bool = False
+    """Whether its last token was too improbable to go on from."""
+
+    @property
+    def done(self) -> bool:
+        return self.doubtful or len(self.drafted) >= self.sequence.next_window
+
+    def rows(self) -> SequenceRows:
+        last = self.drafted[-1] if self.drafted else self.sequence.token_ids[-1]
+        return SequenceRows(self.handle, [last], 1)
+
+    def group(self) -> RowGroup:
+        request = self.sequence.request
+        return RowGroup(
+            parameters=request.parameters,
+            seed=request.seed,
+            sample_index=self.sequence.index,
+            token_ids=[*self.sequence.token_ids, *self.drafted],
+            num_rows=1,
+            num_prompt_tokens=len(request.prompt),
+            draft_temperature=request.speculation.draft_temperature,
+        )
+
+    def take(self, token_id: int, log_prob: float) -> None:
+        self.drafted.append(token_id)
+        self.doubtful = math.exp(log_prob) < self.sequence.request.speculation.confidence_threshold
+
+
+class EarlyExitDrafter:
+    """Drafts with the model that verifies."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._pool = runner.pool
+
+    def open(
+        self,
+        request: GenerationRequest,
+        *,
+        sample_index: int,
+        token_ids: SequenceOf[int],
+        window: int,
+    ) -> DraftSession:
+        """Nothing is computed before the prompt is cached."""
+        return EarlyExitSession()
+
+    def draft(self, running: SequenceOf[Sequence]) -> None:
+        """Draft for every running sequence whose last draft has been decided."""
+        by_depth: defaultdict[int, list[_Growing]] = defaultdict(list)
+        for sequence in running:
+            session = sequence.session
+            if isinstance(session, EarlyExitSession) and session.drafted is None:
+                handle = self._handle(sequence)
+                if handle is not None and sequence.next_window:
+                    depth = sequence.request.speculation.early_exit
+                    by_depth[depth].append(_Growing(sequence, session, handle))
+        for depth, growing in by_depth.items():
+            self._grow(growing, depth)
+
+    def _handle(self, sequence: Sequence) -> int | None:
+        """Its place in the pool, once everything but its last token is cached."""
+        handle = sequence.branches[0].handle
+        if handle is None or self._pool.length(handle) < sequence.length - 1:
+            return None
+        return handle
+
+    def _grow(self, growing: list[_Growing], depth: int) -> None:
+        """A token for each that is not done, until all are. A fault costs drafts, nothing else."""
+        try:
+            while pending := [one for one in growing if not one.done]:
+                logits = self._runner.forward([one.rows() for one in pending], num_layers=depth)
+                chosen = select_tokens(logits, [one.group() for one in pending])
+                for one, token_id, log_prob in zip(pending, *chosen, strict=True):
+                    one.take(token_id, log_prob)
+        except (OutOfBlocks, InvalidScores):
+            pass  # what there is will do
+        except Exception:
+            log.exception("early_exit_failed", num_sequences=len(growing))
+        finally:
+            for one in growing:
+                one.session.drafted = one.drafted
+                self._pool.truncate(one.handle, one.sequence.length - 1)
