@@ -16,6 +16,7 @@ from outrider_runtime.model import model_folder
 from outrider_runtime.model.device import resolve_device, resolve_dtype
 from outrider_runtime.model.loader import load
 from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM
 
 
@@ -208,13 +209,11 @@ def test_even_an_error_that_nobody_foresaw_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_weights_beyond_the_config_are_reported(
-    folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_beyond_the_config_are_reported(folder: Path) -> None:
     edit_json(folder / "config.json", num_hidden_layers=2, layer_types=None)
-    load(str(folder), device="cpu")
-    printed = capfd.readouterr()
-    assert "weights_ignored" in printed.out + printed.err
+    with capture_logs() as events:
+        load(str(folder), device="cpu")
+    assert "weights_ignored" in [event["event"] for event in events]
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./no-such-folder", "a/b/c", "~/x"])

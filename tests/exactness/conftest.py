@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 from draft.harness import RunningDrafter
-from exactness.loop_thread import LoopThread, ServiceThreads
+from exactness.loop_thread import ServiceThreads
 from exactness.model_pairs import ModelPair, make_pair
 from exactness.reference import Reference
 from exactness.running import (
@@ -17,16 +16,6 @@ from exactness.running import (
     model_drafter,
     target,
 )
-
-
-@pytest.fixture(scope="session")
-def threads() -> Iterator[ServiceThreads]:
-    """Where all services of this process live."""
-    torch.set_num_threads(1)
-    running = ServiceThreads(LoopThread("targets"), LoopThread("drafters"))
-    yield running
-    for thread in running:
-        thread.close()
 
 
 @pytest.fixture(scope="session")

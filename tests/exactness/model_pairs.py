@@ -54,7 +54,9 @@ def byte_tokenizer(corpus: str = _CORPUS) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
 
 
-def make_pair(folder: Path, architecture: str, *, noise: float = 0.08, seed: int = 0) -> ModelPair:
+def make_pair(
+    folder: Path, architecture: str, *, noise: float = 0.08, seed: int = 0, num_layers: int = 3
+) -> ModelPair:
     """Save a pair under `folder`.
 
     Args:
@@ -62,11 +64,12 @@ def make_pair(folder: Path, architecture: str, *, noise: float = 0.08, seed: int
         architecture: A key of `engine.tiny_models.SUPPORTED`.
         noise: Standard deviation of the noise on the draft's weights, relative to theirs.
         seed: Of the weights.
+        num_layers: Fewer are faster.
     """
     tokenizer = byte_tokenizer()
     model = build_tiny(
         architecture,
-        **_sizes(architecture),
+        **_sizes(architecture, num_layers),
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
@@ -98,6 +101,10 @@ def perturb(model: PreTrainedModel, noise: float, *, seed: int) -> None:
                 parameter += noise * parameter.std() * drawn
 
 
-def _sizes(architecture: str) -> dict[str, int]:
-    positions = "n_positions" if architecture.startswith("gpt") else "max_position_embeddings"
-    return {"vocab_size": VOCAB_SIZE, positions: MAX_POSITIONS}
+def _sizes(architecture: str, num_layers: int) -> dict[str, int]:
+    # Both are names that GPT-2 calls something else and understands all the same.
+    return {
+        "vocab_size": VOCAB_SIZE,
+        "max_position_embeddings": MAX_POSITIONS,
+        "num_hidden_layers": num_layers,
+    }

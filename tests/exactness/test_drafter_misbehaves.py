@@ -225,11 +225,11 @@ def test_a_network_that_stands_still_holds_no_stream_for_long(
 
 
 class OneTrick(AdversarialDrafter):
-    """Plays one trick, in turn with well-formed nonsense."""
+    """Plays one trick, in turn with well-formed nonsense; that comes first: a trick may end it."""
 
     def __init__(self, name: str) -> None:
         super().__init__(seed=3)
-        self.repertoire = [name, "wrong_tokens"]
+        self.repertoire = ["wrong_tokens", name]
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,6 +19,8 @@ from exactness.running import (
     outcome,
 )
 from outrider_client import Completion, GenerationConfig, SpeculationConfig, StructuredOutput
+
+NUM_TEXTS = 6
 
 PATTERN = "[a-f]{6,24}(-[0-9]{3}){2,6};"
 SCHEMA = {
@@ -56,7 +59,7 @@ CASES = {
 def generate(
     running: RunningTarget, pair: ModelPair, case: Case, speculation: SpeculationConfig
 ) -> list[Completion]:
-    """Greedy and sampled texts of a form."""
+    """Greedy and sampled texts of a form, all in one batch."""
     prompt = pair.tokenizer.encode(case.example)
     options: dict[str, Any] = {
         "max_new_tokens": 96,
@@ -64,16 +67,18 @@ def generate(
         "num_assistant_tokens_schedule": "constant",
         "assistant_confidence_threshold": 0.0,
     }
-    return [
-        running.client.generate(
+
+    def one(seed: int) -> Completion:
+        return running.client.generate(
             prompt,
             GenerationConfig(do_sample=seed > 0, **options),
             seed=seed,
             speculation=speculation,
             structured_output=case.form,
         )
-        for seed in range(6)
-    ]
+
+    with ThreadPoolExecutor(NUM_TEXTS) as threads:
+        return list(threads.map(one, range(NUM_TEXTS)))
 
 
 def assert_of_the_form(name: str, completions: Sequence[Completion]) -> None:
