@@ -156,8 +156,11 @@ CAPABILITIES: dict[str, Capability] = {
     "continuous_batching_config": _refused(
         "the server's own flags set its batch; GetServerInfo tells them"
     ),
-    "low_memory": _not_yet("contrastive search is not served yet", False),
-    "penalty_alpha": _not_yet("contrastive search is not served yet", 0.0),
+    "low_memory": _honoured("without effect: candidates share the cache of their context"),
+    "penalty_alpha": _honoured(
+        "contrastive search, with top_k of 2 or more and without sampling; nothing is drafted, "
+        "as each token is compared with top_k - 1 others"
+    ),
     "dola_layers": _honoured(
         "with any drafter; greedy and sampling; a repetition_penalty of 1.2 is advised"
     ),

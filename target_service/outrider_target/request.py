@@ -102,6 +102,17 @@ class TensorWishes:
 NO_TENSORS = TensorWishes()
 
 
+class ContrastiveSettings(NamedTuple):
+    """How contrastive search chooses."""
+
+    penalty_alpha: float
+    """Weight of the degeneration penalty, against that of the probability."""
+    top_k: int
+    """Candidates for each token."""
+    last_layer: int
+    """Number of the model's last layer, whose hidden states are compared."""
+
+
 class Structure(NamedTuple):
     """The form that a text must have."""
 
@@ -157,6 +168,8 @@ class GenerationRequest:
     """The form of the text; None when it is free. Drafters do not know it."""
     dola_layers: Sequence[int] = ()
     """Layers that DoLa contrasts the last one with; empty without it."""
+    contrastive: ContrastiveSettings | None = None
+    """Contrastive search; None for any other mode."""
     tensors: TensorWishes = NO_TENSORS
     """What to tell beside the tokens."""
     plugins: RequestPlugins = NO_PLUGINS

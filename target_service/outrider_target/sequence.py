@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from outrider_target.branch import Branch
 from outrider_target.committed import Committed
 from outrider_target.constraint import Constraint, Form
+from outrider_target.contrastive import ContrastiveStrategy
 from outrider_target.dola import DolaStrategy
 from outrider_target.drafting.drafter import DraftSession
 from outrider_target.given import WINDOW, GivenSession, GivenStrategy
@@ -160,4 +161,7 @@ def _strategy(
         options["tensors"] = TensorReport(request.tensors, len(request.prompt))
     if request.dola_layers:
         return DolaStrategy(request.parameters, committed, request.dola_layers, **options)
-    return TokenStrategy(request.parameters, committed, **options)
+    strategy = TokenStrategy(request.parameters, committed, **options)
+    if request.contrastive is not None:
+        return ContrastiveStrategy(strategy, request.contrastive, options.get("tensors"))
+    return strategy

@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry
 
 from outrider_target.admission import LiveRequests
 from outrider_target.cache_size import size_cache
+from outrider_target.contrastive_rules import CandidateRoom
 from outrider_target.drafting.combined import CombinedDrafter
 from outrider_target.drafting.drafter import NullDrafter
 from outrider_target.drafting.fleet import DraftFleet
@@ -265,6 +266,11 @@ def _served_model(
         max_num_seqs=settings.batch.max_num_seqs,
         has_tokenizer=text.tokenizer is not None,
         generation_config=served,
+        room=CandidateRoom(
+            max_num_seqs=settings.batch.max_num_seqs,
+            num_blocks=runner.pool.num_blocks,
+            block_size=runner.pool.block_size,
+        ),
         tensors=TensorSizes(
             vocab_size=loaded.vocab_size,
             layers=runner.layers,

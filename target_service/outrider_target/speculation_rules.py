@@ -5,6 +5,8 @@ A value is refused with the name of its field. None of them can change the text.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from outrider.v1 import speculation_pb2
 from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
@@ -86,6 +88,11 @@ def speculation_settings(
         report_rounds=message.report_rounds,
         early_exit=early_exit if method is DraftMethod.EARLY_EXIT else 0,
     )
+
+
+def without_drafts(settings: SpeculationSettings) -> SpeculationSettings:
+    """The same for a mode in which drafts have no place."""
+    return replace(settings, method=DraftMethod.NONE, early_exit=0)
 
 
 _METHODS = {

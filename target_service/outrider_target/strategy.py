@@ -192,7 +192,7 @@ def row_tensors(
 class TokenStrategy:
     """Greedy decoding and multinomial sampling: one own token a row, accepted by agreement."""
 
-    width = 1
+    width: int = 1
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class TokenStrategy:
         self._tensors = tensors
         self._processors = processors
         reader = tensors if tensors is not None and tensors.reads_layers else None
-        self._branches = (Branch(committed.token_ids, reader=reader),)
+        self._branches: Sequence[Branch] = (Branch(committed.token_ids, reader=reader),)
 
     @property
     def selector(self) -> Selector:

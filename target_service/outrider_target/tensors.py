@@ -7,7 +7,7 @@ nothing of gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,7 @@ class TensorReport:
 
     def __init__(self, wishes: TensorWishes, num_prompt_tokens: int) -> None:
         self._kinds = wishes.kinds
-        self._layers = (
+        self._layers: Sequence[int] = (
             range(wishes.num_layers + 1) if TensorKind.HIDDEN_STATES in wishes.kinds else ()
         )
         self._num_prompt_tokens = num_prompt_tokens
@@ -52,15 +52,28 @@ class TensorReport:
     @property
     def reads_layers(self) -> bool:
         """Whether it wants what only a forward over the very positions can tell."""
-        return bool(self._layers) or TensorKind.ATTENTIONS in self._kinds
+        return bool(self._layers) or self.weights
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """Layers whose hidden states are wanted."""
+        return self._layers
+
+    @property
+    def weights(self) -> bool:
+        """Whether attention weights are wanted."""
+        return TensorKind.ATTENTIONS in self._kinds
+
+    def use(self, reading: LayerReading, *, end: int) -> None:
+        """Tell from somebody else's reading of a forward that ends at position `end`."""
+        self._reading, self._end = reading, end
 
     def reading(self, num_cached: int, num_fed: int) -> LayerReading | None:
         """What to read of a forward that feeds `num_fed` tokens after `num_cached`."""
         num_rows = num_cached + num_fed - max(num_cached, self._num_told)
         self._reading, self._end = None, num_cached + num_fed
         if self.reads_layers and num_rows > 0:
-            weights = TensorKind.ATTENTIONS in self._kinds
-            self._reading = LayerReading(num_rows, hidden_of=self._layers, weights=weights)
+            self._reading = LayerReading(num_rows, hidden_of=self._layers, weights=self.weights)
         return self._reading
 
     def of_positions(self, *, certain: int) -> Iterator[TokenTensor]:
@@ -78,7 +91,7 @@ class TensorReport:
             if self._layers:
                 states = [reading.hidden_states[layer][row] for layer in self._layers]
                 yield _told(TensorKind.HIDDEN_STATES, position, torch.stack(states))
-            if TensorKind.ATTENTIONS in self._kinds:
+            if self.weights:
                 weights = [layer[:, row, : position + 1] for layer in reading.attentions]
                 yield _told(TensorKind.ATTENTIONS, position, torch.stack(weights))
             self._num_told = position + 1

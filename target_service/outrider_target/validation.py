@@ -19,11 +19,12 @@ from outrider_runtime.conversion import sampling_parameters
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 
 from outrider_target import effective_config
+from outrider_target.contrastive_rules import CandidateRoom, contrastive_settings
 from outrider_target.dola_rules import premature_layers
 from outrider_target.field_rules import check_sizes, check_values
 from outrider_target.request import GenerationRequest, TensorKind
 from outrider_target.settings import SpeculationDefaults
-from outrider_target.speculation_rules import speculation_settings
+from outrider_target.speculation_rules import speculation_settings, without_drafts
 from outrider_target.structured_output_rules import structure
 from outrider_target.tensor_rules import TensorSizes, tensor_wishes
 
@@ -48,6 +49,7 @@ class ServedModel:
     generation_config: GenerationConfig
     """The model's own defaults, without what is not served."""
     tensors: TensorSizes
+    room: CandidateRoom
 
 
 def validate(
@@ -84,6 +86,14 @@ def validate(
             "generation_config.token_healing", "the served model has no tokenizer to heal with"
         )
     config.max_length = max_length
+    speculation = speculation_settings(message.speculation, config, defaults, model.tensors.layers)
+    contrastive = contrastive_settings(
+        message.generation_config,
+        config,
+        max_length=max_length,
+        layers=model.tensors.layers,
+        room=model.room,
+    )
     return GenerationRequest(
         id=request_id,
         prompt=tuple(prompt),
@@ -94,9 +104,7 @@ def validate(
         num_sequences=_num_sequences(config),
         stop_strings=_stop_strings(config, model),
         max_time=config.max_time if config.HasField("max_time") else None,
-        speculation=speculation_settings(
-            message.speculation, config, defaults, model.tensors.layers
-        ),
+        speculation=speculation if contrastive is None else without_drafts(speculation),
         num_top_log_probs=_num_top_log_probs(message),
         given=(),
         effective_config=config,
@@ -111,6 +119,7 @@ def validate(
         if message.HasField("structured_output")
         else None,
         dola_layers=premature_layers(config, model.tensors.layers),
+        contrastive=contrastive,
         tensors=tensor_wishes(
             config,
             num_prompt_tokens=len(prompt),
@@ -181,6 +190,7 @@ def validate_score(
         "max_new_tokens",
         "stop_strings",
         "num_return_sequences",
+        "penalty_alpha",
         *TensorKind,
     ):
         generate.generation_config.ClearField(name)

@@ -177,6 +177,7 @@ CHANGES: dict[str, tuple[dict[str, Any], object, Observe]] = {
     "output_scores": (BASE, True, tensors),
     "output_logits": (BASE, True, tensors),
     "dola_layers": (BASE, "high", tokens),
+    "penalty_alpha": ({**BASE, "top_k": 4}, 0.9, tokens),
     "eos_token_id": (CYCLE, ids_of("c")[0], tokens),
     "num_assistant_tokens": (CYCLE, 2, drafts),
     "num_assistant_tokens_schedule": (CYCLE, "constant", drafts),

@@ -9,6 +9,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from outrider.v1.generation_config_pb2 import GenerationConfig
+from outrider_runtime.model.log_probs import TokenLogProbs
 from outrider_runtime.model.runner import Runner
 from outrider_runtime.sampling_parameters import SamplingParameters
 from outrider_target.constraint import Form
@@ -18,6 +19,7 @@ from outrider_target.drafting.patience import RoundPace
 from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
 from outrider_target.request import (
     NO_TENSORS,
+    ContrastiveSettings,
     DraftMethod,
     Finish,
     GenerationRequest,
@@ -59,6 +61,7 @@ def request(
     max_time: float | None = None,
     num_top_log_probs: int | None = None,
     dola_layers: SequenceOf[int] = (),
+    contrastive: ContrastiveSettings | None = None,
     tensors: TensorWishes = NO_TENSORS,
     **sampling: object,
 ) -> GenerationRequest:
@@ -79,6 +82,7 @@ def request(
         given=(),
         effective_config=GenerationConfig(),
         dola_layers=dola_layers,
+        contrastive=contrastive,
         tensors=tensors,
     )
 
@@ -92,6 +96,7 @@ class Answer:
     counters: SpeculationCounters | None = None
     num_preemptions: int = 0
     tensors: list[TokenTensor] = field(default_factory=list)
+    log_probs: list[TokenLogProbs] = field(default_factory=list)
     error: Exception | None = None
 
 
@@ -167,11 +172,12 @@ class Batch:
     def _take(self, state: RequestState, event: Event) -> None:
         answer = self.answers[state]
         match event:
-            case TokensDecided(index, token_ids, drafted, finish, _, tensors):
+            case TokensDecided(index, token_ids, drafted, finish, log_probs, tensors):
                 assert len(token_ids) == len(drafted)
                 answer.token_ids[index] += token_ids
                 answer.finishes[index] = finish
                 answer.tensors += tensors
+                answer.log_probs += log_probs
             case RequestCompleted() as end:
                 answer.counters = end.speculation
                 answer.num_preemptions = end.num_preemptions

@@ -79,6 +79,7 @@ class _Growing:
             num_rows=1,
             num_prompt_tokens=len(request.prompt),
             draft_temperature=request.speculation.draft_temperature,
+            processors=request.plugins.processors,
         )
 
     def take(self, token_id: int, log_prob: float) -> None:
@@ -118,11 +119,11 @@ class EarlyExitDrafter:
             self._grow(growing, depth)
 
     def _handle(self, sequence: Sequence) -> int | None:
-        """Its place in the pool, once everything but its last token is cached."""
-        handle = sequence.branches[0].handle
-        if handle is None or self._pool.length(handle) < sequence.length - 1:
+        """Its place in the pool, once everything but its last committed token is cached."""
+        branch = sequence.branches[0]
+        if branch.handle is None or len(branch.token_ids) != sequence.length:
             return None
-        return handle
+        return branch.handle if self._pool.length(branch.handle) == sequence.length - 1 else None
 
     def _grow(self, growing: list[_Growing], depth: int) -> None:
         """A token for each that is not done, until all are. A fault costs drafts, nothing else."""

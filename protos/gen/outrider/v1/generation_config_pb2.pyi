@@ -622,9 +622,12 @@ class GenerationConfig(_message.Message):
     continuous_batching_config: _builtins.str
     """Options of transformers' own continuous batching, as JSON text."""
     low_memory: _builtins.bool
-    """Contrastive search with less memory."""
+    """Contrastive search with less memory. Without effect here: candidates share what they have in common."""
     penalty_alpha: _builtins.float
-    """Degeneration penalty of contrastive search."""
+    """Degeneration penalty of contrastive search, at least 0: of the `top_k` most probable tokens the one is chosen whose
+    (1 - penalty_alpha) * probability - penalty_alpha * (largest cosine similarity of its last hidden state with one of the
+    text before) is highest. Above 0, and with `top_k` of 2 or more and no sampling, this is the mode of the request.
+    """
     dola_layers_mode: _builtins.str
     """"low" or "high": every second layer of the lower or upper half."""
     diversity_penalty: _builtins.float
