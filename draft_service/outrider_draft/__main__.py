@@ -10,6 +10,7 @@ from outrider_runtime import logs
 from outrider_runtime.errors import StartupError
 from outrider_runtime.logs import LogFormat, LogLevel
 from outrider_runtime.metrics import DraftMetrics, MetricsExporter, new_registry
+from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.prompt_lookup import LookupRule
 from outrider_runtime.server import ServerSettings
 from outrider_runtime.settings import (
@@ -18,6 +19,7 @@ from outrider_runtime.settings import (
     Format,
     Grace,
     Host,
+    KernelsOnCpu,
     Level,
     MetricsPort,
     Port,
@@ -98,6 +100,7 @@ def serve(
     dtype: Dtype = "auto",
     device: Device = "auto",
     threads: Threads = 1,
+    cpu_kernels: KernelsOnCpu = CpuKernels.AUTO,
     max_num_seqs: MaxNumSeqs = _STEP.max_num_seqs,
     max_num_batched_tokens: MaxNumBatchedTokens = _STEP.max_num_batched_tokens,
     max_sessions: MaxSessions = _SESSIONS.max_sessions,
@@ -137,6 +140,7 @@ def serve(
                 dtype=dtype,
                 device=device,
                 threads=threads,
+                cpu_kernels=cpu_kernels,
                 max_model_len=max_model_len,
                 kv_cache_tokens=kv_cache_tokens,
             )

@@ -23,13 +23,19 @@ def build(settings: ModelSettings, metrics: DraftMetrics) -> Drafter:
     """
     torch.set_num_threads(settings.threads)
     loaded = loader.load(settings.model, dtype=settings.dtype, device=settings.device)
+    millions = loaded.model.num_parameters() / 1e6
     num_blocks = settings.kv_cache_tokens // settings.block_size
     if num_blocks < 1:
         raise StartupError(
             f"--kv-cache-tokens {settings.kv_cache_tokens} is less than one block of "
             f"{settings.block_size} tokens"
         )
-    runner = RaggedRunner(loaded.model, num_blocks=num_blocks, block_size=settings.block_size)
+    runner = RaggedRunner(
+        loaded.model,
+        num_blocks=num_blocks,
+        block_size=settings.block_size,
+        cpu_kernels=settings.cpu_kernels,
+    )
     limits = [loaded.max_model_len, runner.max_model_len, num_blocks * settings.block_size]
     if settings.max_model_len is not None:
         limits.append(settings.max_model_len)
@@ -41,13 +47,12 @@ def build(settings: ModelSettings, metrics: DraftMetrics) -> Drafter:
         tokenizer_fingerprint="" if tokenizer is None else fingerprint(tokenizer),
         max_length=min(limits),
     )
-    millions = loaded.model.num_parameters() / 1e6
     return Drafter(
         ModelProposer(
             runner,
             description,
             metrics,
-            rows_are_cheap=loaded.model.device.type != "cpu",
+            rows_are_cheap=loaded.model.device.type != "cpu" or runner.kernels,
         ),
         f"model {loaded.name}, {millions:.1f}M parameters",
     )

@@ -68,7 +68,7 @@ class ModelProposer:
 
     @property
     def rows_are_cheap(self) -> bool:
-        """On the CPU, two rows cost a small model nearly twice what one costs."""
+        """On the CPU, two rows cost nearly twice what one costs, unless the kernels are ours."""
         return self._rows_are_cheap
 
     def pending(self, session: Session) -> int:

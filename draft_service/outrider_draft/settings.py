@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.prompt_lookup import LookupRule
 from outrider_runtime.server import ServerSettings
 
@@ -65,6 +66,9 @@ class ModelSettings:
 
     threads: int = 1
     """Threads of one forward on the CPU."""
+
+    cpu_kernels: CpuKernels = CpuKernels.AUTO
+    """Whether float32 on the CPU runs on kernels of our own."""
 
     max_model_len: int | None = None
     """Longest sequence the model extends; None: what its configuration says."""

@@ -17,6 +17,7 @@ import typer
 
 from outrider_runtime.errors import StartupError
 from outrider_runtime.logs import LogFormat, LogLevel
+from outrider_runtime.model.kernels.mode import CpuKernels
 
 
 def flag(name: str, help: str, **options: Any) -> Any:  # noqa: A002  # typer's own word
@@ -121,4 +122,12 @@ Format = Annotated[LogFormat, flag("--log-format", "How log lines look.")]
 Threads = Annotated[
     int | None,
     flag("--threads", "Threads of a forward on CPU; as many as cores by default.", min=1),
+]
+KernelsOnCpu = Annotated[
+    CpuKernels,
+    flag(
+        "--cpu-kernels",
+        "auto: float32 on the CPU runs on kernels compiled at the first start, if there is a C++ "
+        "compiler; on: or the service does not start; off: torch's own.",
+    ),
 ]

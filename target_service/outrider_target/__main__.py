@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from outrider_runtime import logs
+from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.server import ServerSettings
 from outrider_runtime.settings import (
     ApiKey,
@@ -15,6 +16,7 @@ from outrider_runtime.settings import (
     Format,
     Grace,
     Host,
+    KernelsOnCpu,
     Level,
     MetricsPort,
     Port,
@@ -68,6 +70,7 @@ def serve(
     dtype: Annotated[str, flag("--dtype", "auto, float32, bfloat16, float16 or float64.")] = "auto",
     device: Annotated[str, flag("--device", "auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Threads = None,
+    cpu_kernels: KernelsOnCpu = CpuKernels.AUTO,
     max_model_len: Annotated[
         int | None,
         flag("--max-model-len", "Longest prompt plus output; default: the model's.", min=2),
@@ -166,6 +169,7 @@ def serve(
             dtype=dtype,
             device=device,
             threads=threads,
+            cpu_kernels=cpu_kernels,
             max_model_len=max_model_len,
             block_size=block_size,
             kv_cache_tokens=kv_cache_tokens,

@@ -165,7 +165,10 @@ class TargetService:
         settings = self.settings
         num_blocks, max_model_len = size_cache(loaded, settings)
         runner = RaggedRunner(
-            loaded.model, num_blocks=num_blocks, block_size=settings.model.block_size
+            loaded.model,
+            num_blocks=num_blocks,
+            block_size=settings.model.block_size,
+            cpu_kernels=settings.model.cpu_kernels,
         )
         round_pace = RoundPace()
         scheduler = Scheduler(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.server import ServerSettings
 
 from outrider_target.request import DraftMethod
@@ -28,6 +29,9 @@ class ModelSettings:
 
     threads: int | None = None
     """Threads of one forward on the CPU; None: torch's default."""
+
+    cpu_kernels: CpuKernels = CpuKernels.AUTO
+    """Whether float32 on the CPU runs on kernels of our own."""
 
     max_model_len: int | None = None
     """Longest prompt plus output; None: what the model's configuration says."""

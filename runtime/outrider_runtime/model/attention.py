@@ -40,6 +40,8 @@ class ForwardContext(NamedTuple):
     storage: KVStorage
     weights: AttentionWeights | None
     """Takes the weights of rows that ask for them; None when none does."""
+    kernels: bool
+    """Whether the CPU kernels are loaded and fit the model."""
 
 
 # Not a keyword argument of the model: some models (StableLM, Nemotron) drop what they don't know.
@@ -48,10 +50,14 @@ _CONTEXT: ContextVar[ForwardContext | None] = ContextVar("outrider_forward", def
 
 @contextmanager
 def forward_context(
-    batch: RaggedBatch, storage: KVStorage, weights: AttentionWeights | None = None
+    batch: RaggedBatch,
+    storage: KVStorage,
+    weights: AttentionWeights | None = None,
+    *,
+    kernels: bool = False,
 ) -> Iterator[None]:
     """Makes `ragged_attention` work on this batch, in this thread, within the block."""
-    token = _CONTEXT.set(ForwardContext(batch, storage, weights))
+    token = _CONTEXT.set(ForwardContext(batch, storage, weights, kernels))
     try:
         yield
     finally:
@@ -110,11 +116,29 @@ def ragged_attention(
             raise RuntimeError(f"attention is given {name}, which the engine does not know")
     if attention_mask is not None or query.shape[0] != 1:
         raise RuntimeError("the model brings a mask of its own, or splits the flat batch")
-    batch, storage, weights = context
+    batch, storage, weights, kernels = context
+    scaling = query.shape[3] ** -0.5 if scaling is None else scaling
+    index = cast("int", module.layer_idx)
+    if kernels and softcap is None and s_aux is None and weights is None:
+        kv = storage.layer(index, key, values=value)
+        pages = batch.pages
+        out: torch.Tensor = torch.ops.outrider.attend(
+            query,
+            key,
+            value,
+            kv.rows,
+            batch.write_slots,
+            pages.rows_of,
+            pages.tables,
+            pages.block_size,
+            scaling,
+            sliding_window or 0,
+        )
+        return out, None
     layer = _Layer(
-        kv=storage.write(cast("int", module.layer_idx), key, values=value, slots=batch.write_slots),
+        kv=storage.write(index, key, values=value, slots=batch.write_slots),
         storage=storage,
-        scaling=query.shape[3] ** -0.5 if scaling is None else scaling,
+        scaling=scaling,
         softcap=softcap,
         sinks=s_aux,
     )
@@ -126,12 +150,12 @@ def ragged_attention(
         return _attend(query, layer, group=groups[0])[None], None
     out = query.new_empty(query.shape[2], query.shape[1], layer.kv.value_dim)
     for group in groups:
-        index = group.index
-        assert index is not None
-        result = _attend(query.index_select(2, index.sources), layer, group=group)
-        if index.real is not None:
-            result = result.index_select(0, index.real)
-        out.index_copy_(0, index.targets, result)
+        rows = group.index
+        assert rows is not None
+        result = _attend(query.index_select(2, rows.sources), layer, group=group)
+        if rows.real is not None:
+            result = result.index_select(0, rows.real)
+        out.index_copy_(0, rows.targets, result)
     return out[None], None
 
 

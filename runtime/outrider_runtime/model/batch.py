@@ -33,6 +33,16 @@ class SequenceRows(NamedTuple):
     """What else is wanted of its last rows; filled by the forward."""
 
 
+class Pages(NamedTuple):
+    """Where the rows of a batch and the positions of its sequences are, for the CPU kernels."""
+
+    rows_of: torch.Tensor
+    """int64 [2, rows]: of each row its sequence and its position there."""
+    tables: torch.Tensor
+    """int64 [sequences, blocks]: the blocks of each sequence, in order; padded with 0."""
+    block_size: int
+
+
 class RaggedBatch:
     """Metadata of one forward.
 
@@ -61,6 +71,7 @@ class RaggedBatch:
     ) -> None:
         self._where = Placement(block_size=pool.block_size, device=device, bias=bias)
         self._groups: dict[int | None, list[AttentionGroup]] = {}
+        self._pages: Pages | None = None
         self._spans: list[Span] = []
         tokens: list[int] = []
         positions: list[int] = []
@@ -96,3 +107,19 @@ class RaggedBatch:
                 self._spans, window=window, where=self._where
             )
         return groups
+
+    @property
+    def pages(self) -> Pages:
+        """Where everything is; computed once for all layers."""
+        if self._pages is None:
+            sequences = [i for i, span in enumerate(self._spans) for _ in range(span.num_rows)]
+            positions = [at for span in self._spans for at in range(span.past, span.length)]
+            widest = max(len(span.table) for span in self._spans)
+            tables = [[*span.table, *[0] * (widest - len(span.table))] for span in self._spans]
+            device = self._where.device
+            self._pages = Pages(
+                rows_of=torch.tensor([sequences, positions], device=device),
+                tables=torch.tensor(tables, device=device),
+                block_size=self._where.block_size,
+            )
+        return self._pages

@@ -75,12 +75,16 @@ class KVStorage:
         Raises:
             RuntimeError: the shapes do not fit what this layer holds.
         """
-        keys, values = keys.transpose(0, 2), values.transpose(0, 2)  # [rows, num_heads, 1, dim]
+        kv = self.layer(layer, keys, values=values)
+        kv.keys.index_copy_(0, slots, keys.transpose(0, 2))  # [rows, num_heads, 1, dim]
+        kv.values.index_copy_(0, slots, values.transpose(0, 2))
+        return kv
+
+    def layer(self, layer: int, keys: torch.Tensor, *, values: torch.Tensor) -> LayerKV:
+        """Returns a layer, made for keys and values of these shapes if it is new; see `write`."""
         kv = self._layers.get(layer)
         if kv is None:
-            kv = self._layers[layer] = self._new_layer(keys, values)
-        kv.keys.index_copy_(0, slots, keys)
-        kv.values.index_copy_(0, slots, values)
+            kv = self._layers[layer] = self._new_layer(keys.transpose(0, 2), values.transpose(0, 2))
         return kv
 
     def gather(self, kv: LayerKV, slots: torch.Tensor) -> torch.Tensor:

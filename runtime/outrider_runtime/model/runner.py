@@ -19,6 +19,8 @@ from outrider_runtime.model.batch import RaggedBatch, SequenceRows
 from outrider_runtime.model.causal_bias import CausalBias
 from outrider_runtime.model.decoder_layers import DecoderLayers, NoSuchLayers
 from outrider_runtime.model.device import is_out_of_memory
+from outrider_runtime.model.kernels import choice
+from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.kv_storage import KVStorage
 from outrider_runtime.model.layer_reading import LayerReading
@@ -87,17 +89,26 @@ class RaggedRunner:
         model: a supported model (`support.check_supported`), in evaluation mode.
         num_blocks: blocks of the pool.
         block_size: positions per block.
+        cpu_kernels: whether to run on kernels of our own.
 
     Raises:
-        StartupError: the KV cache does not fit into memory.
+        StartupError: the KV cache does not fit into memory, or the kernels cannot be had.
         UnsupportedModel: the model kept its own attention.
     """
 
-    def __init__(self, model: PreTrainedModel, *, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        num_blocks: int,
+        block_size: int,
+        cpu_kernels: CpuKernels = CpuKernels.OFF,
+    ) -> None:
         model.set_attn_implementation(ATTENTION_NAME)
         self._model = model.eval()
         self._num_input_ids = num_input_ids(model)
         self._windows: frozenset[int | None] = frozenset()
+        self._kernels = False
         self.vocab_size = num_output_ids(model)
         self.max_model_len = max_model_len(model.config)
         self.dtype: torch.dtype = model.dtype
@@ -111,7 +122,14 @@ class RaggedRunner:
             raise UnsupportedModel(
                 model.config, "it does not call the attention function it was given"
             )
+        if choice.choose(cpu_kernels, dtype=self.dtype, device=self.device):
+            self._adopt_kernels()
         self._storage, self.pool = self._allocate(num_blocks), KVPool(num_blocks, block_size)
+
+    @property
+    def kernels(self) -> bool:
+        """Whether the model runs on kernels of our own."""
+        return self._kernels
 
     @property
     def bytes_per_token(self) -> int:
@@ -120,7 +138,10 @@ class RaggedRunner:
 
     @property
     def windows(self) -> frozenset[int | None]:
-        """Sliding windows that attention layers of the last forward asked for (None: none)."""
+        """Sliding windows that attention layers of the last forward asked for (None: none).
+
+        Not told any more once the model runs on kernels of our own.
+        """
         return self._windows
 
     @torch.inference_mode()
@@ -182,6 +203,20 @@ class RaggedRunner:
         )
 
     @torch.inference_mode()
+    def _adopt_kernels(self) -> None:
+        """Puts the kernels in, if the model gives the same with them."""
+        token_ids = [i % self._num_input_ids for i in range(self.pool.block_size)]
+
+        def logits() -> torch.Tensor:
+            self.pool = KVPool(1, self.pool.block_size)
+            rows = SequenceRows(self.pool.create(), token_ids, len(token_ids))
+            result = self.forward([rows])
+            self._kernels = True
+            return result
+
+        self._kernels = choice.adopt(self._model, logits)
+
+    @torch.inference_mode()
     def _allocate(self, num_blocks: int) -> KVStorage:
         try:
             return self._storage.resized(num_blocks)
@@ -241,7 +276,7 @@ class RaggedRunner:
     ) -> torch.Tensor:
         # 0 keeps all rows.
         keep = 0 if batch.logits_rows is None else batch.logits_rows
-        with forward_context(batch, self._storage, weights):
+        with forward_context(batch, self._storage, weights, kernels=self._kernels):
             output = self._model(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,

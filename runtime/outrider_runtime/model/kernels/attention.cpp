@@ -1,0 +1,265 @@
+// Attention of the new rows of a ragged batch over the paged keys and values of their sequences.
+//
+// Reads every key where it lies: nothing is gathered, padded or masked. A few queries that share
+// their keys are computed together, so that each key is read once for all of them. What is computed
+// for a query does not depend on its company: its result is the same to the bit.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "lanes.h"
+
+namespace {
+
+constexpr int QUERIES = 6;  // computed together: as many as leave registers for their sums
+#if defined(__AVX512F__)
+constexpr int VECTORS = 4;
+#else
+constexpr int VECTORS = 2;
+#endif
+constexpr int64_t MIN_PRODUCTS = 1 << 15;  // less is not worth waking a thread for
+constexpr float HIDDEN = -std::numeric_limits<float>::infinity();
+
+// The slots of a layer: a row holds the keys of all its heads, then the values.
+struct Layer {
+  float* rows;
+  int64_t width, heads, key_dim, value_dim;
+
+  float* key(int64_t slot, int64_t head) const { return rows + slot * width + head * key_dim; }
+  float* value(int64_t slot, int64_t head) const {
+    return rows + slot * width + heads * key_dim + head * value_dim;
+  }
+};
+
+struct Query {
+  const float* from;    // [key_dim]
+  float* to;            // [value_dim]
+  int64_t first, last;  // positions it sees
+};
+
+// Queries of one sequence whose heads share a key head.
+struct Tile {
+  Query queries[QUERIES];
+  int count = 0;
+  int64_t head;
+  const int64_t* table;  // of the sequence's blocks
+  int64_t block_size;
+  int64_t first, last;  // positions that any of them sees; `first` rounded down to whole registers
+
+  void span() {
+    first = queries[0].first, last = queries[0].last;
+    for (int q = 1; q < count; q++) {
+      first = std::min(first, queries[q].first);
+      last = std::max(last, queries[q].last);
+    }
+    // Where a position lies in a register decides the order of sums: it is the same in all tiles.
+    first = first / LANES * LANES;
+  }
+
+  int64_t num_positions() const { return (last - first) / LANES * LANES + LANES; }
+
+  template <typename Use>
+  void for_each_slot(Use use) const {
+    for (int64_t at = first; at <= last;) {
+      const int64_t block = at / block_size, end = std::min(last + 1, (block + 1) * block_size);
+      int64_t slot = table[block] * block_size + at % block_size;
+      for (; at < end; at++, slot++) use(at - first, slot);
+    }
+  }
+};
+
+template <int COUNT>
+void score(const Tile& tile, const Layer& layer, float scaling, float* scores) {
+  const int64_t size = layer.key_dim, stride = tile.num_positions();
+  tile.for_each_slot([&](int64_t i, int64_t slot) {
+    const float* key = layer.key(slot, tile.head);
+    Floats sums[COUNT][2] = {};  // two, because a sum waits for its last addition
+    int64_t d = 0;
+    for (; d + 2 * LANES <= size; d += 2 * LANES)
+      for (int v = 0; v < 2; v++) {
+        const Floats part = load(key + d + v * LANES);
+        for (int q = 0; q < COUNT; q++)
+          sums[q][v] += load(tile.queries[q].from + d + v * LANES) * part;
+      }
+    for (; d + LANES <= size; d += LANES)
+      for (int q = 0; q < COUNT; q++)
+        sums[q][0] += load(tile.queries[q].from + d) * load(key + d);
+    for (int q = 0; q < COUNT; q++) {
+      float result = sum(sums[q][0] + sums[q][1]);
+      for (int64_t rest = d; rest < size; rest++)
+        result += tile.queries[q].from[rest] * key[rest];
+      scores[q * stride + i] = result * scaling;
+    }
+  });
+}
+
+// Scores -> weights, in place: exp(score - highest) where the query sees, 0 elsewhere. Their sum.
+float exponentiate(const Tile& tile, const Query& query, float* scores) {
+  float* const begin = scores + (query.first - tile.first);
+  float* const end = scores + (query.last + 1 - tile.first);
+  const int64_t size = tile.num_positions();
+  std::fill(scores, begin, HIDDEN);
+  std::fill(end, scores + size, HIDDEN);
+  const float highest = *std::max_element(begin, end);
+  Floats total = {};
+  for (int64_t i = 0; i < size; i += LANES) {
+    const Floats weight = exp_of_negative(load(scores + i) - highest);
+    store(scores + i, weight);
+    total += weight;
+  }
+  return sum(total);
+}
+
+// Dimensions [from, from + SIZE * LANES) of the weighted sums of values: as many as registers hold.
+template <int COUNT, int SIZE>
+void add_up(const Tile& tile, const Layer& layer, const float* weights, const float* totals,
+            int64_t from) {
+  const int64_t stride = tile.num_positions();
+  Floats sums[COUNT][SIZE] = {};
+  tile.for_each_slot([&](int64_t i, int64_t slot) {
+    const float* value = layer.value(slot, tile.head) + from;
+    Floats parts[SIZE];
+    for (int v = 0; v < SIZE; v++) parts[v] = load(value + v * LANES);
+    for (int q = 0; q < COUNT; q++)
+      for (int v = 0; v < SIZE; v++) sums[q][v] += parts[v] * weights[q * stride + i];
+  });
+  for (int q = 0; q < COUNT; q++)
+    for (int v = 0; v < SIZE; v++)
+      store(tile.queries[q].to + from + v * LANES, sums[q][v] / totals[q]);
+}
+
+// The rest of the dimensions, fewer than a register holds.
+template <int COUNT>
+void add_up_rest(const Tile& tile, const Layer& layer, const float* weights, const float* totals,
+                 int64_t from) {
+  const int64_t stride = tile.num_positions();
+  float sums[COUNT][LANES] = {};
+  tile.for_each_slot([&](int64_t i, int64_t slot) {
+    const float* value = layer.value(slot, tile.head);
+    for (int q = 0; q < COUNT; q++)
+      for (int64_t d = from; d < layer.value_dim; d++)
+        sums[q][d - from] += value[d] * weights[q * stride + i];
+  });
+  for (int q = 0; q < COUNT; q++)
+    for (int64_t d = from; d < layer.value_dim; d++)
+      tile.queries[q].to[d] = sums[q][d - from] / totals[q];
+}
+
+template <int COUNT>
+void attend_tile(const Tile& tile, const Layer& layer, float scaling, std::vector<float>& scratch) {
+  const int64_t stride = tile.num_positions();
+  scratch.resize(COUNT * stride);
+  float* const scores = scratch.data();
+  score<COUNT>(tile, layer, scaling, scores);
+  float totals[COUNT];
+  for (int q = 0; q < COUNT; q++)
+    totals[q] = exponentiate(tile, tile.queries[q], scores + q * stride);
+  int64_t from = 0;
+  for (; from + VECTORS * LANES <= layer.value_dim; from += VECTORS * LANES)
+    add_up<COUNT, VECTORS>(tile, layer, scores, totals, from);
+  for (; from + LANES <= layer.value_dim; from += LANES)
+    add_up<COUNT, 1>(tile, layer, scores, totals, from);
+  if (from < layer.value_dim) add_up_rest<COUNT>(tile, layer, scores, totals, from);
+}
+
+using Attend = void (*)(const Tile&, const Layer&, float, std::vector<float>&);
+constexpr Attend ATTEND[QUERIES + 1] = {nullptr,        attend_tile<1>, attend_tile<2>,
+                                        attend_tile<3>, attend_tile<4>, attend_tile<5>,
+                                        attend_tile<6>};
+
+// New keys and values [1, heads, rows, dim] go to their slots.
+void write(const Layer& layer, const at::Tensor& key, const at::Tensor& value,
+           const int64_t* slots) {
+  const float *keys = key.const_data_ptr<float>(), *values = value.const_data_ptr<float>();
+  for (int64_t row = 0; row < key.size(2); row++)
+    for (int64_t head = 0; head < layer.heads; head++) {
+      std::copy_n(keys + head * key.stride(1) + row * key.stride(2), layer.key_dim,
+                  layer.key(slots[row], head));
+      std::copy_n(values + head * value.stride(1) + row * value.stride(2), layer.value_dim,
+                  layer.value(slots[row], head));
+    }
+}
+
+at::Tensor with_dense_heads(const at::Tensor& x) { return x.stride(3) == 1 ? x : x.contiguous(); }
+
+// Args:
+//   query, key, value: [1, heads or key heads, rows, dim], of the new rows only.
+//   storage: [slots, key heads * (key dim + value dim)]; takes the new keys and values.
+//   write_slots: int64 [rows], where they go.
+//   rows_of: int64 [2, rows], of each row its sequence and its position there. Rows of a sequence
+//     follow one another.
+//   tables: int64 [sequences, blocks], the blocks that hold a sequence's positions in order.
+//   window: positions a row sees, itself included; 0: all before it.
+// Returns: [1, rows, heads, value dim].
+at::Tensor attend(const at::Tensor& query_, const at::Tensor& key_, const at::Tensor& value_,
+                  at::Tensor& storage, const at::Tensor& write_slots, const at::Tensor& rows_of,
+                  const at::Tensor& tables, int64_t block_size, double scaling, int64_t window) {
+  const auto query = with_dense_heads(query_), key = with_dense_heads(key_),
+             value = with_dense_heads(value_);
+  const Layer layer{storage.mutable_data_ptr<float>(), storage.size(1), key.size(1), key.size(3),
+                    value.size(3)};
+  TORCH_CHECK(layer.width == layer.heads * (layer.key_dim + layer.value_dim),
+              "attend: keys and values do not have the shapes that the storage was made for");
+  write(layer, key, value, write_slots.const_data_ptr<int64_t>());
+  const int64_t heads = query.size(1), rows = query.size(2), repeats = heads / layer.heads;
+  auto output = at::empty({1, rows, heads, layer.value_dim}, query.options());
+  const int64_t* sequence_of = rows_of.const_data_ptr<int64_t>();
+  const int64_t* position_of = sequence_of + rows;
+  std::vector<Tile> tiles;
+  int64_t products = 0;
+  for (int64_t head = 0; head < layer.heads; head++) {
+    for (int64_t row = 0; row < rows; row++)
+      for (int64_t repeat = 0; repeat < repeats; repeat++) {
+        const bool same_sequence = row == 0 || sequence_of[row] == sequence_of[row - 1];
+        if ((row == 0 && repeat == 0) || tiles.back().count == QUERIES ||
+            (repeat == 0 && !same_sequence)) {
+          Tile& tile = tiles.emplace_back();
+          tile.head = head;
+          tile.table = tables.const_data_ptr<int64_t>() + sequence_of[row] * tables.size(1);
+          tile.block_size = block_size;
+        }
+        Tile& tile = tiles.back();
+        const int64_t own = head * repeats + repeat, last = position_of[row];
+        tile.queries[tile.count++] = {
+            query.const_data_ptr<float>() + own * query.stride(1) + row * query.stride(2),
+            output.mutable_data_ptr<float>() + (row * heads + own) * layer.value_dim,
+            window ? std::max<int64_t>(0, last + 1 - window) : 0, last};
+      }
+  }
+  for (Tile& tile : tiles) {
+    tile.span();
+    products += tile.count * tile.num_positions() * layer.key_dim;
+  }
+  const int64_t count = tiles.size(), grain = count * MIN_PRODUCTS / (products + 1) + 1;
+  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch;
+    for (int64_t i = begin; i < end; i++)
+      ATTEND[tiles[i].count](tiles[i], layer, static_cast<float>(scaling), scratch);
+  });
+  return output;
+}
+
+at::Tensor attend_shape(const at::Tensor& query, const at::Tensor&, const at::Tensor& value,
+                        at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                        int64_t, double, int64_t) {
+  return at::empty_symint({1, query.sym_size(2), query.sym_size(1), value.sym_size(3)},
+                          query.options());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(outrider, library) {
+  library.def(
+      "attend(Tensor query, Tensor key, Tensor value, Tensor(a!) storage, Tensor write_slots, "
+      "Tensor rows_of, Tensor tables, int block_size, float scaling, int window) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(outrider, CPU, library) { library.impl("attend", attend); }
+
+TORCH_LIBRARY_IMPL(outrider, Meta, library) { library.impl("attend", attend_shape); }

@@ -1,0 +1,67 @@
+// A vector register of floats, at the width of the machine this is compiled for.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#define LANES_ARE_16 1
+#else
+constexpr int LANES = 8;
+#endif
+
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+
+// Tensors are aligned to their elements, not to registers.
+static inline Floats load(const float* from) {
+  Floats value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+static inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
+
+// Halves are added to halves: always in the same order, so that equal rows give equal bits.
+typedef float Eight __attribute__((vector_size(32)));
+typedef float Four __attribute__((vector_size(16)));
+
+static inline float sum(Floats value) {
+  Eight eight[LANES / 8];
+  std::memcpy(eight, &value, sizeof value);
+#if LANES_ARE_16
+  eight[0] += eight[1];
+#endif
+  Four four[2];
+  std::memcpy(four, eight, sizeof four);
+  const Four half = four[0] + four[1];
+  return (half[0] + half[2]) + (half[1] + half[3]);
+}
+
+// exp(x) for x <= 0, as 2^n * exp(r) with |r| <= ln(2) / 2 and the Taylor series of exp(r) to r^7:
+// within 2 units in the last place. Below -87 the result is 0.
+static inline Floats exp_of_negative(Floats x) {
+  const Floats scaled = x * 1.44269504088896341f - 0.5f;
+  const Ints n = __builtin_convertvector(scaled, Ints);  // rounds to nearest, for x <= 0
+  const Floats whole = __builtin_convertvector(n, Floats);
+  // ln(2) in two parts: the first has so few bits that its product with n is exact.
+  const Floats r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  Floats series = r * (1.0f / 5040) + (1.0f / 720);
+  series = series * r + (1.0f / 120);
+  series = series * r + (1.0f / 24);
+  series = series * r + (1.0f / 6);
+  series = series * r + 0.5f;
+  series = series * r + 1.0f;
+  series = series * r + 1.0f;
+  const Ints bits = (n + 127) << 23;
+  Floats power;
+  std::memcpy(&power, &bits, sizeof power);
+  const Ints large = x > -87.0f;  // all bits set where true
+  Floats result = series * power;
+  Ints result_bits;
+  std::memcpy(&result_bits, &result, sizeof result);
+  result_bits &= large;
+  std::memcpy(&result, &result_bits, sizeof result);
+  return result;
+}

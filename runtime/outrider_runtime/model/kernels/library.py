@@ -1,0 +1,133 @@
+"""Compiles the kernels once per machine and version, keeps the result, and loads it.
+
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import structlog
+import torch
+
+_log = structlog.get_logger(__name__)
+
+_COMPILERS = ("g++", "clang++", "c++")
+_SOURCES = ("linear.cpp", "attention.cpp")
+_HEADERS = ("lanes.h",)
+_COMPILE_SECONDS = 300.0
+_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-march=native",
+    # A product and a sum are one instruction, in every loop: else equal rows might round apart.
+    "-ffp-contract=fast",
+    "-fPIC",
+    "-fopenmp",
+    "-c",
+)
+
+
+class KernelsUnavailable(Exception):
+    """There are no kernels on this machine; says why in one line."""
+
+
+@cache
+def load() -> None:
+    """Makes `torch.ops.outrider` work in this process.
+
+    Raises:
+        KernelsUnavailable: no compiler, or it fails.
+    """
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
+        raise KernelsUnavailable(f"there is no C++ compiler ({', '.join(_COMPILERS)})")
+    try:
+        library = _library(compiler)
+        torch.ops.load_library(library)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise KernelsUnavailable(f"they cannot be compiled: {_first_line(error)}") from error
+
+
+def _library(compiler: str) -> Path:
+    """The compiled library, from the cache if it is there."""
+    folder = _cache_folder()
+    library = folder / f"{_fingerprint(compiler)}.so"
+    if library.exists():
+        return library
+    _log.info("kernels_compiling", folder=str(folder))
+    # Under a name of its own, then renamed: whoever starts beside us sees all of it or nothing.
+    with tempfile.TemporaryDirectory(dir=folder) as workplace:
+        finished = _compile(compiler, Path(workplace))
+        finished.replace(library)
+    return library
+
+
+def _compile(compiler: str, workplace: Path) -> Path:
+    torch_folder = Path(torch.__file__).parent
+    include = torch_folder / "include"
+    flags = [*_FLAGS, f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"]
+    flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
+    sources = [str(Path(__file__).parent / name) for name in _SOURCES]
+    _run([compiler, *flags, *sources], workplace)
+    # Linked without -fopenmp: its functions are those of the library that torch brings along, whose
+    # number of threads torch sets.
+    objects = [str(workplace / Path(name).with_suffix(".o")) for name in _SOURCES]
+    finished = workplace / "kernels.so"
+    libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
+    _run([compiler, "-shared", *objects, "-o", str(finished), *libraries], workplace)
+    return finished
+
+
+def _run(command: list[str], workplace: Path) -> None:
+    subprocess.run(
+        command,
+        cwd=workplace,
+        check=True,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=_COMPILE_SECONDS,
+    )
+
+
+def _fingerprint(compiler: str) -> str:
+    """Changes with everything that the compiled library depends on."""
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True)
+    parts = [version.stdout, torch.__version__.encode(), _processor(), repr(_FLAGS).encode()]
+    parts += [(Path(__file__).parent / name).read_bytes() for name in _SOURCES + _HEADERS]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+
+
+def _processor() -> bytes:
+    """What the processor can do."""
+    lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    return b"\n".join(
+        sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))})
+    )
+
+
+def _cache_folder() -> Path:
+    """The user's cache; where that cannot be written, a folder for this process."""
+    try:
+        folder = Path.home() / ".cache" / "outrider" / "kernels"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):
+        pass
+    return Path(tempfile.mkdtemp(prefix="outrider-kernels-"))
+
+
+def _first_line(error: Exception) -> str:
+    """What the compiler complained of first, or the error itself."""
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = [line for line in error.stderr.splitlines() if "error" in line]
+        return (lines or error.stderr.splitlines() or [str(error)])[0]
+    return str(error)

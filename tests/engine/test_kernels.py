@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+from engine.mixed_batches import expected_logits, run_mixed_batches
+from engine.plain_model import largest_difference, plain_model, random_ids
+from engine.tiny_models import SUPPORTED, build_tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from outrider_runtime.errors import StartupError
+from outrider_runtime.model.kernels import library
+from outrider_runtime.model.kernels.mode import CpuKernels
+from outrider_runtime.model.kernels.packed_linear import PackedLinear
+from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+
+TOLERANCE = 1e-5
+"""Of logits of size 2 to 5, in float32."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> None:
+    library.load()
+
+
+@pytest.fixture
+def fresh_library() -> Iterator[None]:
+    library.load.cache_clear()
+    yield
+    library.load.cache_clear()
+    library.load()
+
+
+def runner_on_kernels(name: str, *, block_size: int = 4) -> RaggedRunner:
+    runner = RaggedRunner(
+        build_tiny(name), num_blocks=64, block_size=block_size, cpu_kernels=CpuKernels.ON
+    )
+    assert runner.kernels
+    return runner
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_mixed_batches_give_the_logits_of_one_sequence_at_a_time(name: str) -> None:
+    actual = run_mixed_batches(runner_on_kernels(name))
+    assert largest_difference(actual, expected_logits(plain_model(name))) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_a_row_is_the_same_to_the_bit_in_any_company(name: str) -> None:
+    alone, company = runner_on_kernels(name), runner_on_kernels(name)
+    tokens = random_ids(40)
+    handle = alone.pool.create()
+    one_by_one = [alone.forward([SequenceRows(handle, [token], 1)]) for token in tokens]
+    expected = torch.cat(one_by_one)
+    mine, others = company.pool.create(), [company.pool.create() for _ in range(3)]
+    parts = []
+    for count in (7, 1, 5, 2, 16, 6, 3):
+        first = sum(map(len, parts))
+        own = SequenceRows(mine, tokens[first : first + count], count)
+        batch = [SequenceRows(other, random_ids(2 + i), 0) for i, other in enumerate(others)]
+        parts.append(company.forward([batch[0], own, *batch[1:]]))
+    assert torch.equal(torch.cat(parts), expected)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 20),
+    inputs=st.integers(1, 90),
+    outputs=st.integers(1, 200),
+    bias=st.booleans(),
+    threads=st.sampled_from([1, 2]),
+)
+def test_products_of_any_shape(
+    rows: int, inputs: int, outputs: int, bias: bool, threads: int
+) -> None:
+    generator = torch.Generator().manual_seed(rows * 1000 + inputs)
+    layer = torch.nn.Linear(inputs, outputs, bias=bias)
+    x = torch.randn(1, rows, inputs, generator=generator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        actual = PackedLinear(layer.weight, layer.bias)(x)
+    finally:
+        torch.set_num_threads(before)
+    expected = layer.double()(x.double())
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("past", "window"), [(0, 0), (1500, 0), (1500, 300), (3, 2)])
+@pytest.mark.parametrize("dims", [(64, 64), (20, 13), (128, 64)])
+def test_attention_over_scattered_blocks(past: int, window: int, dims: tuple[int, int]) -> None:
+    torch.manual_seed(past + window)
+    heads, key_heads, rows, block_size = 6, 2, 5, 16
+    key_dim, value_dim = dims
+    length = past + rows
+    num_blocks = math.ceil(length / block_size)
+    table = torch.randperm(2 * num_blocks)[:num_blocks]
+    storage = torch.randn(2 * num_blocks * block_size, key_heads * (key_dim + value_dim))
+    query = 4 * torch.randn(1, heads, rows, key_dim)
+    key = torch.randn(1, key_heads, rows, key_dim)
+    value = torch.randn(1, key_heads, rows, value_dim)
+    positions = torch.arange(length)
+    slots = table[positions // block_size] * block_size + positions % block_size
+    own = positions[past:]
+    actual = torch.ops.outrider.attend(
+        query,
+        key,
+        value,
+        storage,
+        slots[past:],
+        torch.stack([torch.zeros_like(own), own]),
+        table[None],
+        block_size,
+        0.3,
+        window,
+    )
+    split = key_heads * key_dim
+    keys = storage[slots, :split].view(length, key_heads, key_dim).transpose(0, 1)
+    values = storage[slots, split:].view(length, key_heads, value_dim).transpose(0, 1)
+    assert torch.equal(keys[:, past:], key[0])
+    hidden = positions > own[:, None]
+    if window:
+        hidden |= positions <= own[:, None] - window
+    scores = query[0].double() @ keys.repeat_interleave(3, 0).double().mT * 0.3
+    weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
+    expected = (weights @ values.repeat_interleave(3, 0).double()).transpose(0, 1)
+    assert (actual[0] - expected).abs().max() < 1e-5
+
+
+def test_a_key_that_is_hidden_cannot_matter_even_if_it_is_not_a_number() -> None:
+    runner = runner_on_kernels("llama")
+    first, second = runner.pool.create(), runner.pool.create()
+    tokens = random_ids(9)
+    expected = runner.forward([SequenceRows(first, tokens, 9)])
+    for layer in runner._storage._layers.values():
+        free = torch.ones(len(layer.rows), dtype=torch.bool)
+        free[runner.pool.slots(first, 0, 9)] = False
+        with torch.inference_mode():
+            layer.rows[free] = math.nan
+    assert torch.equal(runner.forward([SequenceRows(second, tokens, 9)]), expected)
+
+
+def test_a_model_that_answers_otherwise_on_the_kernels_keeps_its_own_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forward = PackedLinear.forward
+    monkeypatch.setattr(PackedLinear, "forward", lambda layer, x: forward(layer, x) * 1.01)
+    model = build_tiny("llama")
+    runner = RaggedRunner(model, num_blocks=64, block_size=4, cpu_kernels=CpuKernels.AUTO)
+    assert not runner.kernels
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    actual = run_mixed_batches(runner)
+    assert largest_difference(actual, expected_logits(plain_model("llama"))) < TOLERANCE
+
+
+class TestWithoutCompiler:
+    @pytest.fixture(autouse=True)
+    def no_compiler(self, fresh_library: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+
+    def make(self, mode: CpuKernels) -> RaggedRunner:
+        return RaggedRunner(build_tiny("llama"), num_blocks=4, block_size=4, cpu_kernels=mode)
+
+    def test_torchs_own_are_used(self) -> None:
+        assert not self.make(CpuKernels.AUTO).kernels
+
+    def test_insisting_is_an_error_that_says_why(self) -> None:
+        with pytest.raises(StartupError, match="no C\\+\\+ compiler"):
+            self.make(CpuKernels.ON)
+
+
+@pytest.mark.usefixtures("fresh_library")
+def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_FLAGS", ("--no-such-flag",))
+    with pytest.raises(library.KernelsUnavailable, match="no-such-flag"):
+        library.load()
+
+
+def test_other_precisions_are_refused_where_they_are_insisted_on() -> None:
+    model = build_tiny("llama", dtype=torch.float64)
+    with pytest.raises(StartupError, match="float32 on the CPU"):
+        RaggedRunner(model, num_blocks=4, block_size=4, cpu_kernels=CpuKernels.ON)
+    auto = RaggedRunner(model, num_blocks=4, block_size=4, cpu_kernels=CpuKernels.AUTO)
+    assert not auto.kernels
