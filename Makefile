@@ -20,23 +20,28 @@ $(STAMP): pyproject.toml constraints.txt
 .PHONY: setup
 setup: $(STAMP) ## Create .venv with everything pinned in constraints.txt
 
+# Once a machine: else the first service that starts compiles them.
+.PHONY: kernels
+kernels: setup
+	$(BIN)/python -m outrider_runtime.model.kernels
+
 .PHONY: demo
-demo: setup ## Watch a completion stream from a target fed by a separate draft service
+demo: kernels ## Watch a completion stream from a target fed by a separate draft service
 	$(BIN)/outrider demo
 
 # A process for each of two cores; files stay whole, so what their tests share is set up once.
 IN_PARALLEL := --numprocesses 2 --dist loadfile
 
 .PHONY: test
-test: setup node-client ## Run the test suite (10 minutes or less on two cores)
+test: kernels node-client ## Run the test suite (10 minutes or less on two cores)
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 .PHONY: test-slow
-test-slow: setup node-client ## Run the long exactness and distribution suites
+test-slow: kernels node-client ## Run the long exactness and distribution suites
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow --timeout 1800
 
 .PHONY: bench
-bench: setup ## Compare with transformers on the shipped pair; prints a table, writes JSON
+bench: kernels ## Compare with transformers on the shipped pair; prints a table, writes JSON
 	$(BIN)/python -m benchmarks.compare
 
 .PHONY: check

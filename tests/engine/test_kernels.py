@@ -56,9 +56,9 @@ def test_a_row_is_the_same_to_the_bit_in_any_company(name: str) -> None:
     one_by_one = [alone.forward([SequenceRows(handle, [token], 1)]) for token in tokens]
     expected = torch.cat(one_by_one)
     mine, others = company.pool.create(), [company.pool.create() for _ in range(3)]
-    parts = []
+    parts: list[torch.Tensor] = []
     for count in (7, 1, 5, 2, 16, 6, 3):
-        first = sum(map(len, parts))
+        first = sum(len(part) for part in parts)
         own = SequenceRows(mine, tokens[first : first + count], count)
         batch = [SequenceRows(other, random_ids(2 + i), 0) for i, other in enumerate(others)]
         parts.append(company.forward([batch[0], own, *batch[1:]]))

@@ -243,10 +243,12 @@ VALUES = {
     # flag: three values, for file, environment and flag
     "--model": ("a", "b", "c"),
     "--draft": (["a:1", "b:2"], "c:3 d:4", "e:5"),
+    "--plugin": (["a", "b"], "c d", "e"),
     "--host": ("a", "b", "c"),
     "--port": (1, 2, 3),
     "--served-model-name": ("a", "b", "c"),
     "--dtype": ("float32", "float16", "bfloat16"),
+    "--cpu-kernels": ("on", "off", "auto"),
     "--device": ("cpu", "cuda", "cuda:1"),
     "--draft-method": ("remote", "prompt-lookup", "combined"),
     "--num-assistant-tokens-schedule": ("constant", "heuristic", "heuristic_transient"),
@@ -266,7 +268,7 @@ ELSEWHERE = ("--log-level", "--log-format")
 
 def found(settings: object, name: str) -> object:
     """The value of a flag, wherever in the settings it is."""
-    name = {"--grace": "grace_seconds", "--draft": "drafts"}.get(
+    name = {"--grace": "grace_seconds", "--draft": "drafts", "--plugin": "plugins"}.get(
         name, name.lstrip("-").replace("-", "_")
     )
     for each in dataclasses.fields(settings):  # type: ignore[arg-type]  # a dataclass it is
@@ -279,7 +281,7 @@ def found(settings: object, name: str) -> object:
 
 
 def as_found(name: str, value: Any) -> object:
-    if name == "--draft":
+    if name in ("--draft", "--plugin"):
         return tuple(value) if isinstance(value, list) else tuple(str(value).split())
     return value
 

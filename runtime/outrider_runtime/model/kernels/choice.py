@@ -1,4 +1,4 @@
-"""Whether a model runs on the kernels: what the operator wants, what the machine has, what proves right."""
+"""Whether a model runs on the kernels: what is wanted, what the machine has, what proves right."""
 
 from __future__ import annotations
 

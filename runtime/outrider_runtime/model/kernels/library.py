@@ -50,7 +50,7 @@ def load() -> None:
         raise KernelsUnavailable(f"there is no C++ compiler ({', '.join(_COMPILERS)})")
     try:
         library = _library(compiler)
-        torch.ops.load_library(library)
+        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     except (OSError, subprocess.SubprocessError) as error:
         raise KernelsUnavailable(f"they cannot be compiled: {_first_line(error)}") from error
 
@@ -128,6 +128,6 @@ def _cache_folder() -> Path:
 def _first_line(error: Exception) -> str:
     """What the compiler complained of first, or the error itself."""
     if isinstance(error, subprocess.CalledProcessError):
-        lines = [line for line in error.stderr.splitlines() if "error" in line]
-        return (lines or error.stderr.splitlines() or [str(error)])[0]
+        said: list[str] = error.stderr.splitlines()
+        return ([line for line in said if "error" in line] or said or [str(error)])[0]
     return str(error)

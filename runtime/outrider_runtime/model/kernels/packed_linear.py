@@ -63,12 +63,11 @@ class Replacement:
 
 
 def _pack(layer: nn.Module) -> PackedLinear | None:
-    if type(layer) is nn.Linear:
-        weight = layer.weight
-    elif type(layer) is Conv1D:
-        weight = layer.weight.T
-    else:
+    if type(layer) not in (nn.Linear, Conv1D):
         return None
+    weight = cast("torch.Tensor", layer.weight)
+    if type(layer) is Conv1D:
+        weight = weight.T
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
         return None
-    return PackedLinear(weight, layer.bias)
+    return PackedLinear(weight, cast("torch.Tensor | None", layer.bias))
