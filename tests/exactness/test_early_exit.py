@@ -32,7 +32,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "penalised": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
     "sampled": {"do_sample": True, "top_k": 0, "num_return_sequences": 2},
-    "cool": {"do_sample": True, "temperature": 0.6},
 }
 OFF = {"assistant_confidence_threshold": 0.0}
 
@@ -122,8 +121,8 @@ def test_more_layers_agree_more_often(exitable: tuple[RunningTarget, Reference])
 
 def test_a_full_pool_costs_drafts_and_nothing_else(threads: ServiceThreads, tmp_path: Path) -> None:
     folder = save_exitable(tmp_path, "llama")
-    wanted = [one for one in requests({}, new_tokens=60) for _ in range(2)]
-    with target(threads, folder, kv_cache_tokens=144) as crowded:
+    wanted = [one for one in requests({}, new_tokens=40) for _ in range(2)]
+    with target(threads, folder, kv_cache_tokens=112) as crowded:
         plain = crowded.generate_together(wanted, PLAIN)
         drafted = crowded.generate_together(early(wanted, [2]), SYNCHRONOUS)
         assert tokens(drafted) == tokens(plain)
