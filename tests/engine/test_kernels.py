@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from engine.mixed_batches import expected_logits, run_mixed_batches
-from engine.plain_model import largest_difference, plain_model, random_ids
+from engine.plain_model import largest_difference, plain_model, ragged_runner, random_ids
 from engine.tiny_models import SUPPORTED, build_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ from outrider_runtime.errors import StartupError
 from outrider_runtime.model.kernels import library
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.model.kernels.packed_linear import PackedLinear
-from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from outrider_runtime.model.runner import LayerReading, RaggedRunner, SequenceRows
 
 TOLERANCE = 1e-5
 """Of logits of size 2 to 5, in float32."""
@@ -186,3 +186,30 @@ def test_other_precisions_are_refused_where_they_are_insisted_on() -> None:
         RaggedRunner(model, num_blocks=4, block_size=4, cpu_kernels=CpuKernels.ON)
     auto = RaggedRunner(model, num_blocks=4, block_size=4, cpu_kernels=CpuKernels.AUTO)
     assert not auto.kernels
+
+
+def test_a_reading_changes_no_bit_and_tells_the_same() -> None:
+    """Somebody in the batch asks for hidden states, attention weights and an early exit."""
+    runner, tokens = runner_on_kernels("llama"), random_ids(14, seed=1)
+    reading = LayerReading(4, hidden_of=range(4), logits_of=[1], weights=True)
+    results = []
+    for readings in ([], [reading]):
+        a, b = runner.pool.create(), runner.pool.create()
+        rows = [SequenceRows(a, random_ids(9), 3), SequenceRows(b, tokens, 4, readings)]
+        results.append(runner.forward(rows))
+    assert torch.equal(*results)
+    plain = ragged_runner("llama")
+    expected = LayerReading(4, hidden_of=range(4), logits_of=[1], weights=True)
+    plain.forward([SequenceRows(plain.pool.create(), tokens, 4, [expected])])
+    for layer in range(4):
+        assert (
+            largest_difference(reading.hidden_states[layer], expected.hidden_states[layer]) < 1e-4
+        )
+        if layer < 3:
+            assert largest_difference(reading.attentions[layer], expected.attentions[layer]) < 1e-5
+    assert largest_difference(reading.logits[1], expected.logits[1]) < 1e-4
+    early = [
+        one.forward([SequenceRows(one.pool.create(), tokens, 2)], num_layers=2)
+        for one in (runner, plain)
+    ]
+    assert largest_difference(*early) < 1e-4

@@ -119,7 +119,7 @@ def ragged_attention(
     batch, storage, weights, kernels = context
     scaling = query.shape[3] ** -0.5 if scaling is None else scaling
     index = cast("int", module.layer_idx)
-    if kernels and softcap is None and s_aux is None and weights is None:
+    if kernels and softcap is None and s_aux is None:
         kv = storage.layer(index, key, values=value)
         pages = batch.pages
         out: torch.Tensor = torch.ops.outrider.attend(
@@ -134,6 +134,8 @@ def ragged_attention(
             scaling,
             sliding_window or 0,
         )
+        if weights is not None:
+            weights.record(query, kv, ScoreRule(scaling, softcap, s_aux, sliding_window))
         return out, None
     layer = _Layer(
         kv=storage.write(index, key, values=value, slots=batch.write_slots),
@@ -143,8 +145,7 @@ def ragged_attention(
         sinks=s_aux,
     )
     if weights is not None:
-        rule = ScoreRule(layer.scaling, softcap, s_aux, sliding_window)
-        weights.record(query, layer.kv, rule)
+        weights.record(query, layer.kv, ScoreRule(scaling, softcap, s_aux, sliding_window))
     groups = batch.groups(sliding_window)
     if groups[0].index is None:
         return _attend(query, layer, group=groups[0])[None], None
