@@ -20,6 +20,7 @@ _METHODS: Mapping[str, speculation_pb2.DraftMethod.ValueType] = {
     "prompt-lookup": speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP,
     "combined": speculation_pb2.DRAFT_METHOD_COMBINED,
     "early-exit": speculation_pb2.DRAFT_METHOD_EARLY_EXIT,
+    "grammar": speculation_pb2.DRAFT_METHOD_GRAMMAR,
     "none": speculation_pb2.DRAFT_METHOD_NONE,
 }
 _VERIFICATIONS: Mapping[str, speculation_pb2.Verification.ValueType] = {
@@ -51,9 +52,12 @@ class SpeculationConfig:
     enabled: bool | None = None
     """Whether to speculate at all. False is plain decoding."""
 
-    method: Literal["remote", "prompt-lookup", "combined", "early-exit", "none"] | None = None
+    method: (
+        Literal["remote", "prompt-lookup", "combined", "early-exit", "grammar", "none"] | None
+    ) = None
     """Which drafter proposes: a draft service, prompt lookup in the target service, both side by
-    side, the target's own first layers (`assistant_early_exit` says how many), or none."""
+    side, the target's own first layers (`assistant_early_exit` says how many), nobody but the form
+    of a structured output, or none."""
 
     verification: Literal["exact", "speculative-sampling"] | None = None
     """How draft tokens are accepted."""

@@ -61,7 +61,7 @@ class DrafterStats:
     """What one drafter contributed."""
 
     method: str
-    """"remote", "prompt-lookup" or "early-exit"."""
+    """"remote", "prompt-lookup", "early-exit", or "grammar": what a form left no choice about."""
 
     num_drafts: int
     """Rounds that verified a draft of it."""

@@ -51,6 +51,13 @@ class Constraint(Protocol):
             InvalidRequest: As `admissible`.
         """
 
+    def forced(self, limit: int) -> list[int]:
+        """Up to `limit` tokens that must follow: each the only one behind those before it.
+
+        Raises:
+            InvalidRequest: As `admissible`.
+        """
+
 
 class Form(Protocol):
     """A form that texts can have; each sequence follows it on its own."""

@@ -6,7 +6,7 @@ models, drafters or how a grammar is compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -76,16 +76,34 @@ class GrammarConstraint:
 
     def admissible(self, draft: Sequence[int]) -> int:
         """See the port. Also refused: the matcher gave up, or no token of the model fits."""
-        self._walk(draft)
-        return len(self._draft)
+        if not self._walked(draft):
+            self._walk(draft)
+        return min(len(draft), len(self._draft))
 
     def allowed(self, draft: Sequence[int]) -> Allowed:
         """See the port."""
-        if not self._steps or list(draft) != self._draft[: len(draft)]:
+        if not self._walked(draft):
             self._walk(draft)
         return np.stack([step.allowed for step in self._steps[: len(draft) + 1]])
 
-    def _walk(self, draft: Sequence[int]) -> None:
+    def forced(self, limit: int) -> list[int]:
+        """See the port."""
+        self._walk(self._only_ones(limit))
+        return list(self._draft)
+
+    def _only_ones(self, limit: int) -> Iterator[int]:
+        """The token that each step of a walk leaves, while it leaves but one."""
+        for _ in range(limit):
+            possible = np.flatnonzero(self._steps[-1].allowed)
+            if len(possible) != 1:
+                return
+            yield int(possible[0])
+
+    def _walked(self, draft: Sequence[int]) -> bool:
+        """Whether the last walk went over this draft, or further."""
+        return bool(self._steps) and list(draft) == self._draft[: len(draft)]
+
+    def _walk(self, draft: Iterable[int]) -> None:
         self._steps = [self._first_step()]
         self._draft = []
         num_consumed = 0

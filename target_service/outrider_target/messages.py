@@ -35,6 +35,7 @@ _METHODS = {
     DraftMethod.PROMPT_LOOKUP: speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP,
     DraftMethod.COMBINED: speculation_pb2.DRAFT_METHOD_COMBINED,
     DraftMethod.EARLY_EXIT: speculation_pb2.DRAFT_METHOD_EARLY_EXIT,
+    DraftMethod.GRAMMAR: speculation_pb2.DRAFT_METHOD_GRAMMAR,
 }
 _LINK_STATES = {
     LinkStatus.CONNECTING: generation_pb2.DRAFT_LINK_STATE_CONNECTING,

@@ -37,6 +37,8 @@ class DraftMethod(StrEnum):
     """Remote and prompt lookup: each round takes the draft that is worth more."""
     EARLY_EXIT = "early-exit"
     """The target's own first layers."""
+    GRAMMAR = "grammar"
+    """Nobody but the form of the text, where it leaves no choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class SpeculationSettings:
     """Longest n-gram that in-process prompt lookup matches."""
     report_rounds: bool
     """Whether to keep the rounds one by one."""
+    forced: bool
+    """Whether to draft what the form of the text leaves no choice about, whoever drafts else."""
     early_exit: int = 0
     """Layers that draft; 0 unless the method is early exit."""
 

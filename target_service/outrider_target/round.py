@@ -18,6 +18,7 @@ from outrider_runtime.model.selection import InvalidScores
 
 from outrider_target.drafting.drafter import Draft, Drafter
 from outrider_target.drafting.early_exit import EarlyExitDrafter
+from outrider_target.drafting.forced import ForcedSession
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.events import Event, RequestCompleted, RequestFailed
 from outrider_target.request import DraftMethod, Finish, FinishReason
@@ -127,12 +128,16 @@ class Rounds:
     def _open_session(self, sequence: Sequence) -> None:
         if sequence.session is None:
             drafter = self._drafters[sequence.request.speculation.method]
-            sequence.session = drafter.open(
+            window = sequence.next_window
+            session = drafter.open(
                 sequence.request,
                 sample_index=sequence.index,
                 token_ids=sequence.token_ids,
-                window=sequence.next_window,
+                window=window,
             )
+            if sequence.constraint is not None and sequence.request.speculation.forced:
+                session = ForcedSession(session, sequence.constraint, window=window)
+            sequence.session = session
 
     def _verify(self, batch: SequenceOf[Work]) -> list[tuple[Work, Any]]:
         """What the round's logits decide. A fault in one request's rows ends that request alone."""

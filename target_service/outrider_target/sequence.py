@@ -55,6 +55,8 @@ class Sequence:
     index: int
     strategy: DecodingStrategy
     window: Window
+    constraint: Constraint | None = None
+    """The form of its text and how far it has come; moved on by its strategy."""
     counters: SpeculationCounters = field(default_factory=SpeculationCounters)
     session: DraftSession | None = None
     """Its drafter's view of it; None until it runs for the first time."""
@@ -141,7 +143,7 @@ def new_state(
         else:
             strategy = _strategy(request, committed, index, constraint)
             window = Window(speculation.window, speculation.schedule, speculation.max_window)
-            sequence = Sequence(state, index, strategy, window)
+            sequence = Sequence(state, index, strategy, window, constraint)
         state.sequences.append(sequence)
     return state
 

@@ -204,6 +204,7 @@ class TargetService:
             scheduler,
             {
                 DraftMethod.NONE: NullDrafter(),
+                DraftMethod.GRAMMAR: NullDrafter(),
                 DraftMethod.REMOTE: fleet,
                 DraftMethod.PROMPT_LOOKUP: LookupDrafter(),
                 DraftMethod.COMBINED: CombinedDrafter(fleet),

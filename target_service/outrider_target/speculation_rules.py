@@ -87,12 +87,13 @@ def speculation_settings(
         else 2,
         report_rounds=message.report_rounds,
         early_exit=early_exit if method is DraftMethod.EARLY_EXIT else 0,
+        forced=not _wants_plain_decoding(message),
     )
 
 
 def without_drafts(settings: SpeculationSettings) -> SpeculationSettings:
     """The same for a mode in which drafts have no place."""
-    return replace(settings, method=DraftMethod.NONE, early_exit=0)
+    return replace(settings, method=DraftMethod.NONE, early_exit=0, forced=False)
 
 
 _METHODS = {
@@ -101,7 +102,13 @@ _METHODS = {
     speculation_pb2.DRAFT_METHOD_PROMPT_LOOKUP: DraftMethod.PROMPT_LOOKUP,
     speculation_pb2.DRAFT_METHOD_COMBINED: DraftMethod.COMBINED,
     speculation_pb2.DRAFT_METHOD_EARLY_EXIT: DraftMethod.EARLY_EXIT,
+    speculation_pb2.DRAFT_METHOD_GRAMMAR: DraftMethod.GRAMMAR,
 }
+
+
+def _wants_plain_decoding(message: speculation_pb2.SpeculationConfig) -> bool:
+    disabled = message.HasField("enabled") and not message.enabled
+    return disabled or message.method == speculation_pb2.DRAFT_METHOD_NONE
 
 
 def _draft_method(

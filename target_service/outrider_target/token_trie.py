@@ -90,10 +90,25 @@ class TrieConstraint:
             if node is _BEHIND_THE_END:
                 row[:] = True  # computed, but never looked at
                 continue
-            row[list(node.children)] = True
-            if node.complete:
-                row[self._eos_token_ids] = True
+            row[list(self._followers(node))] = True
         return allowed
+
+    def forced(self, limit: int) -> list[int]:
+        """See the port."""
+        found: list[int] = []
+        node: _Node | None = self._node
+        while node is not None and len(found) < limit:
+            possible = self._followers(node)
+            if len(possible) != 1:
+                break
+            (token_id,) = possible
+            found.append(token_id)
+            node = self._next(node, token_id)
+        return found
+
+    def _followers(self, node: _Node) -> set[int]:
+        """Tokens that may follow; none behind the end."""
+        return {*node.children, *(self._eos_token_ids if node.complete else ())}
 
     def _path(self, draft: Sequence[int]) -> list[_Node]:
         """The nodes before a draft and after each of its tokens, as far as it is allowed."""

@@ -16,6 +16,7 @@ import grpc
 import jsonschema
 import pytest
 from outrider.v1 import generation_pb2 as pb
+from outrider.v1 import speculation_pb2
 from outrider.v1.generation_config_pb2 import TokenIdLists, TokenIds
 from outrider.v1.structured_output_pb2 import ChoiceList, StructuredOutput
 from outrider_client import Client, GenerationConfig, SpeculationConfig
@@ -26,6 +27,7 @@ from service.harness import Caller, RunningService
 from service.refusals import refused
 from service.tiny_folder import EOS, VOCAB_SIZE, ids_of
 
+FORCED = speculation_pb2.SpeculationConfig(method=speculation_pb2.DRAFT_METHOD_GRAMMAR)
 EOS_ON = {"clear": (), "eos_token_id": EOS}
 COMPACT = {"x-guidance": {"whitespace_flexible": False}}
 
@@ -67,14 +69,19 @@ def both_ways(
 ) -> tuple[Answer, int]:
     """The answer, the same plain and drafted, and the number of draft tokens verified."""
     answers = []
-    for speculation in (PLAIN, LOOKUP):
+    for speculation in (PLAIN, LOOKUP, FORCED):
         request = ask(prompt, seed=seed, speculation=speculation, **config)
         request.structured_output.CopyFrom(form)
         answers.append(collect(caller.open(request)))
-    plain, drafted = answers
-    for one, other in zip(plain.parts, drafted.parts, strict=True):
-        assert (one.token_ids, one.text) == (other.token_ids, other.text)
-    assert plain.finish_reasons == drafted.finish_reasons
+    plain, drafted, forced = answers
+    assert plain.complete.speculation.num_draft_tokens == 0
+    for answer in (drafted, forced):
+        for one, other in zip(plain.parts, answer.parts, strict=True):
+            assert (one.token_ids, one.text) == (other.token_ids, other.text)
+        assert plain.finish_reasons == answer.finish_reasons
+    for share in forced.complete.speculation.drafters:
+        assert share.method == speculation_pb2.DRAFT_METHOD_GRAMMAR
+        assert share.num_accepted_tokens == share.num_draft_tokens
     return plain, drafted.complete.speculation.num_draft_tokens
 
 
@@ -141,6 +148,26 @@ def test_draft_windows_run_past_the_end_at_every_offset(caller: Caller) -> None:
             assert answer.finish_reasons == ["STOP"]
             assert (answer.token_ids[-1] == EOS) == bool(ends)
     assert num_drafted > 100
+
+
+def test_what_the_form_forces_is_drafted_unless_plain_decoding_is_asked_for(caller: Caller) -> None:
+    def accepted(speculation: speculation_pb2.SpeculationConfig | None) -> dict[int, int]:
+        request = ask("a", max_new_tokens=40, speculation=speculation)
+        request.structured_output.regex = "the target decides[0-9] what is [rw]"
+        answer = collect(caller.open(request))
+        assert re.fullmatch("the target decides[0-9] what is [rw]", answer.text)
+        return {d.method: d.num_accepted_tokens for d in answer.complete.speculation.drafters}
+
+    grammar = speculation_pb2.DRAFT_METHOD_GRAMMAR
+    most = len("the target decides") + len(" what is ")
+    for speculation in (None, FORCED, speculation_pb2.SpeculationConfig(enabled=True)):
+        found = accepted(speculation)
+        # A round's own token may be one that was forced, too.
+        assert most / 2 < found.pop(grammar) <= most
+        assert not found
+    assert accepted(LOOKUP)[grammar] > most / 2
+    assert not accepted(PLAIN)
+    assert not accepted(speculation_pb2.SpeculationConfig(method=speculation_pb2.DRAFT_METHOD_NONE))
 
 
 def test_an_earlier_ban_of_all_that_the_form_allows_gives_way(caller: Caller) -> None:

@@ -47,6 +47,7 @@ SPECULATION = SpeculationSettings(
     draft_temperature=1.0,
     max_matching_ngram_size=2,
     report_rounds=True,
+    forced=True,
 )
 
 
@@ -121,6 +122,7 @@ class Batch:
         )
         drafters: dict[DraftMethod, Drafter] = {
             DraftMethod.NONE: NullDrafter(),
+            DraftMethod.GRAMMAR: NullDrafter(),
             DraftMethod.REMOTE: self.drafter,
             DraftMethod.PROMPT_LOOKUP: LookupDrafter(),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import re
 import string
@@ -12,9 +13,9 @@ import pytest
 from outrider_runtime.errors import InvalidRequest
 from outrider_target.constraint import Constraint, Form
 from outrider_target.grammar import GrammarCompiler
-from outrider_target.request import Structure, TextForm
+from outrider_target.request import DraftMethod, Structure, TextForm
 from outrider_target.token_trie import TokenTrie
-from target.batch import Answer, Batch, request
+from target.batch import SPECULATION, Answer, Batch, request
 from target.conftest import NewRunner
 from target.drafters import ScriptedDrafter, repeating, sometimes_right
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -106,6 +107,31 @@ def test_a_trie_cuts_a_draft_before_the_first_token_that_cannot_follow() -> None
     assert endless.ended
 
 
+@pytest.mark.parametrize("eos", [(EOS,), ()], ids=["eos", "no eos"])
+def test_what_leaves_no_choice_is_forced_to_the_end_and_no_further(
+    compiler: GrammarCompiler, eos: tuple[int, ...]
+) -> None:
+    end = list(eos)
+    for form in (compiled(compiler, "abc(d|ef)g"), trie("abcdg", "abcefg")):
+        constraint = form.start(eos)
+        assert constraint.forced(0) == []
+        assert constraint.forced(2) == ids_of("ab")
+        assert constraint.forced(9) == ids_of("abc")
+        assert constraint.admissible(ids_of("abce")) == 4
+        for token_id in ids_of("abc"):
+            constraint.push(token_id)
+        assert constraint.forced(9) == []
+        constraint.push(*ids_of("e"))
+        assert constraint.forced(9) == [*ids_of("fg"), *end]
+        assert constraint.forced(2) == ids_of("fg")
+        for token_id in ids_of("fg"):
+            constraint.push(token_id)
+        assert constraint.forced(9) == end
+        assert constraint.ended == (not eos)
+    optional = trie("ab", "abcd").start(eos)
+    assert optional.forced(9) == ids_of("ab" if eos else "abcd")
+
+
 def test_a_list_may_hold_the_end_token_itself() -> None:
     constraint = TokenTrie([[5, EOS], [5, 6, EOS]], field="f", vocab_size=VOCAB_SIZE).start([EOS])
     assert constraint.admissible([5, EOS, 5]) == 2
@@ -134,7 +160,6 @@ def test_no_drafter_changes_a_text_or_breaks_its_form(
         "[a-d]{3,9}z",
         "(ab|cd){2,5}",
         "x",
-        "[a-z]{24}[0-9]{2}",
         "[a-z]{26}",
         "(a|b(c|d)*e){4}f",
         None,
@@ -155,16 +180,20 @@ def test_no_drafter_changes_a_text_or_breaks_its_form(
         for index in range(len(regexes))
     ]
 
-    def served(drafter: ScriptedDrafter | None) -> list[Answer]:
+    def served(drafter: ScriptedDrafter | None, *, forced: bool = True) -> list[Answer]:
         batch = Batch(new_runner(num_blocks=blocks))
         if drafter is not None:
             batch.drafter = drafter
             batch.__post_init__()
-        states = [batch.submit(*pair) for pair in zip(requests, forms, strict=True)]
+        speculation = dataclasses.replace(SPECULATION, forced=forced)
+        states = [
+            batch.submit(dataclasses.replace(one, speculation=speculation), form)
+            for one, form in zip(requests, forms, strict=True)
+        ]
         batch.finish()
         return [batch.answers[state] for state in states]
 
-    plain = served(None)
+    plain = served(None, forced=False)
     for regex, answer in zip(regexes, plain, strict=True):
         assert answer.error is None
         for token_ids, finish in zip(answer.token_ids, answer.finishes, strict=True):
@@ -176,17 +205,25 @@ def test_no_drafter_changes_a_text_or_breaks_its_form(
         for one, answer in zip(requests, plain, strict=True)
         for index, token_ids in enumerate(answer.token_ids)
     }
-    num_preemptions = num_accepted = 0
-    for probability in (1.0, 0.8, 0.3):
-        drafter = sometimes_right(truth, probability=probability, vocab_size=VOCAB_SIZE, seed=2)
-        drafted = served(drafter)
+    num_preemptions = num_accepted = num_forced = 0
+    for probability, forced in ((1.0, False), (0.5, True), (None, True)):
+        drafter = None
+        if probability is not None:
+            drafter = sometimes_right(truth, probability=probability, vocab_size=VOCAB_SIZE, seed=2)
+        drafted = served(drafter, forced=forced)
         assert [answer.token_ids for answer in drafted] == [answer.token_ids for answer in plain]
         assert [answer.finishes for answer in drafted] == [answer.finishes for answer in plain]
         num_preemptions += sum(answer.num_preemptions for answer in drafted)
         for answer in drafted:
             assert answer.counters is not None
             num_accepted += answer.counters.num_accepted_tokens
+            share = answer.counters.by_method.get(DraftMethod.GRAMMAR)
+            if share is not None:
+                assert forced
+                assert share.num_accepted_tokens == share.num_draft_tokens
+                num_forced += share.num_accepted_tokens
     assert num_accepted > 0
+    assert num_forced > 50
     assert (num_preemptions > 0) == (blocks < 100)
-    useless = served(repeating(EOS))
+    useless = served(repeating(EOS), forced=False)
     assert [answer.token_ids for answer in useless] == [answer.token_ids for answer in plain]

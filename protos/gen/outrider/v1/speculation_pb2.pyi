@@ -41,6 +41,10 @@ class _DraftMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DraftMeth
     """The target model's own first layers: as many as `assistant_early_exit` of GenerationConfig says, which alone asks for
     this method.
     """
+    DRAFT_METHOD_GRAMMAR: _DraftMethod.ValueType  # 6
+    """Nobody but the form of the text (structured output), where it leaves no choice. What it forces is drafted with the
+    other methods as well, except DRAFT_METHOD_NONE asked for by name.
+    """
 
 class DraftMethod(_DraftMethod, metaclass=_DraftMethodEnumTypeWrapper):
     """Which drafter proposes tokens."""
@@ -60,6 +64,10 @@ DRAFT_METHOD_COMBINED: DraftMethod.ValueType  # 4
 DRAFT_METHOD_EARLY_EXIT: DraftMethod.ValueType  # 5
 """The target model's own first layers: as many as `assistant_early_exit` of GenerationConfig says, which alone asks for
 this method.
+"""
+DRAFT_METHOD_GRAMMAR: DraftMethod.ValueType  # 6
+"""Nobody but the form of the text (structured output), where it leaves no choice. What it forces is drafted with the
+other methods as well, except DRAFT_METHOD_NONE asked for by name.
 """
 Global___DraftMethod: _TypeAlias = DraftMethod  # noqa: Y015
 
@@ -133,7 +141,7 @@ class SpeculationConfig(_message.Message):
     DRAFT_TEMPERATURE_FIELD_NUMBER: _builtins.int
     REPORT_ROUNDS_FIELD_NUMBER: _builtins.int
     enabled: _builtins.bool
-    """Whether to speculate at all. Default true. False is plain decoding."""
+    """Whether to speculate at all. Default true. False is plain decoding: not even what a form forces is drafted."""
     method: Global___DraftMethod.ValueType
     """Which drafter to use."""
     verification: Global___Verification.ValueType
@@ -239,7 +247,7 @@ class DrafterStats(_message.Message):
     NUM_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     method: Global___DraftMethod.ValueType
-    """DRAFT_METHOD_REMOTE, DRAFT_METHOD_PROMPT_LOOKUP or DRAFT_METHOD_EARLY_EXIT."""
+    """DRAFT_METHOD_REMOTE, DRAFT_METHOD_PROMPT_LOOKUP, DRAFT_METHOD_EARLY_EXIT or DRAFT_METHOD_GRAMMAR."""
     num_drafts: _builtins.int
     """Rounds that verified a draft of it."""
     num_draft_tokens: _builtins.int
