@@ -82,19 +82,25 @@ class TensorReport:
         Args:
             certain: Positions of the sequence that are committed.
         """
-        reading = self._reading
-        if reading is None:
+        reading, end = self._reading, min(certain, self._end)
+        if reading is None or end <= self._num_told:
             return
-        first = self._end - reading.num_rows
-        for position in range(self._num_told, min(certain, self._end)):
-            row = position - first
-            if self._layers:
-                states = [reading.hidden_states[layer][row] for layer in self._layers]
-                yield _told(TensorKind.HIDDEN_STATES, position, torch.stack(states))
-            if self.weights:
-                weights = [layer[:, row, : position + 1] for layer in reading.attentions]
-                yield _told(TensorKind.ATTENTIONS, position, torch.stack(weights))
-            self._num_told = position + 1
+        first = self._num_told
+        offset = first - (self._end - reading.num_rows)
+        rows = slice(offset, offset + end - first)
+        self._num_told = end
+        # All rows in one go: one by one would keep the whole batch waiting.
+        if self._layers:
+            states = torch.stack([reading.hidden_states[layer][rows] for layer in self._layers], 1)
+            for position, values in enumerate(states.cpu(), first):
+                yield TokenTensor(TensorKind.HIDDEN_STATES, position, values)
+        if self.weights:
+            weights = torch.stack(
+                [layer[:, rows].transpose(0, 1) for layer in reading.attentions], 1
+            )
+            for position, values in enumerate(weights.cpu(), first):
+                # What a position sees ends with itself.
+                yield TokenTensor(TensorKind.ATTENTIONS, position, values[..., : position + 1])
 
     def of_tokens(
         self, rows: Mapping[TensorKind, torch.Tensor], *, count: int, length: int
@@ -108,10 +114,6 @@ class TensorReport:
         """
         first = length - count - self._num_prompt_tokens
         for kind, values in rows.items():
-            for row in range(count):
-                yield _told(kind, first + row, values[row])
-
-
-def _told(kind: TensorKind, index: int, values: torch.Tensor) -> TokenTensor:
-    # A copy: a view would keep the whole round's tensor alive until the client has read it.
-    return TokenTensor(kind, index, values.to("cpu", copy=True))
+            # A copy: a view would keep the whole round's alive until the client has read it.
+            for index, row in enumerate(values[:count].to("cpu", copy=True), first):
+                yield TokenTensor(kind, index, row)
