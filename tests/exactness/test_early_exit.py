@@ -25,7 +25,12 @@ from exactness.running import (
     target,
     tokens,
 )
-from outrider_client import InvalidRequestError, SpeculationConfig
+from outrider_client import (
+    GenerationConfig,
+    InvalidRequestError,
+    SpeculationConfig,
+    StructuredOutput,
+)
 
 NUM_LAYERS = 6
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -108,6 +113,25 @@ def test_the_text_is_the_same_and_drafts_are_accepted(
         for one, completion in zip(wanted, plain, strict=True):
             assert completion.token_ids == reference.greedy(one.prompt, one.options)
     running.assert_nothing_left()
+
+
+def test_a_text_with_a_form_is_drafted_as_well(
+    exitable: tuple[RunningTarget, Reference],
+) -> None:
+    running, _ = exitable
+    form = StructuredOutput(regex="[a-z0-9 ]{40}")
+    [wanted] = early(requests({})[:1], [NUM_LAYERS - 1])
+    plain, drafted = (
+        running.client.generate(
+            list(wanted.prompt),
+            GenerationConfig(**wanted.options),
+            structured_output=form,
+            speculation=speculation,
+        )
+        for speculation in (PLAIN, SpeculationConfig())
+    )
+    assert drafted.token_ids == plain.token_ids
+    assert accepted_by_drafter([drafted])["early-exit"] > 0
 
 
 def test_more_layers_agree_more_often(exitable: tuple[RunningTarget, Reference]) -> None:

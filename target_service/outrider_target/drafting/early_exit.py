@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
@@ -29,7 +30,8 @@ class EarlyExitSession:
 
     active = True
 
-    def __init__(self) -> None:
+    def __init__(self, forget: Callable[[], object]) -> None:
+        self._forget = forget
         self.drafted: SequenceOf[int] | None = None
         """None: not since the last commit."""
 
@@ -47,7 +49,8 @@ class EarlyExitSession:
         return Draft(token_ids, DraftMethod.EARLY_EXIT) if token_ids else NO_DRAFT
 
     def close(self) -> None:
-        """Nothing to forget."""
+        """Forget the sequence."""
+        self._forget()
 
 
 @dataclass(slots=True)
@@ -93,6 +96,7 @@ class EarlyExitDrafter:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._pool = runner.pool
+        self._sessions: dict[tuple[str, int], EarlyExitSession] = {}  # by request and sequence
 
     def open(
         self,
@@ -103,14 +107,18 @@ class EarlyExitDrafter:
         window: int,
     ) -> DraftSession:
         """Nothing is computed before the prompt is cached."""
-        return EarlyExitSession()
+        key = request.id, sample_index
+        self._sessions[key] = session = EarlyExitSession(lambda: self._sessions.pop(key, None))
+        return session
 
     def draft(self, running: SequenceOf[Sequence]) -> None:
         """Draft for every running sequence whose last draft has been decided."""
         by_depth: defaultdict[int, list[_Growing]] = defaultdict(list)
+        if not self._sessions:
+            return
         for sequence in running:
-            session = sequence.session
-            if isinstance(session, EarlyExitSession) and session.drafted is None:
+            session = self._sessions.get((sequence.request.id, sequence.index))
+            if session is not None and session.drafted is None:
                 handle = self._handle(sequence)
                 if handle is not None and sequence.next_window:
                     depth = sequence.request.speculation.early_exit
