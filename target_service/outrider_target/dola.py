@@ -6,12 +6,15 @@ not know of it. Knows nothing of gRPC.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from outrider_runtime.model.layer_contrast import contrast_layers
 from outrider_runtime.model.layer_reading import LayerReading
+from outrider_runtime.model.row_group import RowGroup
+from outrider_runtime.model.scores import processed_scores
 from outrider_runtime.sampling_parameters import SamplingParameters
 
 from outrider_target.committed import Committed
@@ -66,5 +69,20 @@ def select_contrasted_tokens(logits: torch.Tensor, wanted: Sequence[TokenRows]) 
         reading = rows.branches[0].reading
         assert reading is not None
         premature = [reading.logits[layer] for layer in reading.logits_of]
-        parts.append(contrast_layers(logits[span], premature))
+        contrasted = contrast_layers(logits[span], premature)
+        if rows.group.edits_scores:
+            contrasted = _where_possible(contrasted, logits[span], rows.group)
+        parts.append(contrasted)
     return select_own_tokens(torch.cat(parts), wanted, model_logits=logits)
+
+
+def _where_possible(
+    contrasted: torch.Tensor, logits: torch.Tensor, group: RowGroup
+) -> torch.Tensor:
+    """The contrasted scores, but the model's own for rows where they leave nothing to choose.
+
+    The contrast drops improbable tokens; the request's other options, or the form of its text, may
+    forbid all the others. transformers then takes token 0.
+    """
+    possible = (processed_scores(contrasted, [group]) > -math.inf).any(-1, keepdim=True)
+    return torch.where(possible, contrasted, logits)

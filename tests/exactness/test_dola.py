@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,12 @@ from exactness.running import (
     tokens,
 )
 from golden.seeded_models import VOCAB_SIZE, build
-from outrider_client import GenerationConfig, InvalidRequestError, SpeculationConfig
+from outrider_client import (
+    GenerationConfig,
+    InvalidRequestError,
+    SpeculationConfig,
+    StructuredOutput,
+)
 from outrider_contract.generation_config import from_json_dict
 from outrider_runtime.conversion import sampling_parameters
 from outrider_runtime.model.layer_contrast import contrast_layers
@@ -134,6 +140,24 @@ def test_log_probs_and_logits_tell_of_the_model_and_scores_of_the_contrast(
         scores = sequence.scores[i].tolist()
         assert known.score == pytest.approx(scores[token_id]) == pytest.approx(max(scores))
         assert scores.count(-math.inf) > 0
+
+
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "temperature": 0.8}])
+def test_where_the_form_forbids_what_is_probable_the_model_s_own_scores_decide(
+    drafted_target: RunningTarget, sampling: dict[str, Any]
+) -> None:
+    pattern = "answers: [0-9]{4,9}[xyz]"
+    form = StructuredOutput(regex=pattern)
+    config = GenerationConfig(max_new_tokens=30, dola_layers=[0, 1], **sampling)
+    texts = []
+    for speculation in (PLAIN, SYNCHRONOUS):
+        completion = drafted_target.client.generate(
+            [5, 6, 7], config, seed=1, structured_output=form, speculation=speculation
+        )
+        assert re.fullmatch(pattern, completion.text)
+        texts.append(completion.token_ids)
+    assert texts[0] == texts[1]
+    assert completion.speculation.num_accepted_tokens > 0
 
 
 def test_a_given_text_is_not_scored_by_contrast(drafted_target: RunningTarget) -> None:
