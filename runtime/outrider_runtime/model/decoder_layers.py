@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from outrider_runtime.model.model_facts import text_config
+
 
 class NoSuchLayers(Exception):
     """The model's layers are not a plain stack through which one hidden state per token passes."""
@@ -94,11 +96,13 @@ class DecoderLayers:
 
 def _find_stack(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
     """The module list whose i-th member holds the attention of layer i, and whose it is."""
+    # Of the language model, not of an eye.
+    count = getattr(text_config(model.config), "num_hidden_layers", None)
     for trunk in model.modules():
         for name, child in trunk.named_children():
             if (
                 isinstance(child, nn.ModuleList)
-                and len(child)
+                and len(child) == (count or len(child)) > 0
                 and all(_layer_indices(member) == {i} for i, member in enumerate(child))
             ):
                 return trunk, name, child

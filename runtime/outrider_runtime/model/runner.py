@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
+import structlog
 import torch
 from transformers import PreTrainedModel
 
@@ -17,7 +18,7 @@ from outrider_runtime.model.attention import ATTENTION_NAME, forward_context
 from outrider_runtime.model.attention_weights import AskingRows, AttentionWeights
 from outrider_runtime.model.batch import RaggedBatch, SequenceRows
 from outrider_runtime.model.causal_bias import CausalBias
-from outrider_runtime.model.decoder_layers import DecoderLayers, NoSuchLayers
+from outrider_runtime.model.decoder_layers import DecoderLayers
 from outrider_runtime.model.device import is_out_of_memory
 from outrider_runtime.model.kernels import choice
 from outrider_runtime.model.kernels.mode import CpuKernels
@@ -33,6 +34,9 @@ from outrider_runtime.model.model_facts import (
 from outrider_runtime.model.support import UnsupportedModel
 
 __all__ = ["LayerReading", "LayerShapes", "RaggedRunner", "Runner", "SequenceRows"]
+
+
+_log = structlog.get_logger(__name__)
 
 
 class LayerShapes(NamedTuple):
@@ -191,9 +195,10 @@ class RaggedRunner:
             last = len(self._layers)
             reading = LayerReading(1, hidden_of=range(last + 1), weights=True)
             self.forward([SequenceRows(handle, [0], 0, [reading])])
-        except NoSuchLayers:
+        except Exception as why:  # what runs is served, whether or not it can be read
             self._layers = None
             self.forward([SequenceRows(handle, [0], 0)])
+            _log.info("layers_unreadable", model=type(self._model).__name__, why=str(why))
             return
         self.layers = LayerShapes(
             num_layers=last,
