@@ -104,6 +104,7 @@ class AsyncClient:
         log_probs: int | None = None,
         logits_processors: Sequence[Plugin | str] = (),
         stopping_criteria: Sequence[Plugin | str] = (),
+        negative_prompt: Prompt | None = None,
     ) -> Completion:
         """Generates from one prompt and returns the whole answer.
 
@@ -119,6 +120,8 @@ class AsyncClient:
             log_probs: Tell each token's log-probabilities, with so many alternatives, in [0, 20].
             logits_processors: Plug-ins of the server that change the scores, in this order.
             stopping_criteria: Plug-ins of the server that may end a sequence.
+            negative_prompt: What the text is guided away from, with `guidance_scale`; text, or
+                token ids. Default: the last token of the prompt.
 
         Raises:
             InvalidRequestError: An argument cannot be right, or the server refuses it.
@@ -138,6 +141,7 @@ class AsyncClient:
             log_probs=log_probs,
             logits_processors=logits_processors,
             stopping_criteria=stopping_criteria,
+            negative_prompt=negative_prompt,
         ) as stream:
             return await stream.collect()
 
@@ -155,6 +159,7 @@ class AsyncClient:
         log_probs: int | None = None,
         logits_processors: Sequence[Plugin | str] = (),
         stopping_criteria: Sequence[Plugin | str] = (),
+        negative_prompt: Prompt | None = None,
     ) -> AsyncStream:
         """Generates from one prompt and hands out tokens as they are decided.
 
@@ -171,6 +176,7 @@ class AsyncClient:
             log_probs=log_probs,
             logits_processors=logits_processors,
             stopping_criteria=stopping_criteria,
+            negative_prompt=negative_prompt,
         )
 
         def dial(left: float | None, name: str) -> AsyncCall:

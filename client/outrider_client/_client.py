@@ -99,6 +99,7 @@ class Client:
         log_probs: int | None = None,
         logits_processors: Sequence[Plugin | str] = (),
         stopping_criteria: Sequence[Plugin | str] = (),
+        negative_prompt: Prompt | None = None,
     ) -> Completion:
         """Generates from one prompt and returns the whole answer.
 
@@ -114,6 +115,8 @@ class Client:
             log_probs: Tell each token's log-probabilities, with so many alternatives, in [0, 20].
             logits_processors: Plug-ins of the server that change the scores, in this order.
             stopping_criteria: Plug-ins of the server that may end a sequence.
+            negative_prompt: What the text is guided away from, with `guidance_scale`; text, or
+                token ids. Default: the last token of the prompt.
 
         Raises:
             InvalidRequestError: An argument cannot be right, or the server refuses it.
@@ -133,6 +136,7 @@ class Client:
             log_probs=log_probs,
             logits_processors=logits_processors,
             stopping_criteria=stopping_criteria,
+            negative_prompt=negative_prompt,
         ) as stream:
             return stream.collect()
 
@@ -150,6 +154,7 @@ class Client:
         log_probs: int | None = None,
         logits_processors: Sequence[Plugin | str] = (),
         stopping_criteria: Sequence[Plugin | str] = (),
+        negative_prompt: Prompt | None = None,
     ) -> Stream:
         """Generates from one prompt and hands out tokens as they are decided.
 
@@ -166,6 +171,7 @@ class Client:
             log_probs=log_probs,
             logits_processors=logits_processors,
             stopping_criteria=stopping_criteria,
+            negative_prompt=negative_prompt,
         )
 
         def dial(left: float | None, name: str) -> Call:

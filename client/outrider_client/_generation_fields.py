@@ -166,7 +166,7 @@ class GenerationFields:
     """Rewrite the end of the prompt so that a token boundary there does not steer the text."""
 
     guidance_scale: float | None = None
-    """Classifier-free guidance. 1.0 is off."""
+    """Classifier-free guidance by the call's negative prompt. 1.0 is off."""
 
     watermarking_config: WatermarkingConfig | SynthIDTextWatermarkingConfig | None = None
     """The watermark put into the text."""

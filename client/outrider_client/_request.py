@@ -36,6 +36,7 @@ def generate_request(
     log_probs: int | None,
     logits_processors: Sequence[Plugin | str],
     stopping_criteria: Sequence[Plugin | str],
+    negative_prompt: Prompt | None,
 ) -> generation_pb2.GenerateRequest:
     """The request for one prompt; its id is set for each try.
 
@@ -49,6 +50,11 @@ def generate_request(
     else:
         request.token_ids.ids.extend(token_ids("prompt", prompt))
         request.token_ids.SetInParent()  # an empty list is still the chosen form
+    if isinstance(negative_prompt, str):
+        request.negative_text = utf8("negative_prompt", negative_prompt)
+    elif negative_prompt is not None:
+        request.negative_token_ids.ids.extend(token_ids("negative_prompt", negative_prompt))
+        request.negative_token_ids.SetInParent()
     if config is not None:
         request.generation_config.CopyFrom(as_config(config).to_message())
     if speculation is not None:

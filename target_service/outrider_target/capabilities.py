@@ -110,7 +110,10 @@ CAPABILITIES: dict[str, Capability] = {
         "the last token of the stripped prompt is chosen again among those that begin with its "
         "text: the highest score, never sampled; the answer tells the prompt in use"
     ),
-    "guidance_scale": _not_yet("not served yet", 1.0),
+    "guidance_scale": _honoured(
+        "other than 1: classifier-free guidance by the request's negative prompt, by default the "
+        "last token of its prompt; takes a second place in the batch"
+    ),
     "watermarking_config": _honoured(
         "green lists and SynthID, with the random numbers of transformers on CPU, whatever the "
         "device; not `debug_mode`"

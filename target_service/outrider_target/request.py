@@ -128,6 +128,14 @@ class Structure(NamedTuple):
     """In place of a source, for TOKEN_CHOICES."""
 
 
+class Guidance(NamedTuple):
+    """Classifier-free guidance."""
+
+    scale: float
+    negative_prompt: Sequence[int]
+    """Empty: the last token of the prompt, as in transformers."""
+
+
 class NamedCriterion(NamedTuple):
     """A stopping criterion made for a request, and its name."""
 
@@ -176,6 +184,8 @@ class GenerationRequest:
     """Contrastive search; None for any other mode."""
     tensors: TensorWishes = NO_TENSORS
     """What to tell beside the tokens."""
+    guidance: Guidance | None = None
+    """How the scores are guided; None where they are not."""
     plugins: RequestPlugins = NO_PLUGINS
     """What else shapes scores and ends sequences. Drafters do not know it."""
 

@@ -17,6 +17,7 @@ from outrider_target.contrastive import ContrastiveStrategy
 from outrider_target.dola import DolaStrategy
 from outrider_target.drafting.drafter import DraftSession
 from outrider_target.given import WINDOW, GivenSession, GivenStrategy
+from outrider_target.guidance import GuidedStrategy
 from outrider_target.request import Finish, GenerationRequest
 from outrider_target.statistics import SpeculationCounters
 from outrider_target.stopping import Criteria, StopCheck, StopStrings
@@ -163,6 +164,8 @@ def _strategy(
         options["tensors"] = TensorReport(request.tensors, len(request.prompt))
     if request.dola_layers:
         return DolaStrategy(request.parameters, committed, request.dola_layers, **options)
+    if request.guidance is not None:
+        return GuidedStrategy(request.parameters, committed, request.guidance, **options)
     strategy = TokenStrategy(request.parameters, committed, **options)
     if request.contrastive is not None:
         return ContrastiveStrategy(strategy, request.contrastive, options.get("tensors"))

@@ -52,7 +52,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request_id = _request_id(request)
         serving.requests.check_room(request_id)
         prompt = await self._token_ids(request, "prompt")
-        generation = self._validated(request, request_id, prompt)
+        negative = await self._negative_prompt(request)
+        generation = self._validated(request, request_id, prompt, negative)
         plugins = await self._plugins(request, generation)
         form = None
         if generation.structure is not None:
@@ -74,12 +75,17 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 yield response
 
     def _validated(
-        self, request: pb.GenerateRequest, request_id: str, prompt: SequenceOf[int]
+        self,
+        request: pb.GenerateRequest,
+        request_id: str,
+        prompt: SequenceOf[int],
+        negative_prompt: SequenceOf[int],
     ) -> GenerationRequest:
         return validate(
             request,
             request_id=request_id,
             prompt=prompt,
+            negative_prompt=negative_prompt,
             model=self._serving.model,
             defaults=self._serving.speculation_defaults,
         )
@@ -113,7 +119,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         assert self._serving.healer is not None, "checked with the request"
         cut = await self._serving.healer.cut(generation.prompt)
         if tuple(cut.prompt) != generation.prompt:  # perhaps too long now
-            generation = self._validated(request, generation.id, cut.prompt)
+            negative = await self._negative_prompt(request)
+            generation = self._validated(request, generation.id, cut.prompt, negative)
         if not cut.candidates:
             return generation, None
         choosing = choosing_state(generation, cut, vocab_size=self._serving.model.vocab_size)
@@ -137,6 +144,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if request.HasField("token_ids"):
             return list(request.token_ids.ids)
         raise InvalidRequest(of, "is missing: set text or token_ids")
+
+    async def _negative_prompt(self, request: pb.GenerateRequest) -> list[int]:
+        if request.HasField("negative_text"):
+            return await self._serving.text.encode(request.negative_text, field="negative_text")
+        return list(request.negative_token_ids.ids)
 
     async def _responses(
         self, state: RequestState, events: asyncio.Queue[Event], *, skip_special_tokens: bool

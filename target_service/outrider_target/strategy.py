@@ -58,11 +58,12 @@ class TokenRows(NamedTuple):
     """Rows that predict the token behind each committed or drafted one.
 
     Attributes:
-        branches: The one branch.
+        branches: The one branch; with guidance the negative one behind it.
         group: The rows whose logits are wanted.
         num_top_log_probs: Alternatives to list with log-probabilities; None: none are wanted.
         given: The token of each row, where it is not to be chosen but given.
         tensors: What else to tell of each row: scores, logits. Other kinds do not matter here.
+        guidance_scale: How far the scores are pushed from those of the negative branch.
     """
 
     branches: Sequence[BranchRows]
@@ -70,6 +71,7 @@ class TokenRows(NamedTuple):
     num_top_log_probs: int | None = None
     given: Sequence[int] = ()
     tensors: frozenset[TensorKind] = frozenset()
+    guidance_scale: float = 1.0
 
 
 class OwnTokens(NamedTuple):

@@ -25,17 +25,19 @@ class TextCodec:
     def __init__(self, tokenizer: PreTrainedTokenizerFast | None) -> None:
         self.tokenizer = tokenizer
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text.
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = True, field: str = "text"
+    ) -> list[int]:
+        """Token ids of a text. `field`: where it comes from, for errors.
 
         Raises:
             InvalidRequest: The text is too long.
             UnsupportedOption: The model has no tokenizer.
         """
-        tokenizer = self._require("text")
+        tokenizer = self._require(field)
         if len(text) > MAX_TEXT_LENGTH:
             raise InvalidRequest(
-                "text", f"has {len(text)} characters; at most {MAX_TEXT_LENGTH} are possible"
+                field, f"has {len(text)} characters; at most {MAX_TEXT_LENGTH} are possible"
             )
 
         def encode() -> list[int]:

@@ -22,6 +22,7 @@ from outrider_target import effective_config
 from outrider_target.contrastive_rules import CandidateRoom, contrastive_settings
 from outrider_target.dola_rules import premature_layers
 from outrider_target.field_rules import check_sizes, check_values
+from outrider_target.guidance_rules import guidance
 from outrider_target.request import GenerationRequest, TensorKind
 from outrider_target.settings import SpeculationDefaults
 from outrider_target.speculation_rules import speculation_settings, without_drafts
@@ -59,6 +60,7 @@ def validate(
     prompt: Sequence[int],
     model: ServedModel,
     defaults: SpeculationDefaults,
+    negative_prompt: Sequence[int] = (),
 ) -> GenerationRequest:
     """Turn a wire request into a domain request.
 
@@ -66,6 +68,7 @@ def validate(
         message: The request.
         request_id: Its name, checked already.
         prompt: The prompt's token ids, as given or from the tokenizer.
+        negative_prompt: Those of its negative prompt, likewise; empty when it has none.
         model: The served model.
         defaults: What holds where neither request nor model says anything about speculation.
 
@@ -120,6 +123,16 @@ def validate(
         else None,
         dola_layers=premature_layers(config, model.tensors.layers),
         contrastive=contrastive,
+        guidance=guidance(
+            message,
+            config,
+            negative_prompt,
+            num_new_tokens=max_length - len(prompt),
+            num_prompt_tokens=len(prompt),
+            vocab_size=model.vocab_size,
+            max_model_len=model.max_model_len,
+            room=model.room,
+        ),
         tensors=tensor_wishes(
             config,
             num_prompt_tokens=len(prompt),
@@ -173,6 +186,10 @@ def validate_score(
         raise UnsupportedOption(
             "generation_config.dola_layers", "a given text is scored by the model's last layer"
         )
+    if message.generation_config.HasField("guidance_scale"):
+        raise UnsupportedOption(
+            "generation_config.guidance_scale", "a given text is scored without guidance"
+        )
     given = tuple(token_ids[first:])
     if len(given) * (1 + 2 * message.log_probs.num_top) > MAX_SCORED:
         raise InvalidRequest(
@@ -191,6 +208,7 @@ def validate_score(
         "stop_strings",
         "num_return_sequences",
         "penalty_alpha",
+        "guidance_scale",
         *TensorKind,
     ):
         generate.generation_config.ClearField(name)
@@ -208,6 +226,7 @@ def validate_score(
         given=given,
         stop_strings=(),
         dola_layers=(),
+        guidance=None,
         num_top_log_probs=message.log_probs.num_top,
     )
 

@@ -112,6 +112,18 @@ def test_generate_asks_for_log_probabilities_only_where_they_can_be_shown(
     assert len(server.received) == 1
 
 
+def test_generate_sends_a_negative_prompt_as_the_prompt_is(
+    outrider: Outrider, server: FakeServer
+) -> None:
+    assert outrider.at("generate", "--negative-prompt", "sad", "x").code == 0
+    assert outrider.at("generate", "--token-ids", "--negative-prompt", "4 5", "6").code == 0
+    text, ids = (call.request for call in server.received)
+    assert text.negative_text == "sad"
+    assert list(ids.negative_token_ids.ids) == [4, 5]
+    assert outrider.at("generate", "x").code == 0
+    assert server.received[2].request.WhichOneof("negative_prompt") is None
+
+
 def test_generate_names_plugins_with_their_parameters(
     outrider: Outrider, server: FakeServer
 ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from exactness.running import (
     num_drafted,
     target,
 )
-from outrider_client import SpeculationConfig
+from outrider_client import Completion, GenerationConfig, SpeculationConfig
 from outrider_demo import DRAFT_DIR, TARGET_DIR, held_out_prompts
 from transformers import AutoTokenizer
 
@@ -108,6 +109,34 @@ def test_requests_in_a_mixed_batch_get_what_generate_gives(parity: Parity) -> No
         assert completion.token_ids == expected
     assert num_drafted(completions) > 0
     assert num_accepted(completions) > 0
+    parity.target.assert_nothing_left()
+
+
+def test_guided_requests_get_what_generate_gives(parity: Parity) -> None:
+    """In one batch with others; by a negative prompt, or the last token of the prompt."""
+    prompts, negatives = parity.prompts[:5], [None, *parity.prompts[4:]]
+    scales = [1.5, 3.0, 0.5, -1.0, None]
+
+    def options(number: int) -> dict[str, Any]:
+        scale = {} if scales[number] is None else {"guidance_scale": scales[number]}
+        return {"max_new_tokens": 10 + 2 * number, "repetition_penalty": 1.2, **scale}
+
+    def generate(number: int) -> Completion:
+        return parity.target.client.generate(
+            list(prompts[number]),
+            GenerationConfig(**options(number), assistant_confidence_threshold=0.0),
+            negative_prompt=negatives[number] if number < 4 else None,
+            speculation=SYNCHRONOUS if number % 2 else SpeculationConfig(method="prompt-lookup"),
+        )
+
+    with ThreadPoolExecutor(5) as threads:
+        completions = list(threads.map(generate, range(5)))
+    for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        theirs = options(number)
+        if number < 4 and negatives[number] is not None:
+            theirs["negative_prompt_ids"] = torch.tensor([list(negatives[number] or ())])
+        assert completion.token_ids == parity.reference.greedy(prompt, theirs)
+    assert num_drafted(completions[:4]) > 0
     parity.target.assert_nothing_left()
 
 

@@ -170,6 +170,7 @@ CHANGES: dict[str, tuple[dict[str, Any], object, Observe]] = {
     "begin_suppress_tokens": (CYCLE, ids_of("a"), tokens),
     "sequence_bias": (BASE, [[[77], 1e6]], tokens),
     "token_healing": ({**BASE, "prompt": "abcd "}, True, tokens),
+    "guidance_scale": (BASE, 3.0, tokens),
     "watermarking_config": (BASE, {"bias": 50.0}, tokens),
     "num_return_sequences": (SAMPLED, 2, tokens),
     "output_attentions": (BASE, True, tensors),

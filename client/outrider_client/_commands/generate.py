@@ -81,6 +81,13 @@ def generate(
     choice: Annotated[
         list[str] | None, typer.Option(help="One of the texts to choose from; may repeat.")
     ] = None,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="What the text is guided away from, with --set guidance_scale=2; text, or with "
+            "--token-ids token ids.",
+        ),
+    ] = None,
     logits_processor: Annotated[
         list[str] | None,
         typer.Option(
@@ -140,6 +147,9 @@ def generate(
         log_probs=log_probs,
         logits_processors=plugins("--logits-processor", logits_processor or []),
         stopping_criteria=plugins("--stopping-criterion", stopping_criterion or []),
+        negative_prompt=token_list(negative_prompt)
+        if token_ids and negative_prompt is not None
+        else negative_prompt,
     )
     with stream:
         if as_json:

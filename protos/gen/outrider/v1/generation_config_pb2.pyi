@@ -574,7 +574,9 @@ class GenerationConfig(_message.Message):
     outcome. Needs a tokenizer. Default false.
     """
     guidance_scale: _builtins.float
-    """Classifier-free guidance. 1.0 is off."""
+    """Classifier-free guidance: how far the scores are pushed away from those of `GenerateRequest.negative_prompt`, or with
+    less than 1 towards them. 1.0 is off.
+    """
     num_return_sequences: _builtins.int
     """Number of sequences returned for the prompt, at least 1. Default 1."""
     output_attentions: _builtins.bool

@@ -130,6 +130,8 @@ class GenerateRequest(_message.Message):
     LOG_PROBS_FIELD_NUMBER: _builtins.int
     LOGITS_PROCESSORS_FIELD_NUMBER: _builtins.int
     STOPPING_CRITERIA_FIELD_NUMBER: _builtins.int
+    NEGATIVE_TEXT_FIELD_NUMBER: _builtins.int
+    NEGATIVE_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Name of the request, printable ASCII, at most 128 characters, unique among running requests (ALREADY_EXISTS
     otherwise). The server makes one up when absent.
@@ -142,6 +144,8 @@ class GenerateRequest(_message.Message):
     """
     skip_special_tokens: _builtins.bool
     """Whether the text omits special tokens. Token ids are always complete. Default true."""
+    negative_text: _builtins.str
+    """As text; special tokens are added as the tokenizer does by default."""
     @_builtins.property
     def token_ids(self) -> _generation_config_pb2.TokenIds:
         """As token ids, used as they are."""
@@ -172,6 +176,10 @@ class GenerateRequest(_message.Message):
     def stopping_criteria(self) -> _containers.RepeatedCompositeFieldContainer[_plugins_pb2.PluginCall]:
         """Plug-ins that may end a sequence, asked at each generated token (transformers' `stopping_criteria`). At most 16."""
 
+    @_builtins.property
+    def negative_token_ids(self) -> _generation_config_pb2.TokenIds:
+        """As token ids, used as they are."""
+
     def __init__(
         self,
         *,
@@ -186,21 +194,27 @@ class GenerateRequest(_message.Message):
         log_probs: _log_probs_pb2.LogProbsConfig | None = ...,
         logits_processors: _abc.Iterable[_plugins_pb2.PluginCall] | None = ...,
         stopping_criteria: _abc.Iterable[_plugins_pb2.PluginCall] | None = ...,
+        negative_text: _builtins.str = ...,
+        negative_token_ids: _generation_config_pb2.TokenIds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "prompt", b"prompt", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "negative_prompt", b"negative_prompt", "negative_text", b"negative_text", "negative_token_ids", b"negative_token_ids", "prompt", b"prompt", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "logits_processors", b"logits_processors", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "stopping_criteria", b"stopping_criteria", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "logits_processors", b"logits_processors", "negative_prompt", b"negative_prompt", "negative_text", b"negative_text", "negative_token_ids", b"negative_token_ids", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "stopping_criteria", b"stopping_criteria", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__skip_special_tokens: _TypeAlias = _typing.Literal["skip_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__skip_special_tokens: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens"]  # noqa: Y015
+    _WhichOneofReturnType_negative_prompt: _TypeAlias = _typing.Literal["negative_text", "negative_token_ids"]  # noqa: Y015
+    _WhichOneofArgType_negative_prompt: _TypeAlias = _typing.Literal["negative_prompt", b"negative_prompt"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__skip_special_tokens) -> _WhichOneofReturnType__skip_special_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_negative_prompt) -> _WhichOneofReturnType_negative_prompt | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
