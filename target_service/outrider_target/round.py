@@ -144,14 +144,17 @@ class Rounds:
         try:
             return list(zip(batch, self._verifier.verify(batch), strict=True))
         except InvalidScores as fault:
-            if len(batch) == 1:
-                self.fail(batch[0].sequence.state, fault)
-                return []
+            cause: Exception = fault
         except Exception as fault:
             log.exception("round_failed", num_sequences=len(batch))
-            if len(batch) == 1:
-                self.fail(batch[0].sequence.state, fault)
-                return []
+            cause = fault
+        if len(batch) == 1:
+            (work,) = batch
+            if work.draft.token_ids:
+                # What is wrong with a row behind a draft token may be wrong with that draft alone.
+                return self._verify([self._scheduler.without_draft(work)])
+            self.fail(work.sequence.state, cause)
+            return []
         # Somebody's rows are at fault: one by one, the others go on.
         return [
             result

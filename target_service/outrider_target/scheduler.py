@@ -144,6 +144,10 @@ class Scheduler:
         faults: list[tuple[Sequence, Exception]] = []
         return Plan(list(self._compose(ready, faults)), None, faults)
 
+    def without_draft(self, work: Work) -> Work:
+        """The same sequence's part of the round as if nothing had been proposed."""
+        return self._verification(work.sequence, NO_DRAFT)
+
     def _split_by_readiness(self, now: float) -> tuple[list[Sequence], list[float]]:
         """Sequences that can run now, and until when the others wait for their drafters."""
         ready: list[Sequence] = []

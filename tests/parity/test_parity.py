@@ -1,0 +1,66 @@
+"""Any configuration, of any mode, gives what transformers' plain `generate` gives.
+
+Greedy and sampled texts token for token, and the law of each token where its log-probabilities are
+asked for; on several architectures, in mixed batches, with a drafter that does its worst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from outrider_target.capabilities import CAPABILITIES, Support
+from parity.comparison import Comparison, Tally
+from parity.configurations import MODES, Configuration, batches, fields_tried
+
+BATCH = 8
+
+NOT_TRIED = {
+    "max_time": "what fits into a time is not always the same",
+    "token_healing": "rewrites the prompt, by a sampled token in transformers",
+}
+"""Honoured fields that are left out here, and why."""
+
+
+def test_every_field_that_is_honoured_is_tried() -> None:
+    honoured = {name for name, line in CAPABILITIES.items() if line.support is Support.HONOURED}
+    assert honoured == fields_tried() | NOT_TRIED.keys()
+
+
+def compared(comparison: Comparison, count: int) -> Tally:
+    """Compare so many batches, always the same ones."""
+    tally = Tally()
+
+    @settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],  # shrinking a batch takes minutes; what fails is named anyway
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(batches(comparison.texts, comparison.vocab_size, size=BATCH))
+    def compare(batch: Sequence[Configuration]) -> None:
+        comparison.compare(batch, tally)
+
+    compare()
+    return tally
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        pytest.param(1, id="few"),
+        pytest.param(20, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1500)]),
+    ],
+)
+def test_any_configuration_gives_what_generate_gives(comparison: Comparison, share: int) -> None:
+    count = comparison.num_batches * share
+    tally = compared(comparison, count)
+    assert tally.modes.keys() == MODES.keys()
+    assert tally.modes.total() >= count * BATCH
+    assert tally.num_refused < tally.modes.total() / 10
+    assert tally.accepted["remote"] > 0
+    assert tally.accepted["prompt-lookup"] > 0
+    assert tally.accepted.total() < tally.num_drafted
