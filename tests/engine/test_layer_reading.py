@@ -130,3 +130,24 @@ def test_a_reading_that_makes_no_sense_changes_nothing(reading: LayerReading) ->
     with pytest.raises(ValueError, match="read"):
         runner.forward([SequenceRows(handle, _A, 1, [reading])])
     assert runner.pool.length(handle) == 0
+
+
+def test_a_fault_on_the_way_leaves_the_model_whole_and_unwatched() -> None:
+    model = build_tiny("llama")
+    runner = runner_of(model)
+    handle = runner.pool.create()
+    expected = runner.forward([SequenceRows(handle, _A, 2)])
+    runner.pool.truncate(handle, 0)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault in a layer")
+
+    hook = model.model.layers[1].register_forward_hook(fail)
+    for options in ({"num_layers": 2}, {}):
+        with pytest.raises(RuntimeError, match="in a layer"):
+            rows = SequenceRows(handle, _A, 2, [LayerReading(3, [0, 1, 2, 3])])
+            runner.forward([rows], **options)
+        assert runner.pool.length(handle) == 0
+    hook.remove()
+    assert torch.equal(runner.forward([SequenceRows(handle, _A, 2)]), expected)
+    assert not any(module._forward_hooks for module in model.modules())

@@ -35,7 +35,7 @@ from outrider_client import (
 NUM_LAYERS = 6
 OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {},
-    "penalised": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
+    "guided": {"repetition_penalty": 1.3, "guidance_scale": 1.5},
     "sampled": {"do_sample": True, "top_k": 0, "num_return_sequences": 2},
 }
 OFF = {"assistant_confidence_threshold": 0.0}

@@ -110,7 +110,11 @@ def assert_same_tensors(some: Completion, others: Completion) -> None:
                 assert all(same(a, b) for a, b in pairs), (name, step)
 
 
-@pytest.mark.parametrize("options", [GREEDY, {**SAMPLED, "num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [GREEDY, {**SAMPLED, "num_return_sequences": 2}, {**GREEDY, "guidance_scale": 1.3}],
+    ids=["greedy", "sampled", "guided"],
+)
 def test_drafts_change_none_of_them(client: Client, options: dict[str, Any]) -> None:
     plain = generate(client, PLAIN, **ASKED, **options)
     drafted = generate(client, LOOKUP, **ASKED, **options)
