@@ -143,10 +143,10 @@ def test_a_fault_on_the_way_leaves_the_model_whole_and_unwatched() -> None:
         raise RuntimeError("a fault in a layer")
 
     hook = model.model.layers[1].register_forward_hook(fail)
-    for options in ({"num_layers": 2}, {}):
+    for num_layers in (2, None):
+        rows = SequenceRows(handle, _A, 2, [LayerReading(3, [0, 1, 2, 3])])
         with pytest.raises(RuntimeError, match="in a layer"):
-            rows = SequenceRows(handle, _A, 2, [LayerReading(3, [0, 1, 2, 3])])
-            runner.forward([rows], **options)
+            runner.forward([rows], num_layers=num_layers)
         assert runner.pool.length(handle) == 0
     hook.remove()
     assert torch.equal(runner.forward([SequenceRows(handle, _A, 2)]), expected)
