@@ -23,19 +23,19 @@ class ContrastiveContext:
     def __init__(self, layer: int, report: TensorReport | None) -> None:
         self._layer = layer
         self._report = report
-        self._known: torch.Tensor | None = None  # [positions, hidden size]
+        self._known: torch.Tensor | None = None  # [at least num_known, hidden size]
+        self._num_known = 0
         self._reading: LayerReading | None = None
 
     @property
     def directions(self) -> torch.Tensor:
         """Of all known positions: [positions, hidden size]."""
         assert self._known is not None
-        return self._known
+        return self._known[: self._num_known]
 
     def reading(self, num_cached: int, num_fed: int) -> LayerReading | None:
         """What to read of a forward that feeds a part of the prompt."""
-        num_known = 0 if self._known is None else len(self._known)
-        num_rows = num_cached + num_fed - max(num_cached, num_known)
+        num_rows = num_cached + num_fed - max(num_cached, self._num_known)
         self._reading = None
         if num_rows > 0:
             self._reading = self.question(num_rows)
@@ -62,4 +62,12 @@ class ContrastiveContext:
 
     def remember(self, more: torch.Tensor) -> None:
         """Take in the directions of further positions."""
-        self._known = more if self._known is None else torch.cat([self._known, more])
+        length = self._num_known + len(more)
+        if self._known is None or len(self._known) < length:
+            # Twice the room each time: a copy for each token would cost more than the token.
+            grown = more.new_empty(2 * length, more.shape[1])
+            if self._known is not None:
+                grown[: self._num_known] = self.directions
+            self._known = grown
+        self._known[self._num_known : length] = more
+        self._num_known = length
