@@ -14,10 +14,12 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 import structlog
+from outrider_runtime.errors import InvalidRequest
 from outrider_runtime.model.kv_pool import OutOfBlocks
 from outrider_runtime.model.runner import Runner, SequenceRows
 from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
 
+from outrider_target.constraint import Allowed
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
 from outrider_target.request import DraftMethod, GenerationRequest
 from outrider_target.sequence import Sequence
@@ -61,12 +63,8 @@ class _Growing:
     session: EarlyExitSession
     handle: int
     drafted: list[int] = field(default_factory=list)
-    doubtful: bool = False
-    """Whether its last token was too improbable to go on from."""
-
-    @property
-    def done(self) -> bool:
-        return self.doubtful or len(self.drafted) >= self.sequence.next_window
+    done: bool = False
+    """Whether nothing is worth drafting behind what it has."""
 
     def rows(self) -> SequenceRows:
         last = self.drafted[-1] if self.drafted else self.sequence.token_ids[-1]
@@ -83,11 +81,28 @@ class _Growing:
             num_prompt_tokens=len(request.prompt),
             draft_temperature=request.speculation.draft_temperature,
             processors=request.plugins.processors,
+            allowed=self._allowed(),
         )
 
     def take(self, token_id: int, log_prob: float) -> None:
+        request = self.sequence.request
         self.drafted.append(token_id)
-        self.doubtful = math.exp(log_prob) < self.sequence.request.speculation.confidence_threshold
+        self.done = (
+            len(self.drafted) >= self.sequence.next_window
+            or math.exp(log_prob) < request.speculation.confidence_threshold
+            or token_id in request.parameters.eos_token_ids
+            or not self._goes_on()
+        )
+
+    def _goes_on(self) -> bool:
+        """Whether the form, if there is one, has anything behind what was drafted."""
+        allowed = self._allowed()
+        return allowed is None or bool(allowed.any())
+
+    def _allowed(self) -> Allowed | None:
+        """[1, vocab], what the form lets follow; None without one."""
+        constraint = self.sequence.constraint
+        return None if constraint is None else constraint.allowed(self.drafted)[-1:]
 
 
 class EarlyExitDrafter:
@@ -141,7 +156,7 @@ class EarlyExitDrafter:
                 chosen = select_tokens(logits, [one.group() for one in pending])
                 for one, token_id, log_prob in zip(pending, *chosen, strict=True):
                     one.take(token_id, log_prob)
-        except (OutOfBlocks, InvalidScores):
+        except (OutOfBlocks, InvalidScores, InvalidRequest):
             pass  # what there is will do
         except Exception:
             log.exception("early_exit_failed", num_sequences=len(growing))
