@@ -51,15 +51,9 @@ def contrastive_settings(
     """
     if config.penalty_alpha <= 0:
         return None
-    if config.do_sample or config.top_k <= 1:
+    if (why_not := _contradiction(config)) is not None:
         if request.HasField("penalty_alpha"):
-            raise InvalidRequest(
-                _PENALTY,
-                "contrastive search does not sample: do_sample must be false"
-                if config.do_sample
-                else f"contrastive search compares candidates: top_k must be 2 or more, got "
-                f"{config.top_k}",
-            )
+            raise InvalidRequest(_PENALTY, why_not)
         return None
     if config.WhichOneof("dola_layers"):
         raise InvalidRequest(
@@ -82,3 +76,16 @@ def contrastive_settings(
             f"{config.top_k} candidates after {max_length} tokens do not fit into the KV cache",
         )
     return ContrastiveSettings(config.penalty_alpha, config.top_k, layers.num_layers)
+
+
+def _contradiction(config: GenerationConfig) -> str | None:
+    """What makes another mode of it."""
+    if config.do_sample:
+        return "contrastive search does not sample: do_sample must be false"
+    if config.num_beams > 1:
+        return f"contrastive search has no beams: num_beams must be 1, got {config.num_beams}"
+    if config.top_k <= 1:
+        return (
+            f"contrastive search compares candidates: top_k must be 2 or more, got {config.top_k}"
+        )
+    return None

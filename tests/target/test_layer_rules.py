@@ -75,7 +75,7 @@ def test_contrastive_search_is_four_fields_together() -> None:
     assert search({"penalty_alpha": 0.0}, {**SEARCH, "penalty_alpha": 0.0}) is None
 
 
-@pytest.mark.parametrize("beside", [{"do_sample": True}, {"top_k": 1}])
+@pytest.mark.parametrize("beside", [{"do_sample": True}, {"top_k": 1}, {"num_beams": 2}])
 def test_a_model_s_file_alone_does_not_insist_on_it(beside: dict[str, Any]) -> None:
     config = {**SEARCH, **beside}
     assert search(beside, config) is None
