@@ -176,7 +176,9 @@ class Rounds:
         decision = sequence.strategy.commit(work.draft.token_ids, own)
         if not sequence.request.given:
             self._count(sequence, work.draft, decision.num_accepted)
-        sequence.window.observe(len(work.draft.token_ids), decision.num_accepted)
+        # What the form forces is always accepted, which says nothing of a drafter beside it.
+        if work.draft.method is not DraftMethod.GRAMMAR or not sequence.session.active:
+            sequence.window.observe(len(work.draft.token_ids), decision.num_accepted)
         if sequence.state.first_token_at is None:
             sequence.state.first_token_at = time.monotonic()
         self._report(sequence, decision)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
-from outrider.v1 import generation_pb2, generation_pb2_grpc, log_probs_pb2
+from outrider.v1 import generation_pb2, generation_pb2_grpc, log_probs_pb2, plugins_pb2
 from outrider_contract.errors import DOMAIN, REQUEST_ID_KEY
 from outrider_contract.generation_config import from_json_dict
 
@@ -275,6 +275,13 @@ class FakeServer(generation_pb2_grpc.GenerationServiceServicer):
             max_num_seqs=8,
             max_waiting_requests=64,
             kv_cache_tokens=65536,
+            plugins=[
+                plugins_pb2.PluginInfo(
+                    name="avoid",
+                    kind=plugins_pb2.PLUGIN_KIND_LOGITS_PROCESSOR,
+                    summary="Avoids letters.",
+                )
+            ],
         )
 
     def GetLoads(self, request: Any, context: Any) -> generation_pb2.GetLoadsResponse:

@@ -361,6 +361,7 @@ def test_info_shows_model_server_and_draft_links(outrider: Outrider) -> None:
     assert 'defaults    {"temperature": 0.7, "eos_token_id": 2}' in lines
     assert "draft link  127.0.0.1:50052, ready, model, 2 sessions, 1.0 ms" in lines
     assert "draft link  127.0.0.1:50053, refused, the tokenizers differ" in lines
+    assert "plug-in     avoid (logits processor): Avoids letters." in lines
     found = json.loads(outrider.at("info", "--json").out)
     assert found["model"]["vocab_size"] == 1000
     assert found["server"]["draft_links"][0]["state"] == "ready"

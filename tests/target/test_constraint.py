@@ -227,3 +227,21 @@ def test_no_drafter_changes_a_text_or_breaks_its_form(
     assert (num_preemptions > 0) == (blocks < 100)
     useless = served(repeating(EOS), forced=False)
     assert [answer.token_ids for answer in useless] == [answer.token_ids for answer in plain]
+
+
+@pytest.mark.parametrize("drafted", [True, False])
+def test_what_is_forced_moves_the_window_only_where_nobody_else_drafts(
+    new_runner: NewRunner, drafted: bool
+) -> None:
+    batch = Batch(new_runner())
+    if drafted:
+        batch.drafter = ScriptedDrafter(lambda request, index, token_ids, window: [])
+        batch.__post_init__()
+    speculation = dataclasses.replace(SPECULATION, schedule="heuristic", window=3)
+    one = request([5, 6, 7], new_tokens=40, speculation=speculation)
+    state = batch.submit(one, trie("abcdefghijklmnopqrstuvwxyz"))
+    batch.finish()
+    counters = batch.answers[state].counters
+    assert counters is not None
+    assert counters.by_method[DraftMethod.GRAMMAR].num_accepted_tokens > 10
+    assert (state.sequences[0].window.size == 3) == drafted

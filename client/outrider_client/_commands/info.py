@@ -48,7 +48,7 @@ def _lines(model: ModelInfo, server: ServerInfo) -> Iterator[tuple[str, object]]
     if not server.draft_links:
         yield "draft link", "none"
     for plugin in server.plugins:
-        yield plugin.kind.replace("-", " "), f"{plugin.name}: {plugin.summary}"
+        yield "plug-in", f"{plugin.name} ({plugin.kind.replace('-', ' ')}): {plugin.summary}"
 
 
 def _link(link: DraftLink) -> str:
