@@ -201,6 +201,8 @@ class Mode(NamedTuple):
     always: Strategies
     groups: Sequence[Group]
     """Of fields, beside those that any request may have."""
+    share: int = 1
+    """How many of a batch are in this mode."""
     in_transformers: bool = True
     """Whether transformers still has it. If not, texts with and without drafts are compared."""
     drafted: bool = True
@@ -209,8 +211,11 @@ class Mode(NamedTuple):
 
 ANY_MODE: Sequence[Group] = (Fields.ends, Fields.edits, Fields.drafting, Fields.quiet)
 MODES: Mapping[str, Mode] = {
-    "greedy": Mode({"do_sample": st.just(False)}, [Fields.truncations]),
-    "sampling": Mode({"do_sample": st.just(True)}, [Fields.truncations, Fields.several]),
+    "greedy": Mode({"do_sample": st.just(False)}, [Fields.truncations], share=3),
+    "sampling": Mode({"do_sample": st.just(True)}, [Fields.truncations, Fields.several], share=3),
+    "guidance": Mode(
+        {"do_sample": st.booleans(), "guidance_scale": _floats(-0.5, 3.0)}, [Fields.truncations]
+    ),
     "DoLa": Mode(
         {
             "do_sample": st.booleans(),
@@ -240,19 +245,22 @@ def fields_tried() -> set[str]:
     return always | {name for group in groups for name in group(fields)}
 
 
+BATCH = [name for name, mode in MODES.items() for _ in range(mode.share)]
+"""The modes of the configurations that are served side by side."""
+
+
 @st.composite
-def batches(
-    draw: st.DrawFn, texts: Sequence[Text], vocab_size: int, *, size: int
-) -> list[Configuration]:
+def batches(draw: st.DrawFn, texts: Sequence[Text], vocab_size: int) -> list[Configuration]:
     """Configurations that are served side by side."""
-    return [draw(configurations(texts, vocab_size)) for _ in range(size)]
+    return [draw(configurations(name, texts, vocab_size)) for name in BATCH]
 
 
 @st.composite
-def configurations(draw: st.DrawFn, texts: Sequence[Text], vocab_size: int) -> Configuration:
-    """One configuration of any mode."""
+def configurations(
+    draw: st.DrawFn, name: str, texts: Sequence[Text], vocab_size: int
+) -> Configuration:
+    """One configuration of a mode."""
     text = draw(st.sampled_from(texts))
-    name = draw(st.sampled_from(sorted(MODES)))
     fields = Fields(text, vocab_size)
     chosen: dict[str, st.SearchStrategy[Any]] = dict(MODES[name].always)
     limits = fields.limits()
