@@ -185,6 +185,18 @@ def test_stop_strings_work_with_prompt_lookup(
     assert drafted > 0
 
 
+@defect("the cache of the negative prompt keeps what was rejected")
+def test_guidance_is_the_same_with_a_drafter(assisting: Assisting, reference: Reference) -> None:
+    guided = {"guidance_scale": 2.0}
+    drafted = 0
+    for prompt in random_prompts(4, seed=27):
+        plain = reference.greedy(prompt, {"max_new_tokens": NUM_TOKENS, **guided})
+        done = assisting.assisted(prompt, options(**guided, **drafting(5)))
+        assert done.token_ids == plain
+        drafted += sum(done.num_drafted)
+    assert drafted > 0
+
+
 @defect("its processor counts its calls, and the drafts' calls with them")
 def test_a_synthid_watermark_is_the_same_with_a_drafter(
     assisting: Assisting, reference: Reference
