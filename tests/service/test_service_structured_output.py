@@ -64,6 +64,30 @@ def random_regex(chance: random.Random, depth: int = 3) -> str:
     return chance.choice([one + other, f"({one}|{other})", f"({one}){{1,3}}", f"({one})?{other}"])
 
 
+def random_grammar(chance: random.Random) -> tuple[str, str]:
+    """A grammar whose rules use those behind them, and a regular expression that says the same."""
+    regexes: list[str] = []
+    rules: list[str] = []
+    for number in range(chance.randint(2, 5)):
+        used = [f"r{i}" for i in range(number)][-2:]
+        known = dict(zip([f"r{i}" for i in range(number)], regexes, strict=True))
+        known |= {'"ab"': "ab", '"x.y"': r"x\.y", "/[0-9]{1,2}/": "[0-9]{1,2}", '"é"': "é"}
+        parts = [*used, *chance.sample(['"ab"', '"x.y"', "/[0-9]{1,2}/", '"é"'], 2)]
+        chance.shuffle(parts)
+        form = chance.choice(["{0} {1}", "{0} | {1} {2}", "{0}? {1}", "({0} | {1}) {2}"])
+        parts = (parts * 2)[:3]
+        rules.append(f"r{number}: " + form.format(*parts))
+        plain = form.replace(" | ", "|").replace(" ", "")
+        regexes.append("(?:" + plain.format(*(f"(?:{known[part]})" for part in parts)) + ")")
+    return "\n".join([*rules, f"start: r{len(rules) - 1}"]), regexes[-1]
+
+
+def few_or_many(few: int, many: int) -> pytest.MarkDecorator:
+    """How many random forms to try."""
+    slow = [pytest.mark.slow, pytest.mark.timeout(900)]
+    return pytest.mark.parametrize("count", [few, pytest.param(many, marks=slow)])
+
+
 def both_ways(
     caller: Caller, form: StructuredOutput, prompt: str, seed: int, **config: Any
 ) -> tuple[Answer, int]:
@@ -85,13 +109,14 @@ def both_ways(
     return plain, drafted.complete.speculation.num_draft_tokens
 
 
+@few_or_many(30, 250)
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_json_fits_its_random_schema_and_speculation_does_not_change_it(
-    caller: Caller, do_sample: bool
+    caller: Caller, do_sample: bool, count: int
 ) -> None:
-    chance = random.Random(do_sample)
+    chance = random.Random(2 * count + do_sample)
     num_drafted = num_complete = 0
-    for seed in range(30):
+    for seed in range(count):
         schema = random_schema(chance)
         form = StructuredOutput(json_schema=json.dumps(schema | COMPACT))
         prompt = '[{"a":1,"bb":true,"c c":"abcd","d":null},false,"red","green",0]' * 2
@@ -102,15 +127,33 @@ def test_json_fits_its_random_schema_and_speculation_does_not_change_it(
         if answer.finish_reasons == ["STOP"]:
             num_complete += 1
             jsonschema.validate(json.loads(answer.text), schema)
-    assert num_complete > 20
+    assert num_complete > count * 2 / 3
     assert num_drafted > 0
 
 
+@few_or_many(10, 100)
+def test_a_text_matches_its_random_grammar(caller: Caller, count: int) -> None:
+    chance = random.Random(count)
+    num_drafted = num_complete = 0
+    for seed in range(count):
+        grammar, regex = random_grammar(chance)
+        config = {"max_new_tokens": 100, "do_sample": seed % 2 == 0, **EOS_ON}
+        form = StructuredOutput(grammar=grammar)
+        answer, drafted = both_ways(caller, form, "ab42x.yé" * 4, seed, **config)
+        num_drafted += drafted
+        if answer.finish_reasons == ["STOP"]:
+            num_complete += 1
+            assert re.fullmatch(regex, answer.text), (grammar, answer.text)
+    assert num_complete > count / 2
+    assert num_drafted > 0
+
+
+@few_or_many(25, 200)
 @pytest.mark.parametrize("ends", [EOS_ON, {}], ids=["eos", "no eos"])
-def test_a_text_matches_its_random_regex(caller: Caller, ends: dict[str, Any]) -> None:
-    chance = random.Random(3)
+def test_a_text_matches_its_random_regex(caller: Caller, ends: dict[str, Any], count: int) -> None:
+    chance = random.Random(count)
     num_drafted = 0
-    for seed in range(25):
+    for seed in range(count):
         regex = random_regex(chance)
         answer, drafted = both_ways(
             caller,
