@@ -6,8 +6,9 @@ pinned; there it is run as well, and must fail.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from draft.hostile import GuessedSession, RandomDrafter, serving
 from engine.tiny_models import build_tiny
 from exactness.loop_thread import ServiceThreads
-from exactness.model_pairs import VOCAB_SIZE, ModelPair, save
+from exactness.model_pairs import VOCAB_SIZE, ModelPair, byte_tokenizer, save
 from exactness.prompts import random_prompts
 from exactness.reference import Reference
 from exactness.running import (
@@ -33,18 +34,27 @@ from exactness.running import (
     target,
 )
 from outrider.v1 import draft_pb2
-from outrider_client import FinishReason
+from outrider_client import DraftLinkState, FinishReason
 from outrider_runtime.model.kv_pool import KVPool
+from outrider_runtime.model.runner import RaggedRunner, SequenceRows
 from outrider_runtime.model.selection import RowGroup, select_tokens
 from outrider_runtime.model.support import UnsupportedModel, check_supported
 from outrider_runtime.sampling_parameters import SamplingParameters
 from outrider_target import strategy
 from outrider_target.acceptance import accept
 from sampling.chi_square import FALSE_ALARM, p_value
+from target.batch import Batch, request
 from transformers import DynamicCache
 from transformers.generation import TemperatureLogitsWarper
+from transformers.generation.candidate_generator import AssistantToTargetTranslator
 from transformers.generation.utils import _speculative_sampling
 
+CORPUS = """
+Whoever hath her wish, thou hast thy Will, and Will to boot, and Will in overplus;
+More than enough am I that vex thee still, to thy sweet will making addition thus.
+Wilt thou, whose will is large and spacious, not once vouchsafe to hide my will in thine?
+"""
+"""Where another tokenizer learns other pieces."""
 WINDOW = {
     "num_assistant_tokens": 5,
     "num_assistant_tokens_schedule": "constant",
@@ -157,6 +167,78 @@ def test_a_draft_model_with_a_padded_vocabulary_drafts(
         drafted = running.generate(request, SYNCHRONOUS)
         assert drafted.token_ids == running.generate(request, PLAIN).token_ids
         assert num_drafted([drafted]) > 0
+
+
+@sides("scores of shared tokens are put into another order than they come in")
+def test_a_drafters_token_means_the_same_token_to_the_target(
+    side: str,
+    threads: ServiceThreads,
+    pair: ModelPair,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    foreign = byte_tokenizer(CORPUS)
+    model: Any = build_tiny("llama", vocab_size=VOCAB_SIZE, max_position_embeddings=512)
+    if side == "theirs":
+        hidden = torch.randn(64, generator=torch.Generator().manual_seed(1))
+        whole = model.lm_head(hidden)
+        translator = AssistantToTargetTranslator(pair.tokenizer, foreign, VOCAB_SIZE, model, True)
+        told = translator.get_target_logits(model.get_output_embeddings()(hidden))
+        shared = translator.target_to_assistant_input_ids
+        assert len(shared) > 200
+        for target_id, draft_id in shared.items():
+            assert told[target_id] == whole[draft_id]
+        return
+    save(model, foreign, folder := tmp_path_factory.mktemp("foreign"))
+    with (
+        draft_service(threads, model_drafter(folder)) as drafter,
+        target(threads, pair.target, drafts=[drafter.address], wait_for_links=False) as running,
+    ):
+        running.wait_for_links(DraftLinkState.REFUSED)
+        assert "tokenizer" in running.client.server_info().draft_links[0].reason
+        refused = running.generate(Request([5, 6, 7], {"max_new_tokens": 8}), SYNCHRONOUS)
+        assert refused.speculation.num_draft_tokens == 0
+
+
+@sides("a call costs several forwards before it begins")
+def test_a_request_costs_little_beside_its_tokens(side: str, reference: Reference) -> None:
+    """In calls of functions: seconds would depend on the machine."""
+    prompt = [5, 6, 7, 8, 9, 10]
+    if side == "theirs":
+        ids = torch.tensor([prompt])
+
+        def serve(num_tokens: int) -> None:
+            assisted(reference, [prompt], max_new_tokens=num_tokens, min_new_tokens=num_tokens)
+
+        with torch.no_grad():
+            forward = num_calls(lambda: reference.model(ids[:, -1:]))
+    else:
+        runner = RaggedRunner(build_tiny("llama"), num_blocks=16, block_size=8)
+
+        def serve(num_tokens: int) -> None:
+            Batch(runner).run(request(prompt, new_tokens=num_tokens))
+
+        handle = runner.pool.create()
+        forward = num_calls(lambda: runner.forward([SequenceRows(handle, prompt[:1], 1)]))
+        runner.pool.free(handle)
+    fixed = 2 * num_calls(lambda: serve(1)) - num_calls(lambda: serve(2))
+    assert fixed < forward
+
+
+def num_calls(work: Callable[[], object]) -> int:
+    """Python functions called by a piece of work, once it has been done before."""
+    work()
+    count = 0
+
+    def counting(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(counting)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
 
 
 @sides("a token that was drafted as the best is judged as if it had been drawn")
