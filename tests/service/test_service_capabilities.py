@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -69,6 +70,18 @@ def test_the_server_tells_the_whole_table(client: Client) -> None:
     }
 
 
+def test_the_page_says_what_the_server_tells(client: Client) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "generation_config.md").read_text("utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    written = {row[0].strip("`"): row[1:3] for row in rows}
+    told = client.server_info().capabilities
+    assert [each.field for each in told] == list(written)
+    for each in told:
+        support, *note = written[each.field]
+        assert support.strip(" |").replace(" ", "-") == each.support
+        assert "".join(note).strip(" |") == each.note
+
+
 @pytest.mark.parametrize("name", UNSERVED)
 def test_a_field_that_is_not_served_says_why(name: str) -> None:
     assert CAPABILITIES[name].note
@@ -86,6 +99,28 @@ def test_a_field_that_is_not_served_is_refused_by_name_for_any_value_that_asks_f
         assert got.reason == Reason.UNSUPPORTED_FIELD, value
         assert got.field == f"generation_config.{name}"
         assert CAPABILITIES[name].note in got.message
+
+
+MODES: dict[str, Config] = {
+    "sampling": {"do_sample": True, "num_return_sequences": 2},
+    "contrastive search": {"penalty_alpha": 0.5, "top_k": 3},
+    "DoLa": {"dola_layers": "low"},
+    "guidance": {"guidance_scale": 2.0},
+    "early exit": {"assistant_early_exit": 1},
+    "token healing": {"token_healing": True},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_mode_forgets_to_refuse(caller: Caller, mode: str) -> None:
+    asked = {"max_new_tokens": 1, **MODES[mode]}
+    collect(caller.open(ask("abc", **asked)))
+    for name in UNSERVED:
+        for value in values_asking_for_something(name):
+            got = refused(caller, ask("abc", **{**asked, name: value}))
+            assert got.code is grpc.StatusCode.INVALID_ARGUMENT
+            assert got.field == f"generation_config.{name}", got.message
+            assert CAPABILITIES[name].note in got.message
 
 
 @pytest.mark.parametrize(
