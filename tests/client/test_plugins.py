@@ -10,7 +10,9 @@ from outrider_client import Client, InvalidRequestError, Plugin
 
 
 @pytest.mark.parametrize(
-    "parameters", [{"a": object()}, {"a": float("nan")}, {"a": {1, 2}}], ids=str
+    "parameters",
+    [{"a": object()}, {"a": float("nan")}, {"a": {1, 2}}],
+    ids=["object", "not a number", "set"],  # names that every process gives them
 )
 def test_parameters_that_are_no_json_are_refused(parameters: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="plug-in 'x'"):
