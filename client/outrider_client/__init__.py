@@ -8,6 +8,7 @@ from outrider_client._async_client import AsyncClient
 from outrider_client._async_stream import AsyncStream
 from outrider_client._client import Client
 from outrider_client._completion import (
+    BeamProgress,
     Chunk,
     Completion,
     FinishReason,
@@ -59,6 +60,7 @@ __all__ = [
     "AsyncClient",
     "AsyncStream",
     "AuthenticationError",
+    "BeamProgress",
     "Chunk",
     "Client",
     "CompileConfig",

@@ -11,6 +11,7 @@ from outrider.v1 import generation_pb2, tensors_pb2
 from outrider_contract.generation_config import ConfigValueError
 
 from outrider_client._completion import (
+    BeamProgress,
     Chunk,
     Completion,
     FinishReason,
@@ -86,8 +87,8 @@ class Assembly:
         )
         return self.started
 
-    def take(self, message: generation_pb2.GenerateResponse) -> Chunk | None:
-        """Takes a further message; returns the chunk to hand out, if it is one.
+    def take(self, message: generation_pb2.GenerateResponse) -> Chunk | BeamProgress | None:
+        """Takes a further message; returns what of it is to be handed out, if anything.
 
         Raises:
             ProtocolError: It is about a sequence that was not asked for.
@@ -95,6 +96,11 @@ class Assembly:
         if message.HasField("complete"):
             self._finish(message.complete)
             return None
+        if message.HasField("beam_progress"):
+            progress = message.beam_progress
+            return BeamProgress(
+                progress.text, list(progress.token_ids), progress.score, progress.finished
+            )
         if not message.HasField("chunk"):
             return None  # a kind of message of a newer server
         chunk = Chunk(
@@ -187,4 +193,6 @@ class Assembly:
                 if result.HasField("matched_stopping_criterion")
                 else None
             ),
+            score=result.beam.score if result.HasField("beam") else None,
+            beam_indices=list(result.beam.beam_indices),
         )

@@ -142,6 +142,7 @@ class AsyncClient:
             logits_processors=logits_processors,
             stopping_criteria=stopping_criteria,
             negative_prompt=negative_prompt,
+            beam_progress_interval=0,  # nobody looks
         ) as stream:
             return await stream.collect()
 
@@ -160,11 +161,15 @@ class AsyncClient:
         logits_processors: Sequence[Plugin | str] = (),
         stopping_criteria: Sequence[Plugin | str] = (),
         negative_prompt: Prompt | None = None,
+        beam_progress_interval: int | None = None,
     ) -> AsyncStream:
         """Generates from one prompt and hands out tokens as they are decided.
 
         Args and errors as for `generate`. Use it in an `async with` block: entering sends the
         request, leaving cancels what still runs.
+
+        With beams a `BeamProgress` comes every `beam_progress_interval` steps, see `updates`;
+        default 1, 0 for none.
         """
         request = _request.generate_request(
             prompt,
@@ -177,6 +182,7 @@ class AsyncClient:
             logits_processors=logits_processors,
             stopping_criteria=stopping_criteria,
             negative_prompt=negative_prompt,
+            beam_progress_interval=beam_progress_interval,
         )
 
         def dial(left: float | None, name: str) -> AsyncCall:

@@ -14,7 +14,7 @@ import grpc
 from outrider.v1 import generation_pb2
 
 from outrider_client._assembly import Assembly, ProtocolError
-from outrider_client._completion import Chunk, Completion, Started
+from outrider_client._completion import BeamProgress, Chunk, Completion, Started
 from outrider_client._errors import OutriderError
 from outrider_client._interruptions import (
     NOT_ENTERED,
@@ -101,16 +101,15 @@ class AsyncStream:
         return self
 
     async def __anext__(self) -> Chunk:
-        call = self._call
-        if call is None or (self._closed and self._assembly.final is None):
-            raise RuntimeError(NOT_ENTERED)
-        while True:  # ends with the call: every turn takes one message
-            message = await self._read(call)
-            if message is None:
-                raise StopAsyncIteration
-            chunk = self._take(message)
-            if chunk is not None:
-                return chunk
+        while (update := await self._next_update()) is not None:
+            if isinstance(update, Chunk):
+                return update
+        raise StopAsyncIteration
+
+    @property
+    def updates(self) -> AsyncIterator[Chunk | BeamProgress]:
+        """Iterates chunks, which are final, and looks at a beam search, which are not."""
+        return self._updates()
 
     @property
     def started(self) -> Started:
@@ -166,6 +165,21 @@ class AsyncStream:
         if self._call is not None:  # dropping it would not end it: the server would go on sending
             self._call.cancel()
 
+    async def _updates(self) -> AsyncIterator[Chunk | BeamProgress]:
+        while (update := await self._next_update()) is not None:
+            yield update
+
+    async def _next_update(self) -> Chunk | BeamProgress | None:
+        """What arrives next; None at the end."""
+        call = self._call
+        if call is None or (self._closed and self._assembly.final is None):
+            raise RuntimeError(NOT_ENTERED)
+        while (message := await self._read(call)) is not None:
+            update = self._take(message)
+            if update is not None:
+                return update
+        return None
+
     async def _texts(self) -> AsyncIterator[str]:
         async for chunk in self:
             if chunk.sequence_index == 0 and chunk.text:
@@ -209,7 +223,7 @@ class AsyncStream:
             return None
         raise interruption(failure, self._assembly, cancelled=self._cancelled)
 
-    def _take(self, message: generation_pb2.GenerateResponse) -> Chunk | None:
+    def _take(self, message: generation_pb2.GenerateResponse) -> Chunk | BeamProgress | None:
         try:
             return self._assembly.take(message)
         except ProtocolError as error:

@@ -137,6 +137,7 @@ class Client:
             logits_processors=logits_processors,
             stopping_criteria=stopping_criteria,
             negative_prompt=negative_prompt,
+            beam_progress_interval=0,  # nobody looks
         ) as stream:
             return stream.collect()
 
@@ -155,11 +156,15 @@ class Client:
         logits_processors: Sequence[Plugin | str] = (),
         stopping_criteria: Sequence[Plugin | str] = (),
         negative_prompt: Prompt | None = None,
+        beam_progress_interval: int | None = None,
     ) -> Stream:
         """Generates from one prompt and hands out tokens as they are decided.
 
         Args and errors as for `generate`. Use it in a `with` block: entering sends the request,
         leaving cancels what still runs.
+
+        With beams a `BeamProgress` comes every `beam_progress_interval` steps, see `updates`;
+        default 1, 0 for none.
         """
         request = _request.generate_request(
             prompt,
@@ -172,6 +177,7 @@ class Client:
             logits_processors=logits_processors,
             stopping_criteria=stopping_criteria,
             negative_prompt=negative_prompt,
+            beam_progress_interval=beam_progress_interval,
         )
 
         def dial(left: float | None, name: str) -> Call:

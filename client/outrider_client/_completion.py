@@ -88,6 +88,23 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class BeamProgress:
+    """The best text that a beam search has found so far. Not final: the next may be another."""
+
+    text: str
+    """Its text, as far as its characters are whole."""
+
+    token_ids: list[int]
+    """All its generated tokens."""
+
+    score: float
+    """Its score, as it would be if it ended here."""
+
+    finished: bool
+    """Whether it has ended; a beam that still grows may overtake it all the same."""
+
+
+@dataclass(frozen=True, slots=True)
 class GeneratedSequence:
     """One generated sequence."""
 
@@ -130,6 +147,13 @@ class GeneratedSequence:
     matched_stopping_criterion: str | None = None
     """The name of the stopping criterion that ended it, if one did."""
 
+    score: float | None = None
+    """With beams: sum of the processed log-probabilities of its tokens, divided by their number to
+    the power of `length_penalty` (transformers' `sequences_scores`); None without."""
+
+    beam_indices: list[int] = field(default_factory=list)
+    """With beams: for each token the beam that it continued; empty without."""
+
     def compute_transition_scores(self, *, normalize_logits: bool = False) -> list[float]:
         """Each token's score after all processors, as transformers' method of that name.
 
@@ -154,7 +178,7 @@ class Completion:
     """Id of the request."""
 
     sequences: tuple[GeneratedSequence, ...]
-    """The `num_return_sequences` sequences, in order."""
+    """The `num_return_sequences` sequences, in order; with beams the best comes first."""
 
     usage: Usage
     """What the request consumed."""

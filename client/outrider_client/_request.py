@@ -37,6 +37,7 @@ def generate_request(
     logits_processors: Sequence[Plugin | str],
     stopping_criteria: Sequence[Plugin | str],
     negative_prompt: Prompt | None,
+    beam_progress_interval: int | None = None,
 ) -> generation_pb2.GenerateRequest:
     """The request for one prompt; its id is set for each try.
 
@@ -75,6 +76,8 @@ def generate_request(
     if log_probs is not None:
         request.log_probs.num_top = _uint32("log_probs", log_probs)
         request.log_probs.SetInParent()  # 0 asks for the tokens' own
+    if beam_progress_interval is not None:
+        request.beam_progress_interval = _uint32("beam_progress_interval", beam_progress_interval)
     request.logits_processors.extend(plugin_calls("logits_processors", logits_processors))
     request.stopping_criteria.extend(plugin_calls("stopping_criteria", stopping_criteria))
     return request

@@ -13,7 +13,7 @@ import grpc
 from outrider.v1 import generation_pb2
 
 from outrider_client._assembly import Assembly, ProtocolError
-from outrider_client._completion import Chunk, Completion, Started
+from outrider_client._completion import BeamProgress, Chunk, Completion, Started
 from outrider_client._errors import OutriderError
 from outrider_client._interruptions import (
     NOT_ENTERED,
@@ -100,16 +100,15 @@ class Stream:
         return self
 
     def __next__(self) -> Chunk:
-        call = self._call
-        if call is None or (self._closed and self._assembly.final is None):
-            raise RuntimeError(NOT_ENTERED)
-        while True:  # ends with the call: every turn takes one message
-            message = self._read(call)
-            if message is None:
-                raise StopIteration
-            chunk = self._take(message)
-            if chunk is not None:
-                return chunk
+        while (update := self._next_update()) is not None:
+            if isinstance(update, Chunk):
+                return update
+        raise StopIteration
+
+    @property
+    def updates(self) -> Iterator[Chunk | BeamProgress]:
+        """Iterates chunks, which are final, and looks at a beam search, which are not."""
+        return iter(self._next_update, None)
 
     @property
     def started(self) -> Started:
@@ -186,6 +185,17 @@ class Stream:
             call.cancel()
             raise
 
+    def _next_update(self) -> Chunk | BeamProgress | None:
+        """What arrives next; None at the end."""
+        call = self._call
+        if call is None or (self._closed and self._assembly.final is None):
+            raise RuntimeError(NOT_ENTERED)
+        while (message := self._read(call)) is not None:
+            update = self._take(message)
+            if update is not None:
+                return update
+        return None
+
     def _read(self, call: Call) -> generation_pb2.GenerateResponse | None:
         try:
             return next(call)
@@ -197,7 +207,7 @@ class Stream:
             return None
         raise interruption(failure, self._assembly, cancelled=self._cancelled)
 
-    def _take(self, message: generation_pb2.GenerateResponse) -> Chunk | None:
+    def _take(self, message: generation_pb2.GenerateResponse) -> Chunk | BeamProgress | None:
         try:
             return self._assembly.take(message)
         except ProtocolError as error:

@@ -52,6 +52,8 @@ def sampling_parameters(
         typical_p=_float(effective, "typical_p", 1.0),
         epsilon_cutoff=_float(effective, "epsilon_cutoff", 0.0),
         eta_cutoff=_float(effective, "eta_cutoff", 0.0),
+        # transformers: so many that one of them does not end the text.
+        min_tokens_to_keep=1 + max(1, len(eos_token_ids)) if effective.num_beams > 1 else 1,
         repetition_penalty=_float(effective, "repetition_penalty", 1.0),
         encoder_repetition_penalty=_float(effective, "encoder_repetition_penalty", 1.0),
         no_repeat_ngram_size=effective.no_repeat_ngram_size,

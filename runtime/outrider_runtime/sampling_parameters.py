@@ -84,6 +84,8 @@ class SamplingParameters:
     """Drop tokens less probable than this, in [0, 1)."""
     eta_cutoff: float = 0.0
     """Entropy-dependent epsilon cutoff, in [0, 1)."""
+    min_tokens_to_keep: int = 1
+    """Tokens that each truncation but top_h keeps at least; more than 1 for beams."""
     repetition_penalty: float = 1.0
     """Makes tokens of prompt and output less likely when above 1; greater than 0."""
     encoder_repetition_penalty: float = 1.0

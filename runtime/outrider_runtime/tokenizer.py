@@ -6,6 +6,7 @@ transformers nor torch; loading a tokenizer does. Knows nothing of models and re
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -119,6 +120,12 @@ class StreamDecoder:
         self._ids = self._audible(context)
         self._num_settled = len(self._ids)
         self._num_emitted = len(self._decode(self._ids))
+
+    def copy(self) -> StreamDecoder:
+        """Returns another that goes on from here."""
+        other = copy.copy(self)
+        other._ids = [*self._ids]
+        return other
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Adds tokens and returns the text they complete, which may be none.

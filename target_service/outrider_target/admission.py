@@ -10,7 +10,7 @@ import asyncio
 
 from outrider_runtime.errors import Draining, DuplicateRequest, Overloaded
 
-from outrider_target.events import Event, RequestFailed, TokensDecided
+from outrider_target.events import Event, RequestCompleted, RequestFailed
 from outrider_target.sequence import RequestState
 
 _RETRY_AFTER_SECONDS = 1.0
@@ -78,7 +78,7 @@ class LiveRequests:
         for state, event in events:
             if (queue := self._queues.get(state)) is not None:
                 queue.put_nowait(event)
-                if not isinstance(event, TokensDecided):
+                if isinstance(event, RequestCompleted | RequestFailed):
                     self.remove(state)
 
     def fail_all(self, fault: BaseException) -> None:

@@ -45,7 +45,6 @@ def _not_yet(note: str, *neutral: object) -> Capability:
     return Capability(Support.NOT_YET, note, neutral)
 
 
-_BEAMS = "beam search is not served yet"
 _ENCODER = "concerns encoder-decoder models; this service runs decoder-only models"
 _TENSORS = (
     "as tensors, to requests that ask, not for a model's file; together at most the server's "
@@ -57,11 +56,14 @@ CAPABILITIES: dict[str, Capability] = {
     "max_new_tokens": _honoured("default 20, as in transformers"),
     "min_length": _honoured(),
     "min_new_tokens": _honoured(),
-    "early_stopping": _not_yet(_BEAMS, False),
+    "early_stopping": _honoured('true, false or "never", with num_beams'),
     "max_time": _honoured("from arrival; looked at once a round"),
     "stop_strings": _honoured("exact to the token, also inside an accepted draft"),
     "do_sample": _honoured("sampled with position-keyed noise: same seed, same text"),
-    "num_beams": _not_yet(_BEAMS, 1),
+    "num_beams": _honoured(
+        "beam search and beam sampling, seeded; decodes plainly, without drafts; not with "
+        "structured output, log-probabilities or `output_*`"
+    ),
     "use_mtp": _refused(
         "a model's prediction heads are no part of the model as transformers loads it; attach a "
         "draft service, or draft by prompt lookup",
@@ -95,7 +97,7 @@ CAPABILITIES: dict[str, Capability] = {
     "eta_cutoff": _honoured(),
     "repetition_penalty": _honoured(),
     "encoder_repetition_penalty": _honoured("rewards the tokens of the prompt"),
-    "length_penalty": _not_yet(_BEAMS, 1.0),
+    "length_penalty": _honoured("with num_beams"),
     "no_repeat_ngram_size": _honoured(),
     "bad_words_ids": _honoured(),
     "renormalize_logits": _honoured("without effect on the tokens: it changes no order"),
@@ -118,7 +120,9 @@ CAPABILITIES: dict[str, Capability] = {
         "green lists and SynthID, with the random numbers of transformers on CPU, whatever the "
         "device; not `debug_mode`"
     ),
-    "num_return_sequences": _honoured("more than one needs do_sample; the prompt is shared"),
+    "num_return_sequences": _honoured(
+        "more than one needs do_sample or num_beams; the prompt is shared"
+    ),
     "output_attentions": _honoured(_TENSORS),
     "output_hidden_states": _honoured(_TENSORS),
     "output_scores": _honoured(_TENSORS),
@@ -167,8 +171,8 @@ CAPABILITIES: dict[str, Capability] = {
     "dola_layers": _honoured(
         "with any drafter; greedy and sampling; a repetition_penalty of 1.2 is advised"
     ),
-    "diversity_penalty": _not_yet(_BEAMS, 0.0),
-    "num_beam_groups": _not_yet(_BEAMS, 1),
+    "diversity_penalty": _not_yet("group beam search is not served yet", 0.0),
+    "num_beam_groups": _not_yet("group beam search is not served yet", 1),
     "constraints": _refused("Python objects cannot cross the wire; see force_words_ids"),
     "force_words_ids": _not_yet("constrained beam search is not served yet"),
     "transformers_version": _honoured("informative"),

@@ -7,25 +7,15 @@ ignore it; a model's file that has it is not. A value is refused with the name o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 from outrider_runtime.model.runner import LayerShapes
 
 from outrider_target.request import ContrastiveSettings
+from outrider_target.room import Room
 
 _PENALTY = "generation_config.penalty_alpha"
 _TOP_K = "generation_config.top_k"
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateRoom:
-    """How many candidates the served model's engine can hold."""
-
-    max_num_seqs: int
-    num_blocks: int
-    block_size: int
 
 
 def contrastive_settings(
@@ -34,7 +24,7 @@ def contrastive_settings(
     *,
     max_length: int,
     layers: LayerShapes | None,
-    room: CandidateRoom,
+    room: Room,
 ) -> ContrastiveSettings | None:
     """The settings of contrastive search; None for any other mode.
 

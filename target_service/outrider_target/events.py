@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from outrider_runtime.model.log_probs import TokenLogProbs
 
+from outrider_target.beams.beam import BeamScore
 from outrider_target.request import Finish
 from outrider_target.statistics import SpeculationCounters
 from outrider_target.tensors import TokenTensor
@@ -22,6 +23,7 @@ class TokensDecided(NamedTuple):
         finish: Set when the sequence ended.
         log_probs: For each token its log-probabilities, where they were asked for.
         tensors: What was asked for and is known by now; also of a prompt, before the first token.
+        beam: How beam search found the sequence, which is then whole.
     """
 
     sequence_index: int
@@ -30,6 +32,21 @@ class TokensDecided(NamedTuple):
     finish: Finish | None
     log_probs: Sequence[TokenLogProbs] = ()
     tensors: Sequence[TokenTensor] = ()
+    beam: BeamScore | None = None
+
+
+class BeamProgress(NamedTuple):
+    """The best hypothesis of a beam search so far; the next one may be quite another.
+
+    Attributes:
+        token_ids: Its generated tokens.
+        score: As it would be if it ended here.
+        finished: Whether it has ended; a live beam may still overtake it.
+    """
+
+    token_ids: Sequence[int]
+    score: float
+    finished: bool
 
 
 class RequestCompleted(NamedTuple):
@@ -55,4 +72,4 @@ class RequestFailed(NamedTuple):
     refusal: str | None = None
 
 
-Event = TokensDecided | RequestCompleted | RequestFailed
+Event = TokensDecided | BeamProgress | RequestCompleted | RequestFailed

@@ -58,6 +58,7 @@ _RANGES: dict[str, _Range] = {
     "repetition_penalty": _Range("must be greater than 0", lambda v: v > 0),
     "encoder_repetition_penalty": _Range("must be greater than 0", lambda v: v > 0),
     "prefill_chunk_size": _Range("must be at least 1", lambda v: v >= 1),
+    "num_beams": _Range("must be at least 1", lambda v: v >= 1),
     "num_return_sequences": _Range("must be at least 1", lambda v: v >= 1),
     "penalty_alpha": _Range("must be at least 0", lambda v: v >= 0),
     "num_assistant_tokens": _Range("must be at least 1", lambda v: v >= 1),
@@ -161,6 +162,11 @@ def _check_ranges(config: GenerationConfig) -> None:
             raise InvalidRequest(
                 f"generation_config.{name}", f"{allowed.words}, got {getattr(config, name):g}"
             )
+    mode = config.early_stopping_mode
+    if config.HasField("early_stopping_mode") and mode != "never":
+        raise InvalidRequest(
+            "generation_config.early_stopping", f'must be true, false or "never", got {mode!r}'
+        )
     schedule = config.num_assistant_tokens_schedule
     if is_set(config, "num_assistant_tokens_schedule") and schedule not in SCHEDULES:
         raise InvalidRequest(

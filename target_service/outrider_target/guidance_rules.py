@@ -12,8 +12,8 @@ from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_contract.errors import Reason
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 
-from outrider_target.contrastive_rules import CandidateRoom
 from outrider_target.request import Guidance
+from outrider_target.room import Room
 
 FIELD = "generation_config.guidance_scale"
 
@@ -27,7 +27,7 @@ def guidance(
     num_prompt_tokens: int,
     vocab_size: int,
     max_model_len: int,
-    room: CandidateRoom,
+    room: Room,
 ) -> Guidance | None:
     """How a request is guided; None where it is not.
 

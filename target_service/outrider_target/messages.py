@@ -8,9 +8,10 @@ import torch
 from outrider.v1 import generation_pb2, log_probs_pb2, plugins_pb2, speculation_pb2, tensors_pb2
 from outrider_runtime.model.log_probs import TokenLogProb, TokenLogProbs
 
+from outrider_target.beams.beam import BeamScore
 from outrider_target.capabilities import CAPABILITIES, Support
 from outrider_target.drafting.link import DraftLink, LinkStatus
-from outrider_target.events import RequestCompleted
+from outrider_target.events import BeamProgress, RequestCompleted
 from outrider_target.plugins import Plugin, PluginKind
 from outrider_target.request import (
     DraftMethod,
@@ -85,7 +86,7 @@ def started(
 
 
 def sequence_result(
-    index: int, finish: Finish, num_completion_tokens: int
+    index: int, finish: Finish, num_completion_tokens: int, beam: BeamScore | None
 ) -> generation_pb2.SequenceResult:
     """How a sequence ended."""
     return generation_pb2.SequenceResult(
@@ -95,6 +96,21 @@ def sequence_result(
         matched_stop_token_id=finish.stop_token_id,
         matched_stopping_criterion=finish.criterion,
         num_completion_tokens=num_completion_tokens,
+        beam=None
+        if beam is None
+        else generation_pb2.BeamResult(score=beam.score, beam_indices=beam.beam_indices),
+    )
+
+
+def beam_progress(progress: BeamProgress, text: str) -> generation_pb2.GenerateResponse:
+    """The best hypothesis of a beam search so far."""
+    return generation_pb2.GenerateResponse(
+        beam_progress=generation_pb2.BeamProgress(
+            token_ids=progress.token_ids,
+            text=text,
+            score=progress.score,
+            finished=progress.finished,
+        )
     )
 
 

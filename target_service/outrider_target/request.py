@@ -14,6 +14,8 @@ from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_runtime.plugins import StoppingCriterion
 from outrider_runtime.sampling_parameters import SamplingParameters
 
+from outrider_target.beams.settings import BeamSettings
+
 if TYPE_CHECKING:  # numpy, which settings and `--help` do without
     from outrider_runtime.model.row_group import NamedProcessor
 
@@ -178,6 +180,8 @@ class GenerationRequest:
     """Most tokens that a round feeds of those not cached yet; None leaves it to the batch."""
     structure: Structure | None = None
     """The form of the text; None when it is free. Drafters do not know it."""
+    beams: BeamSettings | None = None
+    """How to search with beams; None for other modes."""
     dola_layers: Sequence[int] = ()
     """Layers that DoLa contrasts the last one with; empty without it."""
     contrastive: ContrastiveSettings | None = None

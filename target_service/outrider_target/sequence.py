@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from outrider_target.beams.make import beam_strategy
 from outrider_target.branch import Branch
 from outrider_target.committed import Committed
 from outrider_target.constraint import Constraint, Form
@@ -116,7 +117,7 @@ def new_state(
     if after is not None:
         state.arrival, state.arrived_at = after.arrival, after.arrived_at
     speculation = request.speculation
-    for index in range(request.num_sequences):
+    for index in range(1 if request.beams else request.num_sequences):
         stop_strings = None
         if request.stop_strings:
             assert tokenizer is not None
@@ -132,7 +133,11 @@ def new_state(
         )
         committed = Committed(request.prompt, stop)
         strategy: DecodingStrategy
-        if request.given:
+        window = Window(speculation.window, speculation.schedule, speculation.max_window)
+        if request.beams:
+            strategy = beam_strategy(request, request.beams, stop_strings)
+            sequence = Sequence(state, index, strategy, window)
+        elif request.given:
             strategy = GivenStrategy(
                 request.parameters,
                 committed,
@@ -143,7 +148,6 @@ def new_state(
             sequence.session = GivenSession(request.given)
         else:
             strategy = _strategy(request, committed, index, constraint)
-            window = Window(speculation.window, speculation.schedule, speculation.max_window)
             sequence = Sequence(state, index, strategy, window, constraint)
         state.sequences.append(sequence)
     return state

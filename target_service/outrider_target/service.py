@@ -25,7 +25,6 @@ from prometheus_client import CollectorRegistry
 
 from outrider_target.admission import LiveRequests
 from outrider_target.cache_size import size_cache
-from outrider_target.contrastive_rules import CandidateRoom
 from outrider_target.drafting.combined import CombinedDrafter
 from outrider_target.drafting.drafter import NullDrafter
 from outrider_target.drafting.fleet import DraftFleet
@@ -40,6 +39,7 @@ from outrider_target.model_defaults import servable_defaults
 from outrider_target.outbox import Outbox
 from outrider_target.plugins import PluginRegistry, load_plugins
 from outrider_target.request import DraftMethod
+from outrider_target.room import Room
 from outrider_target.round import Rounds
 from outrider_target.scheduler import Scheduler
 from outrider_target.servicer import GenerationServicer
@@ -267,14 +267,9 @@ def _served_model(
     return ServedModel(
         vocab_size=loaded.vocab_size,
         max_model_len=max_model_len,
-        max_num_seqs=settings.batch.max_num_seqs,
+        room=Room(settings.batch.max_num_seqs, runner.pool.num_blocks, runner.pool.block_size),
         has_tokenizer=text.tokenizer is not None,
         generation_config=served,
-        room=CandidateRoom(
-            max_num_seqs=settings.batch.max_num_seqs,
-            num_blocks=runner.pool.num_blocks,
-            block_size=runner.pool.block_size,
-        ),
         tensors=TensorSizes(
             vocab_size=loaded.vocab_size,
             layers=runner.layers,

@@ -25,7 +25,13 @@ from outrider_runtime.plugins import PluginContext
 from outrider_runtime.request_context import current_request_id
 
 from outrider_target import messages
-from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
+from outrider_target.events import (
+    BeamProgress,
+    Event,
+    RequestCompleted,
+    RequestFailed,
+    TokensDecided,
+)
 from outrider_target.healing import choosing_state
 from outrider_target.plugin_rules import plugin_calls
 from outrider_target.request import GenerationRequest, RequestPlugins
@@ -156,19 +162,21 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request = state.request
         writers = [
             self._serving.text.writer(request.prompt, skip_special_tokens=skip_special_tokens)
-            for _ in state.sequences
+            for _ in range(request.num_sequences)
         ]
-        num_tokens = [0] * len(state.sequences)
+        num_tokens = [0] * request.num_sequences
         results: list[pb.SequenceResult] = []
         while True:
             match await events.get():
-                case TokensDecided(index, token_ids, drafted, finish, log_probs, tensors):
+                case TokensDecided(index, token_ids, drafted, finish, log_probs, tensors, beam):
                     for response in messages.tensor_chunks(index, tensors):
                         yield response
                     text = writers[index].write(token_ids, last=finish is not None)
                     num_tokens[index] += len(token_ids)
                     if finish is not None:
-                        results.append(messages.sequence_result(index, finish, num_tokens[index]))
+                        results.append(
+                            messages.sequence_result(index, finish, num_tokens[index], beam)
+                        )
                     if token_ids or text:
                         chunk = pb.GenerateChunk(
                             sequence_index=index,
@@ -178,6 +186,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                             log_probs=map(messages.token_log_probs, log_probs),
                         )
                         yield pb.GenerateResponse(chunk=chunk)
+                case BeamProgress(token_ids) as progress:
+                    writer = self._serving.text.writer(
+                        request.prompt, skip_special_tokens=skip_special_tokens
+                    )
+                    text = writer.write(token_ids, last=False)
+                    yield messages.beam_progress(progress, text)
                 case RequestCompleted() as end:
                     _log_summary(request, results, end)
                     self._serving.metrics.count_request(results, len(request.prompt), end)

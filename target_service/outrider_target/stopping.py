@@ -7,6 +7,7 @@ also where a constraint on the text learns what was committed. Knows nothing of 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from outrider_runtime.errors import PluginFailed
@@ -37,6 +38,12 @@ class StopStrings:
         self._decoder = StreamDecoder(backend(tokenizer), skip_special_tokens=False)
         self._tail = self._decoder.push(prompt[-reach:])[-self._longest :]
 
+    def copy(self) -> StopStrings:
+        """Another that has seen the same text and goes on by itself."""
+        other = copy.copy(self)
+        other._decoder = self._decoder.copy()
+        return other
+
     def push(self, token_id: int) -> str | None:
         """Take one more token; return the stop string that it completes, if any."""
         piece = self._decoder.push([token_id])
@@ -64,9 +71,17 @@ class Criteria:
             PluginFailed: A criterion raised.
         """
         self._token_ids.append(token_id)
+        return self.met_by(self._token_ids)
+
+    def met_by(self, token_ids: Sequence[int]) -> str | None:
+        """The name of the first criterion that a whole text meets, if any.
+
+        Raises:
+            PluginFailed: A criterion raised.
+        """
         for criterion in self._criteria:
             try:
-                if bool(criterion.run(self._token_ids, self._num_prompt_tokens)):
+                if bool(criterion.run(token_ids, self._num_prompt_tokens)):
                     return criterion.name
             except Exception as fault:
                 raise PluginFailed(criterion.name) from fault

@@ -19,11 +19,14 @@ from outrider_runtime.conversion import sampling_parameters
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 
 from outrider_target import effective_config
-from outrider_target.contrastive_rules import CandidateRoom, contrastive_settings
+from outrider_target.beam_rules import beam_settings
+from outrider_target.contrastive_rules import contrastive_settings
 from outrider_target.dola_rules import premature_layers
 from outrider_target.field_rules import check_sizes, check_values
+from outrider_target.generation_mode import BEAM_MODES, generation_mode
 from outrider_target.guidance_rules import guidance
 from outrider_target.request import GenerationRequest, TensorKind
+from outrider_target.room import Room
 from outrider_target.settings import SpeculationDefaults
 from outrider_target.speculation_rules import speculation_settings, without_drafts
 from outrider_target.structured_output_rules import structure
@@ -45,12 +48,11 @@ class ServedModel:
     vocab_size: int
     max_model_len: int
     """Longest prompt plus output; also what the KV pool can hold for one sequence."""
-    max_num_seqs: int
+    room: Room
     has_tokenizer: bool
     generation_config: GenerationConfig
     """The model's own defaults, without what is not served."""
     tensors: TensorSizes
-    room: CandidateRoom
 
 
 def validate(
@@ -90,13 +92,24 @@ def validate(
         )
     config.max_length = max_length
     speculation = speculation_settings(message.speculation, config, defaults, model.tensors.layers)
-    contrastive = contrastive_settings(
-        message.generation_config,
+    beams = beam_settings(
+        message,
         config,
+        num_prompt_tokens=len(prompt),
         max_length=max_length,
-        layers=model.tensors.layers,
         room=model.room,
     )
+    contrastive = None
+    if beams is None:
+        contrastive = contrastive_settings(
+            message.generation_config,
+            config,
+            max_length=max_length,
+            layers=model.tensors.layers,
+            room=model.room,
+        )
+    if beams is not None or contrastive is not None:
+        speculation = without_drafts(speculation)
     return GenerationRequest(
         id=request_id,
         prompt=tuple(prompt),
@@ -107,7 +120,7 @@ def validate(
         num_sequences=_num_sequences(config),
         stop_strings=_stop_strings(config, model),
         max_time=config.max_time if config.HasField("max_time") else None,
-        speculation=speculation if contrastive is None else without_drafts(speculation),
+        speculation=speculation,
         num_top_log_probs=_num_top_log_probs(message),
         given=(),
         effective_config=config,
@@ -121,6 +134,7 @@ def validate(
         )
         if message.HasField("structured_output")
         else None,
+        beams=beams,
         dola_layers=premature_layers(config, model.tensors.layers),
         contrastive=contrastive,
         guidance=guidance(
@@ -209,11 +223,15 @@ def validate_score(
         "num_return_sequences",
         "penalty_alpha",
         "guidance_scale",
+        "force_words_ids",
         *TensorKind,
     ):
         generate.generation_config.ClearField(name)
     generate.generation_config.max_new_tokens = len(given)
     generate.generation_config.num_return_sequences = 1
+    generate.generation_config.num_beams = 1
+    if "force_words_ids" not in generate.generation_config.clear_fields:
+        generate.generation_config.clear_fields.append("force_words_ids")
     request = validate(
         generate,
         request_id=request_id,
@@ -328,15 +346,17 @@ def _check_consistent(
             raise InvalidRequest(
                 f"generation_config.{name}", "is also in suppress_tokens, which forbids it"
             )
-    if _num_sequences(config) > 1 and not config.do_sample:
+    beams = generation_mode(config) in BEAM_MODES
+    if _num_sequences(config) > 1 and not config.do_sample and not beams:
         raise InvalidRequest(
             "generation_config.num_return_sequences",
-            "more than one sequence needs do_sample=true: greedy ones would all be the same",
+            "more than one sequence needs do_sample=true or num_beams: greedy ones would all be "
+            "the same",
         )
-    if config.num_return_sequences > model.max_num_seqs:
+    if config.num_return_sequences > model.room.max_num_seqs:
         raise InvalidRequest(
             "generation_config.num_return_sequences",
-            f"at most {model.max_num_seqs} sequences run at once here",
+            f"at most {model.room.max_num_seqs} sequences run at once here",
         )
 
 

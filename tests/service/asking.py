@@ -112,6 +112,9 @@ def collect(call: Iterable[pb.GenerateResponse]) -> Answer:
     count = first.chunk.started.effective_config.num_return_sequences or 1
     parts = [Part() for _ in range(count)]
     for message in chunks:
+        if message.HasField("beam_progress"):
+            assert not any(part.token_ids for part in parts), "looks come before what is final"
+            continue
         assert message.WhichOneof("response") == "chunk"
         chunk = message.chunk
         assert not chunk.HasField("started")

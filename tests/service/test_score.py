@@ -138,7 +138,7 @@ def crowded() -> pb.ScoreRequest:
 
 def unsupported() -> pb.ScoreRequest:
     request = asking([5, 6])
-    request.generation_config.num_beams = 4
+    request.generation_config.use_mtp = True
     return request
 
 
@@ -154,7 +154,7 @@ def unsupported() -> pb.ScoreRequest:
         (asking([5, 6], first_position=0), "first_position"),
         (asking([5, 6], first_position=2), "first_position"),
         (crowded(), "log_probs.num_top"),
-        (unsupported(), "generation_config.num_beams"),
+        (unsupported(), "generation_config.use_mtp"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -171,6 +171,10 @@ def tensors(answer: Answer) -> object:
     return [(tensor.kind, tensor.index) for part in answer.parts for tensor in part.tensors]
 
 
+def beams(answer: Answer) -> object:
+    return [(end.beam.score, list(end.beam.beam_indices)) for end in answer.complete.sequences]
+
+
 CHANGES: dict[str, tuple[dict[str, Any], object, Observe]] = {
     # field: what is asked for beside it, its value, what must differ from the answer without it
     "max_length": ({}, 30, tokens),
@@ -207,6 +211,13 @@ CHANGES: dict[str, tuple[dict[str, Any], object, Observe]] = {
     "token_healing": ({**BASE, "prompt": "abcd "}, True, tokens),
     "guidance_scale": (BASE, 3.0, tokens),
     "watermarking_config": (BASE, {"bias": 50.0}, tokens),
+    "num_beams": (BASE, 3, beams),
+    "early_stopping": (
+        {**BASE, "num_beams": 3, "length_penalty": 3.0, "eos_token_id": list(range(3, 250, 4))},
+        "never",
+        beams,
+    ),
+    "length_penalty": ({**BASE, "num_beams": 3}, 2.0, beams),
     "num_return_sequences": (SAMPLED, 2, tokens),
     "output_attentions": (BASE, True, tensors),
     "output_hidden_states": (BASE, True, tensors),

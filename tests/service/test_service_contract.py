@@ -68,7 +68,7 @@ def test_the_configuration_in_force_is_the_requests_over_the_models_over_the_def
     assert effective["num_assistant_tokens_schedule"] == "heuristic"
     assert effective["assistant_confidence_threshold"] == 0.4
     # What the model's file asks for and nobody serves is left to the default.
-    assert effective["num_beams"] == 1
+    assert "max_cache_len" not in effective
     assert "cache_implementation" not in effective
 
 
@@ -255,7 +255,7 @@ def test_the_model_is_described_as_it_is(client: Client, folder: Path) -> None:
     assert info.has_tokenizer
     assert len(info.tokenizer_fingerprint) == 64
     defaults = info.default_generation_config.to_dict()
-    served = {"num_beams", "cache_implementation"} ^ GENERATION_CONFIG.keys()
+    served = {"max_cache_len", "cache_implementation"} ^ GENERATION_CONFIG.keys()
     assert defaults == {name: GENERATION_CONFIG[name] for name in served}
 
 

@@ -117,7 +117,7 @@ def test_a_models_own_defaults_never_make_requests_fail(copied: Path) -> None:
         "temperature": 0.0,
         "top_p": 2.0,
         "typical_p": 0.9,
-        "num_beams": 4,
+        "num_beams": 0,
         "num_return_sequences": 0,
         "num_assistant_tokens_schedule": "linear",
         "cache_config": {"backend": "quanto"},

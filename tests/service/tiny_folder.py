@@ -29,7 +29,7 @@ GENERATION_CONFIG: Mapping[str, object] = {
     "temperature": 0.75,
     "top_k": 40,
     # What many real files hold and this service does not serve: left out, not refused.
-    "num_beams": 4,
+    "max_cache_len": 512,
     "cache_implementation": "hybrid",
     "transformers_version": "5.17.0",
 }

@@ -12,11 +12,18 @@ from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_runtime.model.log_probs import TokenLogProbs
 from outrider_runtime.model.runner import Runner
 from outrider_runtime.sampling_parameters import SamplingParameters
+from outrider_target.beams.beam import BeamScore
 from outrider_target.constraint import Form
 from outrider_target.drafting.drafter import Drafter, NullDrafter
 from outrider_target.drafting.lookup import LookupDrafter
 from outrider_target.drafting.patience import RoundPace
-from outrider_target.events import Event, RequestCompleted, RequestFailed, TokensDecided
+from outrider_target.events import (
+    BeamProgress,
+    Event,
+    RequestCompleted,
+    RequestFailed,
+    TokensDecided,
+)
 from outrider_target.request import (
     NO_TENSORS,
     ContrastiveSettings,
@@ -98,6 +105,8 @@ class Answer:
     num_preemptions: int = 0
     tensors: list[TokenTensor] = field(default_factory=list)
     log_probs: list[TokenLogProbs] = field(default_factory=list)
+    beams: list[BeamScore] = field(default_factory=list)
+    progress: list[BeamProgress] = field(default_factory=list)
     error: Exception | None = None
 
 
@@ -174,12 +183,16 @@ class Batch:
     def _take(self, state: RequestState, event: Event) -> None:
         answer = self.answers[state]
         match event:
-            case TokensDecided(index, token_ids, drafted, finish, log_probs, tensors):
+            case TokensDecided(index, token_ids, drafted, finish, log_probs, tensors, beam):
                 assert len(token_ids) == len(drafted)
                 answer.token_ids[index] += token_ids
                 answer.finishes[index] = finish
                 answer.tensors += tensors
                 answer.log_probs += log_probs
+                if beam is not None:
+                    answer.beams.append(beam)
+            case BeamProgress() as progress:
+                answer.progress.append(progress)
             case RequestCompleted() as end:
                 answer.counters = end.speculation
                 answer.num_preemptions = end.num_preemptions

@@ -12,10 +12,11 @@ from outrider_contract.generation_config import from_json_dict
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 from outrider_runtime.model.runner import LayerShapes
 from outrider_target.__main__ import app
-from outrider_target.contrastive_rules import CandidateRoom, contrastive_settings
+from outrider_target.contrastive_rules import contrastive_settings
 from outrider_target.dola_rules import premature_layers
 from outrider_target.messages import tensor_chunks
 from outrider_target.request import ContrastiveSettings, TensorKind
+from outrider_target.room import Room
 from outrider_target.tensor_rules import TensorSizes, tensor_wishes
 from outrider_target.tensors import TokenTensor
 from typer.testing import CliRunner
@@ -57,7 +58,7 @@ def test_dola_on_a_model_without_such_layers_is_refused() -> None:
         premature_layers(from_json_dict({"dola_layers": "low"}), None)
 
 
-ROOM = CandidateRoom(max_num_seqs=16, num_blocks=20, block_size=4)
+ROOM = Room(max_num_seqs=16, num_blocks=20, block_size=4)
 SEARCH: dict[str, Any] = {"penalty_alpha": 0.5, "top_k": 4}
 
 

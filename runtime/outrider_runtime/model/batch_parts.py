@@ -80,7 +80,9 @@ class Part:
 
 def bound(parameters: SamplingParameters) -> int:
     """Number of highest scores that are enough to apply all truncations; 0 if there is none."""
-    return TOP_H_CANDIDATES if parameters.top_h is not None else parameters.top_k
+    if parameters.top_h is not None:
+        return TOP_H_CANDIDATES
+    return max(parameters.top_k, parameters.min_tokens_to_keep) if parameters.top_k else 0
 
 
 def split(placed: Sequence[PlacedGroup], *, rows_at_once: int) -> list[Part]:

@@ -5,7 +5,7 @@ Knows nothing of tensors. A round's batch is a list of such groups, in the order
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,13 +45,20 @@ class RowGroup(NamedTuple):
     on greedy groups; a verifier leaves it at 1."""
     allowed: npt.NDArray[np.bool_] | None = None
     """[num_rows, vocab]: which tokens each row may choose. None is all of them."""
+    penalties: Mapping[int, float] | None = None
+    """What is taken off the scores of some tokens: group beam search's diversity."""
     processors: Sequence[NamedProcessor] = ()
     """What runs on each row's scores after all others and before the warpers."""
 
     @property
     def edits_scores(self) -> bool:
         """Whether anything but the sampling warpers touches the scores of its rows."""
-        return bool(self.parameters.edits_scores or self.allowed is not None or self.processors)
+        return bool(
+            self.parameters.edits_scores
+            or self.allowed is not None
+            or self.processors
+            or self.penalties
+        )
 
     @property
     def first_length(self) -> int:

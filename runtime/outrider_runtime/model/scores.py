@@ -117,14 +117,17 @@ def _truncate(xp: Arrays, values: Array, parameters: Sequence[SamplingParameters
     if any(one.temperature != 1.0 for one in parameters):
         values = values / xp.floats([one.temperature for one in parameters])[:, None]
     wanted = {name for one in parameters for name in one.truncations}
+    leasts = [one.min_tokens_to_keep for one in parameters]
+    more_than_one = any(least > 1 for least in leasts)
     for name, warper in WARPERS.items():
         if name not in wanted:
             continue
         on = [i for i, one in enumerate(parameters) if name in one.truncations]
         column = xp.floats([warper.parameter(parameters[i]) for i in on])[:, None]
+        least = xp.integers([leasts[i] for i in on])[:, None] if more_than_one else None
         if len(on) == len(parameters):
-            values = warper.apply(xp, values, column)
+            values = warper.apply(xp, values, column, least)
         else:  # the other rows stay as they are, bit for bit
             values = xp.copy(values)
-            values[on] = warper.apply(xp, values[on], column)
+            values[on] = warper.apply(xp, values[on], column, least)
     return values

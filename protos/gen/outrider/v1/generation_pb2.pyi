@@ -132,6 +132,7 @@ class GenerateRequest(_message.Message):
     STOPPING_CRITERIA_FIELD_NUMBER: _builtins.int
     NEGATIVE_TEXT_FIELD_NUMBER: _builtins.int
     NEGATIVE_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    BEAM_PROGRESS_INTERVAL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Name of the request, printable ASCII, at most 128 characters, unique among running requests (ALREADY_EXISTS
     otherwise). The server makes one up when absent.
@@ -146,6 +147,8 @@ class GenerateRequest(_message.Message):
     """Whether the text omits special tokens. Token ids are always complete. Default true."""
     negative_text: _builtins.str
     """As text; special tokens are added as the tokenizer does by default."""
+    beam_progress_interval: _builtins.int
+    """With beams: steps from one `BeamProgress` to the next. Default 1; 0 sends none."""
     @_builtins.property
     def token_ids(self) -> _generation_config_pb2.TokenIds:
         """As token ids, used as they are."""
@@ -196,11 +199,14 @@ class GenerateRequest(_message.Message):
         stopping_criteria: _abc.Iterable[_plugins_pb2.PluginCall] | None = ...,
         negative_text: _builtins.str = ...,
         negative_token_ids: _generation_config_pb2.TokenIds | None = ...,
+        beam_progress_interval: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "negative_prompt", b"negative_prompt", "negative_text", b"negative_text", "negative_token_ids", b"negative_token_ids", "prompt", b"prompt", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beam_progress_interval", b"_beam_progress_interval", "_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "beam_progress_interval", b"beam_progress_interval", "generation_config", b"generation_config", "log_probs", b"log_probs", "negative_prompt", b"negative_prompt", "negative_text", b"negative_text", "negative_token_ids", b"negative_token_ids", "prompt", b"prompt", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "generation_config", b"generation_config", "log_probs", b"log_probs", "logits_processors", b"logits_processors", "negative_prompt", b"negative_prompt", "negative_text", b"negative_text", "negative_token_ids", b"negative_token_ids", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "stopping_criteria", b"stopping_criteria", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beam_progress_interval", b"_beam_progress_interval", "_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "beam_progress_interval", b"beam_progress_interval", "generation_config", b"generation_config", "log_probs", b"log_probs", "logits_processors", b"logits_processors", "negative_prompt", b"negative_prompt", "negative_text", b"negative_text", "negative_token_ids", b"negative_token_ids", "prompt", b"prompt", "request_id", b"request_id", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "speculation", b"speculation", "stopping_criteria", b"stopping_criteria", "structured_output", b"structured_output", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beam_progress_interval: _TypeAlias = _typing.Literal["beam_progress_interval"]  # noqa: Y015
+    _WhichOneofArgType__beam_progress_interval: _TypeAlias = _typing.Literal["_beam_progress_interval", b"_beam_progress_interval"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__skip_special_tokens: _TypeAlias = _typing.Literal["skip_special_tokens"]  # noqa: Y015
@@ -209,6 +215,8 @@ class GenerateRequest(_message.Message):
     _WhichOneofArgType_negative_prompt: _TypeAlias = _typing.Literal["negative_prompt", b"negative_prompt"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beam_progress_interval) -> _WhichOneofReturnType__beam_progress_interval | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
@@ -228,6 +236,7 @@ class GenerateResponse(_message.Message):
 
     CHUNK_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
+    BEAM_PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chunk(self) -> Global___GenerateChunk:
         """New tokens."""
@@ -236,17 +245,22 @@ class GenerateResponse(_message.Message):
     def complete(self) -> Global___GenerateComplete:
         """The last message."""
 
+    @_builtins.property
+    def beam_progress(self) -> Global___BeamProgress:
+        """A look at a beam search that is still going on."""
+
     def __init__(
         self,
         *,
         chunk: Global___GenerateChunk | None = ...,
         complete: Global___GenerateComplete | None = ...,
+        beam_progress: Global___BeamProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "complete", b"complete", "response", b"response"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beam_progress", b"beam_progress", "chunk", b"chunk", "complete", b"complete", "response", b"response"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "complete", b"complete", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beam_progress", b"beam_progress", "chunk", b"chunk", "complete", b"complete", "response", b"response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["chunk", "complete"]  # noqa: Y015
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["chunk", "complete", "beam_progress"]  # noqa: Y015
     _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
 
@@ -387,6 +401,74 @@ class GenerateChunk(_message.Message):
 Global___GenerateChunk: _TypeAlias = GenerateChunk  # noqa: Y015
 
 @_typing.final
+class BeamProgress(_message.Message):
+    """The best text that a beam search has found so far. Not final: the next one may be quite another. What is final comes
+    in chunks at the end, all of a sequence's tokens at once.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Its text, as far as its characters are whole."""
+    score: _builtins.float
+    """Sum of its tokens' processed log-probabilities, divided by their number to the power of `length_penalty`."""
+    finished: _builtins.bool
+    """Whether it has ended. A beam that still grows may overtake it all the same."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """All its generated tokens."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        text: _builtins.str = ...,
+        score: _builtins.float = ...,
+        finished: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "score", b"score", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeamProgress: _TypeAlias = BeamProgress  # noqa: Y015
+
+@_typing.final
+class BeamResult(_message.Message):
+    """How beam search found a sequence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORE_FIELD_NUMBER: _builtins.int
+    BEAM_INDICES_FIELD_NUMBER: _builtins.int
+    score: _builtins.float
+    """Sum of the processed log-probabilities of the generated tokens, divided by their number to the power of
+    `length_penalty`: transformers' `sequences_scores`.
+    """
+    @_builtins.property
+    def beam_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each generated token the beam that it continued: transformers' `beam_indices`."""
+
+    def __init__(
+        self,
+        *,
+        score: _builtins.float = ...,
+        beam_indices: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beam_indices", b"beam_indices", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeamResult: _TypeAlias = BeamResult  # noqa: Y015
+
+@_typing.final
 class SequenceResult(_message.Message):
     """How one sequence ended."""
 
@@ -398,6 +480,7 @@ class SequenceResult(_message.Message):
     MATCHED_STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
     NUM_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     MATCHED_STOPPING_CRITERION_FIELD_NUMBER: _builtins.int
+    BEAM_FIELD_NUMBER: _builtins.int
     sequence_index: _builtins.int
     """Which sequence of the request."""
     finish_reason: Global___FinishReason.ValueType
@@ -410,6 +493,10 @@ class SequenceResult(_message.Message):
     """Number of generated tokens."""
     matched_stopping_criterion: _builtins.str
     """The name of the stopping criterion that ended it, if one did."""
+    @_builtins.property
+    def beam(self) -> Global___BeamResult:
+        """How beam search found it; only with `num_beams`. The sequences are then in order of their score, best first."""
+
     def __init__(
         self,
         *,
@@ -419,10 +506,11 @@ class SequenceResult(_message.Message):
         matched_stop_token_id: _builtins.int | None = ...,
         num_completion_tokens: _builtins.int = ...,
         matched_stopping_criterion: _builtins.str | None = ...,
+        beam: Global___BeamResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_matched_stop_string", b"_matched_stop_string", "_matched_stop_token_id", b"_matched_stop_token_id", "_matched_stopping_criterion", b"_matched_stopping_criterion", "matched_stop_string", b"matched_stop_string", "matched_stop_token_id", b"matched_stop_token_id", "matched_stopping_criterion", b"matched_stopping_criterion"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_matched_stop_string", b"_matched_stop_string", "_matched_stop_token_id", b"_matched_stop_token_id", "_matched_stopping_criterion", b"_matched_stopping_criterion", "beam", b"beam", "matched_stop_string", b"matched_stop_string", "matched_stop_token_id", b"matched_stop_token_id", "matched_stopping_criterion", b"matched_stopping_criterion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matched_stop_string", b"_matched_stop_string", "_matched_stop_token_id", b"_matched_stop_token_id", "_matched_stopping_criterion", b"_matched_stopping_criterion", "finish_reason", b"finish_reason", "matched_stop_string", b"matched_stop_string", "matched_stop_token_id", b"matched_stop_token_id", "matched_stopping_criterion", b"matched_stopping_criterion", "num_completion_tokens", b"num_completion_tokens", "sequence_index", b"sequence_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matched_stop_string", b"_matched_stop_string", "_matched_stop_token_id", b"_matched_stop_token_id", "_matched_stopping_criterion", b"_matched_stopping_criterion", "beam", b"beam", "finish_reason", b"finish_reason", "matched_stop_string", b"matched_stop_string", "matched_stop_token_id", b"matched_stop_token_id", "matched_stopping_criterion", b"matched_stopping_criterion", "num_completion_tokens", b"num_completion_tokens", "sequence_index", b"sequence_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__matched_stop_string: _TypeAlias = _typing.Literal["matched_stop_string"]  # noqa: Y015
     _WhichOneofArgType__matched_stop_string: _TypeAlias = _typing.Literal["_matched_stop_string", b"_matched_stop_string"]  # noqa: Y015

@@ -1,6 +1,8 @@
 """What a request does to the scores of its rows, in transformers' order.
 
-    sequence_bias, encoder_repetition_penalty, repetition_penalty,            history
+    sequence_bias,                                                            history
+    a group's penalties (diversity_penalty of group beam search),             diversity
+    encoder_repetition_penalty, repetition_penalty,                           history
     no_repeat_ngram_size, encoder_no_repeat_ngram_size, bad_words_ids,        history
     min_length, min_new_tokens,                                               length
     a group's allowed tokens (prefix_allowed_tokens_fn),                      allowed
@@ -24,11 +26,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from outrider_runtime.model.arrays import Array, Arrays
-from outrider_runtime.model.processors import allowed, history, length, plugged
+from outrider_runtime.model.processors import allowed, diversity, history, length, plugged
 from outrider_runtime.model.row_group import PlacedGroup
 
 _EDITS = (
     history.add_sequence_bias,
+    diversity.subtract_penalties,
     history.reward_prompt_tokens,
     history.penalise_repetition,
     history.ban_repeated_ngrams,

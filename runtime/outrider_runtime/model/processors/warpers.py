@@ -3,7 +3,8 @@
 Knows nothing of prefixes or token ids. Rows are [rows, n] scores in the order of their token ids,
 where n is the vocabulary or any part of it that holds every token still possible; what is dropped
 becomes minus infinity. Each function is one of transformers' warpers, with its parameter as a
-column of one entry per row. At least one token stays (transformers' `min_tokens_to_keep` of 1).
+column of one entry per row, and so the number of tokens that stay at least (`min_tokens_to_keep`);
+None is 1 for all rows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ TOP_H_CANDIDATES = 100
 """top_h looks at this many of the highest scores only, as in transformers."""
 
 
-def top_h(xp: Arrays, values: Array, share: Array) -> Array:
+def top_h(xp: Arrays, values: Array, share: Array, _least: Array | None = None) -> Array:
     """Keep the most probable of 100 tokens while they hold at most `share` of their entropy.
 
     "Top-H Decoding", 2025, arXiv 2509.02510. Of equal scores the one with the lower id goes first.
@@ -39,15 +40,15 @@ def top_h(xp: Arrays, values: Array, share: Array) -> Array:
     return xp.where((values > cut) | (tied & (xp.running_count(tied) <= free)), values, -math.inf)
 
 
-def top_k(xp: Arrays, values: Array, number: Array) -> Array:
+def top_k(xp: Arrays, values: Array, number: Array, least: Array | None = None) -> Array:
     """Keep the `number` highest scores, and those equal to the last of them."""
     ordered = xp.sort(values)
     place = values.shape[-1] - xp.to_integers(number)
     cut = xp.take(ordered, xp.where(place > 0, place, 0))
-    return xp.where(values < cut, -math.inf, values)
+    return _keep_highest(xp, values, xp.where(values < cut, -math.inf, values), least)
 
 
-def top_p(xp: Arrays, values: Array, tail: Array) -> Array:
+def top_p(xp: Arrays, values: Array, tail: Array, least: Array | None = None) -> Array:
     """Drop the least probable tokens as long as they hold at most `tail`, 1 - top_p, together.
 
     Of equal scores at the cut, transformers' stable ascending sort drops low ids first.
@@ -62,16 +63,17 @@ def top_p(xp: Arrays, values: Array, tail: Array) -> Array:
     if xp.perhaps_any(excess > 0):
         tied = values == cut
         below = below | (tied & (xp.running_count(tied) <= excess))
-    return xp.where(below, -math.inf, values)
+    return _keep_highest(xp, values, xp.where(below, -math.inf, values), least)
 
 
-def min_p(xp: Arrays, values: Array, fraction: Array) -> Array:
+def min_p(xp: Arrays, values: Array, fraction: Array, least: Array | None = None) -> Array:
     """Drop tokens less than `fraction` as probable as the most probable one."""
     probs = xp.softmax(values)
-    return xp.where(probs < fraction * xp.max(probs), -math.inf, values)
+    kept = xp.where(probs < fraction * xp.max(probs), -math.inf, values)
+    return _keep_highest(xp, values, kept, least)
 
 
-def typical_p(xp: Arrays, values: Array, mass: Array) -> Array:
+def typical_p(xp: Arrays, values: Array, mass: Array, least: Array | None = None) -> Array:
     """Keep the tokens whose surprise is nearest the entropy, until they hold `mass`.
 
     Meister et al., "Locally Typical Sampling", 2022, arXiv 2202.00666.
@@ -84,35 +86,47 @@ def typical_p(xp: Arrays, values: Array, mass: Array) -> Array:
         oddness, stable=False
     )  # equally odd tokens are as probable, or stay together
     last = xp.count(xp.cumsum(xp.take(probs, order)) < mass)
+    if least is not None:
+        last = xp.where(last < least - 1, least - 1, last)
     size = values.shape[-1]
     cut = xp.take(xp.take(oddness, order), xp.where(last < size, last, size - 1))
     return xp.where(oddness > cut, -math.inf, values)
 
 
-def epsilon_cutoff(xp: Arrays, values: Array, epsilon: Array) -> Array:
+def epsilon_cutoff(xp: Arrays, values: Array, epsilon: Array, least: Array | None = None) -> Array:
     """Drop tokens less probable than `epsilon`, but not the most probable ones.
 
     Hewitt et al., "Truncation Sampling as Language Model Desmoothing", 2022, arXiv 2210.15191.
     """
     dropped = (xp.softmax(values) < epsilon) & (values < xp.max(values))
-    return xp.where(dropped, -math.inf, values)
+    return _keep_highest(xp, values, xp.where(dropped, -math.inf, values), least)
 
 
-def eta_cutoff(xp: Arrays, values: Array, epsilon: Array) -> Array:
+def eta_cutoff(xp: Arrays, values: Array, epsilon: Array, least: Array | None = None) -> Array:
     """Drop tokens less probable than min(epsilon, sqrt(epsilon) e^-entropy), as above."""
     log_probs = xp.log_softmax(values)
     probs = xp.exp(log_probs)
     entropy = -xp.sum(xp.where(probs > 0, log_probs * probs, 0.0))
     eta = epsilon**0.5 * xp.exp(-entropy)
     eta = xp.where(eta < epsilon, eta, epsilon)
-    return xp.where((probs < eta) & (values < xp.max(values)), -math.inf, values)
+    kept = xp.where((probs < eta) & (values < xp.max(values)), -math.inf, values)
+    return _keep_highest(xp, values, kept, least)
+
+
+def _keep_highest(xp: Arrays, values: Array, kept: Array, least: Array | None) -> Array:
+    """Put back what was dropped of the `least` highest scores."""
+    if least is None:
+        return kept
+    place = values.shape[-1] - least
+    floor = xp.take(xp.sort(values), xp.where(place > 0, place, 0))
+    return xp.where(values >= floor, values, kept)
 
 
 class Warper(NamedTuple):
     """A truncation and where its parameter comes from."""
 
     parameter: Callable[[SamplingParameters], float]
-    apply: Callable[[Arrays, Array, Array], Array]
+    apply: Callable[[Arrays, Array, Array, Array | None], Array]
 
 
 WARPERS: Mapping[str, Warper] = {
