@@ -98,7 +98,7 @@ class Comparison:
 
     def _expected(self, configuration: Configuration) -> list[Expected] | None:
         """transformers' answer; empty if its options contradict each other, None if it has none."""
-        if not MODES[configuration.mode].in_transformers:
+        if not MODES[configuration.mode].compared:
             return None
         try:
             return self._oracle.sequences(configuration.request)

@@ -177,6 +177,14 @@ class Fields:
         """More than one text."""
         return {"num_return_sequences": st.integers(1, 3)}
 
+    def beams(self) -> Strategies:
+        """What concerns beam search."""
+        return {
+            "early_stopping": st.sampled_from([False, True, "never"]),
+            "length_penalty": _floats(-1, 2),
+            "num_return_sequences": st.integers(1, 2),
+        }
+
     def quiet(self) -> Strategies:
         """What has no effect on the text."""
         return {
@@ -203,10 +211,13 @@ class Mode(NamedTuple):
     """Of fields, beside those that any request may have."""
     share: int = 1
     """How many of a batch are in this mode."""
-    in_transformers: bool = True
-    """Whether transformers still has it. If not, texts with and without drafts are compared."""
+    compared: bool = True
+    """Whether texts are compared with transformers' here, not only those with and without drafts.
+    Beams are in tests of their own; DoLa and contrastive search are in transformers no more."""
     drafted: bool = True
     """Whether anything is drafted in it."""
+    reported: bool = True
+    """Whether log-probabilities and tensors may be asked for."""
 
 
 ANY_MODE: Sequence[Group] = (Fields.ends, Fields.edits, Fields.drafting, Fields.quiet)
@@ -216,18 +227,25 @@ MODES: Mapping[str, Mode] = {
     "guidance": Mode(
         {"do_sample": st.booleans(), "guidance_scale": _floats(-0.5, 3.0)}, [Fields.truncations]
     ),
+    "beam search": Mode(
+        {"num_beams": st.integers(2, 4)},
+        [Fields.truncations, Fields.beams],
+        compared=False,
+        drafted=False,
+        reported=False,
+    ),
     "DoLa": Mode(
         {
             "do_sample": st.booleans(),
             "dola_layers": st.sampled_from(["low", "high"]) | st.just([0]),
         },
         [Fields.truncations],
-        in_transformers=False,
+        compared=False,
     ),
     "contrastive search": Mode(
         {"penalty_alpha": _floats(0.1, 0.9), "top_k": st.integers(2, 5)},
         [],
-        in_transformers=False,
+        compared=False,
         drafted=False,
     ),
 }
@@ -270,12 +288,17 @@ def configurations(
         strategies = group(fields)
         for field in draw(st.lists(st.sampled_from(sorted(strategies)), max_size=4, unique=True)):
             chosen[field] = strategies[field]
-    options = {field: draw(strategy) for field, strategy in chosen.items()}
+    reported = MODES[name].reported
+    options = {
+        field: draw(strategy)
+        for field, strategy in chosen.items()
+        if reported or field not in REPORTS
+    }
     return Configuration(
         name,
         Request(text.prompt, consistent(options, text), draw(st.integers(0, 2**64 - 1))),
         SPECULATIONS[draw(st.sampled_from(sorted(SPECULATIONS)))],
-        draw(st.none() | st.sampled_from([0, 3])),
+        draw(st.none() | st.sampled_from([0, 3])) if reported else None,
     )
 
 
