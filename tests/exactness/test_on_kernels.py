@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from exactness.loop_thread import ServiceThreads
@@ -21,7 +22,7 @@ from outrider_client import Completion, GenerationConfig, SpeculationConfig
 from outrider_demo import DRAFT_DIR, TARGET_DIR
 from outrider_runtime.model.kernels.mode import CpuKernels
 
-OPTIONS = [
+OPTIONS: list[dict[str, Any]] = [
     {},
     {"do_sample": True},
     {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1},
