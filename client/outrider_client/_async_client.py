@@ -142,7 +142,6 @@ class AsyncClient:
             logits_processors=logits_processors,
             stopping_criteria=stopping_criteria,
             negative_prompt=negative_prompt,
-            beam_progress_interval=0,  # nobody looks
         ) as stream:
             return await stream.collect()
 

@@ -137,7 +137,6 @@ class Client:
             logits_processors=logits_processors,
             stopping_criteria=stopping_criteria,
             negative_prompt=negative_prompt,
-            beam_progress_interval=0,  # nobody looks
         ) as stream:
             return stream.collect()
 

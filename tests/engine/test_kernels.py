@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from engine.compiler import needs_compiler
 from engine.mixed_batches import expected_logits, run_mixed_batches
 from engine.plain_model import largest_difference, plain_model, ragged_runner, random_ids
 from engine.tiny_models import SUPPORTED, build_tiny
@@ -16,6 +17,8 @@ from outrider_runtime.model.kernels import library
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.model.kernels.packed_linear import PackedLinear
 from outrider_runtime.model.runner import LayerReading, RaggedRunner, SequenceRows
+
+pytestmark = needs_compiler
 
 TOLERANCE = 1e-5
 """Of logits of size 2 to 5, in float32."""

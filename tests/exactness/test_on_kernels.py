@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from engine.compiler import needs_compiler
 from exactness.loop_thread import ServiceThreads
 from exactness.running import (
     PLAIN,
@@ -21,6 +22,8 @@ from exactness.test_greedy_parity import shipped_prompts
 from outrider_client import Completion, GenerationConfig, SpeculationConfig
 from outrider_demo import DRAFT_DIR, TARGET_DIR
 from outrider_runtime.model.kernels.mode import CpuKernels
+
+pytestmark = needs_compiler
 
 OPTIONS: list[dict[str, Any]] = [
     {},

@@ -18,7 +18,8 @@ import torch
 
 _log = structlog.get_logger(__name__)
 
-_COMPILERS = ("g++", "clang++", "c++")
+COMPILERS = ("g++", "clang++", "c++")
+"""The first of them that is there is taken."""
 _SOURCES = ("linear.cpp", "attention.cpp")
 _HEADERS = ("lanes.h",)
 _COMPILE_SECONDS = 300.0
@@ -45,9 +46,9 @@ def load() -> None:
     Raises:
         KernelsUnavailable: no compiler, or it fails.
     """
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
-        raise KernelsUnavailable(f"there is no C++ compiler ({', '.join(_COMPILERS)})")
+        raise KernelsUnavailable(f"there is no C++ compiler ({', '.join(COMPILERS)})")
     try:
         library = _library(compiler)
         torch.ops.load_library(library)  # type: ignore[no-untyped-call]
