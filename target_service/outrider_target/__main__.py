@@ -28,14 +28,14 @@ from outrider_runtime.settings import (
     startup_errors,
 )
 
-from outrider_target.request import DraftMethod
+from outrider_target.drafting.window import SCHEDULES
+from outrider_target.requests.request import DraftMethod
 from outrider_target.settings import (
     BatchSettings,
     ModelSettings,
     SpeculationDefaults,
     TargetSettings,
 )
-from outrider_target.window import SCHEDULES
 
 _BATCH = BatchSettings()
 _SPECULATION = SpeculationDefaults()

@@ -22,7 +22,7 @@ from outrider_runtime.plugins import (
     PluginContext,
 )
 
-from outrider_target.request import NO_PLUGINS, NamedCriterion, RequestPlugins
+from outrider_target.requests.request import NO_PLUGINS, NamedCriterion, RequestPlugins
 
 log = structlog.get_logger()
 

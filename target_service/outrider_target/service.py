@@ -23,31 +23,31 @@ from outrider_runtime.server import GrpcServer, run_until_signalled
 from outrider_runtime.tokenizer import fingerprint, load_tokenizer
 from prometheus_client import CollectorRegistry
 
-from outrider_target.admission import LiveRequests
-from outrider_target.cache_size import size_cache
+from outrider_target.constraints.grammar import GrammarCompiler
+from outrider_target.decoding.healing import Healer
 from outrider_target.drafting.combined import CombinedDrafter
 from outrider_target.drafting.drafter import NullDrafter
 from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.link import DraftLink
 from outrider_target.drafting.lookup import LookupDrafter
 from outrider_target.drafting.patience import RoundPace
-from outrider_target.engine import Engine
-from outrider_target.grammar import GrammarCompiler
-from outrider_target.healing import Healer
-from outrider_target.metrics import EngineCollector, RequestMetrics
-from outrider_target.model_defaults import servable_defaults
-from outrider_target.outbox import Outbox
+from outrider_target.engine.admission import LiveRequests
+from outrider_target.engine.cache_size import size_cache
+from outrider_target.engine.outbox import Outbox
+from outrider_target.engine.round import Rounds
+from outrider_target.engine.scheduler import Scheduler
+from outrider_target.engine.thread import Engine
 from outrider_target.plugins import PluginRegistry, load_plugins
-from outrider_target.request import DraftMethod
-from outrider_target.room import Room
-from outrider_target.round import Rounds
-from outrider_target.scheduler import Scheduler
-from outrider_target.servicer import GenerationServicer
-from outrider_target.serving import ModelIdentity, Serving
+from outrider_target.requests.model_defaults import servable_defaults
+from outrider_target.requests.request import DraftMethod
+from outrider_target.requests.room import Room
+from outrider_target.requests.tensor_rules import TensorSizes
+from outrider_target.requests.validation import ServedModel
+from outrider_target.serving.metrics import EngineCollector, RequestMetrics
+from outrider_target.serving.served import ModelIdentity, Serving
+from outrider_target.serving.servicer import GenerationServicer
+from outrider_target.serving.text import TextCodec
 from outrider_target.settings import TargetSettings
-from outrider_target.tensor_rules import TensorSizes
-from outrider_target.text import TextCodec
-from outrider_target.validation import ServedModel
 
 log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.server import ServerSettings
 
-from outrider_target.request import DraftMethod
+from outrider_target.requests.request import DraftMethod
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ from outrider_draft.settings import LookupSettings
 from outrider_draft.settings import ModelSettings as DraftModelSettings
 from outrider_runtime.metrics import DraftMetrics
 from outrider_target import service as target_service_module
-from outrider_target.request import DraftMethod
+from outrider_target.requests.request import DraftMethod
 from outrider_target.service import TargetService
 from outrider_target.settings import (
     BatchSettings,

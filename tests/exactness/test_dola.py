@@ -36,8 +36,8 @@ from outrider_runtime.model.layer_contrast import contrast_layers
 from outrider_runtime.model.row_group import RowGroup
 from outrider_runtime.model.runner import LayerReading, RaggedRunner, SequenceRows
 from outrider_runtime.model.scores import processed_scores
-from outrider_target.dola_rules import premature_layers
-from outrider_target.request import GenerationRequest
+from outrider_target.requests.dola_rules import premature_layers
+from outrider_target.requests.request import GenerationRequest
 from target.batch import Answer, Batch, request
 from target.drafters import sometimes_right
 

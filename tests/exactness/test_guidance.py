@@ -28,7 +28,7 @@ from outrider_client import (
 )
 from outrider_runtime.model.selection import RowGroup, select_tokens
 from outrider_runtime.sampling_parameters import SamplingParameters
-from outrider_target.guidance import guide
+from outrider_target.decoding.guidance import guide
 
 PROMPTS = random_prompts(6, seed=5, longest=30)
 NEGATIVES: list[list[int] | None] = [None, *random_prompts(5, seed=6, longest=60)]

@@ -10,7 +10,7 @@ from exactness.model_pairs import VOCAB_SIZE, ModelPair, byte_tokenizer
 from exactness.reference import Reference
 from exactness.running import PLAIN, SYNCHRONOUS, RunningTarget, num_drafted, tokens
 from outrider_client import Completion, GenerationConfig, SpeculationConfig
-from outrider_target.healing import Healer
+from outrider_target.decoding.healing import Healer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

@@ -40,8 +40,8 @@ from outrider_runtime.model.runner import RaggedRunner, SequenceRows
 from outrider_runtime.model.selection import RowGroup, select_tokens
 from outrider_runtime.model.support import UnsupportedModel, check_supported
 from outrider_runtime.sampling_parameters import SamplingParameters
-from outrider_target import strategy
-from outrider_target.acceptance import accept
+from outrider_target.decoding import strategy
+from outrider_target.decoding.acceptance import accept
 from sampling.chi_square import FALSE_ALARM, p_value
 from target.batch import Batch, request
 from transformers import DynamicCache

@@ -23,9 +23,9 @@ from outrider.v1 import generation_pb2 as pb
 from outrider.v1.generation_pb2_grpc import GenerationServiceStub
 from outrider_runtime.model.runner import SequenceRows
 from outrider_runtime.server import ServerSettings
-from outrider_target.admission import LiveRequests
+from outrider_target.engine.admission import LiveRequests
 from outrider_target.service import TargetService
-from outrider_target.serving import Serving
+from outrider_target.serving.served import Serving
 from outrider_target.settings import BatchSettings, ModelSettings, TargetSettings
 
 _T = TypeVar("_T")

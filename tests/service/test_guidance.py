@@ -9,7 +9,7 @@ import pytest
 from outrider.v1 import generation_pb2 as pb
 from outrider_client import Client, GenerationConfig
 from outrider_contract.errors import Reason
-from outrider_target.text import MAX_TEXT_LENGTH
+from outrider_target.serving.text import MAX_TEXT_LENGTH
 from service.asking import LOOKUP, PLAIN, ask, collect
 from service.harness import PATIENCE, Caller, RunningService
 from service.refusals import refusal, refused

@@ -15,8 +15,8 @@ from outrider.v1 import generation_pb2 as pb
 from outrider_client import Client, GenerationConfig, Plugin, PluginKind
 from outrider_contract.errors import Reason
 from outrider_runtime.errors import StartupError
-from outrider_target.plugin_rules import MAX_PARAMETER_BYTES, MAX_PLUGINS
 from outrider_target.plugins import load_plugins
+from outrider_target.requests.plugin_rules import MAX_PARAMETER_BYTES, MAX_PLUGINS
 from service.asking import LOOKUP, PLAIN, Answer, ask, collect
 from service.harness import Caller, RunningService, settings_for
 from service.plugin_package import NAMES, installed

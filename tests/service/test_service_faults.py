@@ -16,13 +16,13 @@ from outrider.v1 import generation_pb2 as pb
 from outrider_contract.errors import Reason
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.runner import SequenceRows
-from outrider_target import round as rounds
+from outrider_target.decoding.stopping import StopCheck
+from outrider_target.decoding.strategy import TokenStrategy
 from outrider_target.drafting.lookup import LookupSession
-from outrider_target.scheduler import Scheduler
+from outrider_target.engine import round as rounds
+from outrider_target.engine.scheduler import Scheduler
 from outrider_target.service import TargetService
-from outrider_target.stopping import StopCheck
-from outrider_target.strategy import TokenStrategy
-from outrider_target.text import TextWriter
+from outrider_target.serving.text import TextWriter
 from service.asking import LOOKUP, Answer, Config, ask, collect
 from service.harness import PATIENCE, Caller, RunningService, settings_for
 from service.refusals import Refusal, refusal

@@ -20,7 +20,7 @@ from outrider_client import (
     GenerationConfig,
     RequestCancelledError,
 )
-from outrider_target.request import DraftMethod
+from outrider_target.requests.request import DraftMethod
 from service.asking import ENDLESS, LOOKUP, ask, collect
 from service.harness import PATIENCE, Caller, RunningService, until
 from service.tiny_folder import LONG_WORD, LONG_WORD_TEXT

@@ -21,7 +21,7 @@ from outrider.v1.generation_config_pb2 import TokenIdLists, TokenIds
 from outrider.v1.structured_output_pb2 import ChoiceList, StructuredOutput
 from outrider_client import Client, GenerationConfig, SpeculationConfig
 from outrider_client import StructuredOutput as Form
-from outrider_target.grammar import INSTALL
+from outrider_target.constraints.grammar import INSTALL
 from service.asking import LOOKUP, PLAIN, Answer, ask, collect
 from service.harness import Caller, RunningService
 from service.refusals import refused

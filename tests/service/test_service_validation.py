@@ -18,10 +18,10 @@ from outrider.v1 import speculation_pb2
 from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_contract.errors import Reason
 from outrider_runtime.watermarks import MAX_KEYS, MAX_NGRAM_LEN, MAX_TABLE_SIZE
-from outrider_target.field_rules import MAX_PHRASE_TOKENS, MAX_STOP_STRINGS
-from outrider_target.speculation_rules import MAX_DRAFT_TIMEOUT_MS, MAX_WINDOW
-from outrider_target.text import MAX_TEXT_LENGTH
-from outrider_target.validation import MAX_STOP_STRING_LENGTH
+from outrider_target.requests.field_rules import MAX_PHRASE_TOKENS, MAX_STOP_STRINGS
+from outrider_target.requests.speculation_rules import MAX_DRAFT_TIMEOUT_MS, MAX_WINDOW
+from outrider_target.requests.validation import MAX_STOP_STRING_LENGTH
+from outrider_target.serving.text import MAX_TEXT_LENGTH
 from service.asking import LOOKUP, Config, ask, collect
 from service.harness import PATIENCE, Caller
 from service.refusals import refusal, refused

@@ -12,19 +12,25 @@ from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_runtime.model.log_probs import TokenLogProbs
 from outrider_runtime.model.runner import Runner
 from outrider_runtime.sampling_parameters import SamplingParameters
-from outrider_target.beams.beam import BeamScore
-from outrider_target.constraint import Form
+from outrider_target.constraints.constraint import Form
+from outrider_target.decoding.beams.beam import BeamScore
+from outrider_target.decoding.strategy import DecodingStrategy
+from outrider_target.decoding.tensors import TokenTensor
 from outrider_target.drafting.drafter import Drafter, NullDrafter
 from outrider_target.drafting.lookup import LookupDrafter
 from outrider_target.drafting.patience import RoundPace
-from outrider_target.events import (
+from outrider_target.engine.events import (
     BeamProgress,
     Event,
     RequestCompleted,
     RequestFailed,
     TokensDecided,
 )
-from outrider_target.request import (
+from outrider_target.engine.round import Rounds
+from outrider_target.engine.scheduler import Scheduler
+from outrider_target.engine.sequence import RequestState, Sequence, new_state
+from outrider_target.engine.statistics import SpeculationCounters
+from outrider_target.requests.request import (
     NO_TENSORS,
     ContrastiveSettings,
     DraftMethod,
@@ -33,12 +39,6 @@ from outrider_target.request import (
     SpeculationSettings,
     TensorWishes,
 )
-from outrider_target.round import Rounds
-from outrider_target.scheduler import Scheduler
-from outrider_target.sequence import RequestState, Sequence, new_state
-from outrider_target.statistics import SpeculationCounters
-from outrider_target.strategy import DecodingStrategy
-from outrider_target.tensors import TokenTensor
 
 _ids = itertools.count()
 

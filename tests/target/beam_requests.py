@@ -11,11 +11,11 @@ from engine.tiny_models import MAX_POSITIONS, VOCAB_SIZE
 from outrider.v1 import generation_pb2
 from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_contract.generation_config import from_json_dict
-from outrider_target.request import DraftMethod, GenerationRequest
-from outrider_target.room import Room
+from outrider_target.requests.request import DraftMethod, GenerationRequest
+from outrider_target.requests.room import Room
+from outrider_target.requests.tensor_rules import TensorSizes
+from outrider_target.requests.validation import ServedModel, validate
 from outrider_target.settings import SpeculationDefaults
-from outrider_target.tensor_rules import TensorSizes
-from outrider_target.validation import ServedModel, validate
 
 _ids = itertools.count()
 

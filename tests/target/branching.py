@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from outrider_target.acceptance import accept
-from outrider_target.branch import Branch
-from outrider_target.events import Event, TokensDecided
-from outrider_target.request import Finish, FinishReason
-from outrider_target.strategy import BranchRows, Decision, Selector
+from outrider_target.decoding.acceptance import accept
+from outrider_target.decoding.branch import Branch
+from outrider_target.decoding.strategy import BranchRows, Decision, Selector
+from outrider_target.engine.events import Event, TokensDecided
+from outrider_target.requests.request import Finish, FinishReason
 from transformers import PreTrainedModel
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
-from outrider_target.request import DraftMethod, GenerationRequest
+from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 Propose = Callable[[GenerationRequest, int, list[int], int], list[int]]
 """From request, sample index, committed tokens and window to a draft."""

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from outrider_runtime.sampling_parameters import SamplingParameters
-from outrider_target.acceptance import accept
-from outrider_target.request import FinishReason
-from outrider_target.stopping import StopCheck
-from outrider_target.window import Window
+from outrider_target.decoding.acceptance import accept
+from outrider_target.decoding.stopping import StopCheck
+from outrider_target.drafting.window import Window
+from outrider_target.requests.request import FinishReason
 
 tokens = st.lists(st.integers(0, 3), max_size=8)
 

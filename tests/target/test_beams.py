@@ -14,8 +14,8 @@ import torch
 from engine.tiny_models import VOCAB_SIZE, build_tiny
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 from outrider_runtime.model.runner import RaggedRunner
-from outrider_target.request import FinishReason
-from outrider_target.room import Room
+from outrider_target.requests.request import FinishReason
+from outrider_target.requests.room import Room
 from sampling.chi_square import FALSE_ALARM, p_value
 from target.batch import Answer, Batch, request
 from target.beam_requests import beam_request

@@ -10,8 +10,8 @@ import pytest
 import torch
 from engine.tiny_models import VOCAB_SIZE, build_tiny
 from outrider_runtime.model.runner import RaggedRunner
-from outrider_target.branch import Branch, share_prefixes
-from outrider_target.request import GenerationRequest
+from outrider_target.decoding.branch import Branch, share_prefixes
+from outrider_target.requests.request import GenerationRequest
 from target.batch import Answer, Batch, request
 from target.branching import Contrast, Herd, contrast_by_hand, herd_by_hand
 from target.drafters import sometimes_right

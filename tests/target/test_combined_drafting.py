@@ -11,7 +11,7 @@ from outrider_target.drafting.drafter import DraftSession
 from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.drafting.updates import CloseSession, CommitTokens
-from outrider_target.request import DraftMethod
+from outrider_target.requests.request import DraftMethod
 from target.batch import SPECULATION, request
 from target.fake_link import FakeLink
 

@@ -11,10 +11,10 @@ import string
 import numpy as np
 import pytest
 from outrider_runtime.errors import InvalidRequest
-from outrider_target.constraint import Constraint, Form
-from outrider_target.grammar import GrammarCompiler
-from outrider_target.request import DraftMethod, Structure, TextForm
-from outrider_target.token_trie import TokenTrie
+from outrider_target.constraints.constraint import Constraint, Form
+from outrider_target.constraints.grammar import GrammarCompiler
+from outrider_target.constraints.token_trie import TokenTrie
+from outrider_target.requests.request import DraftMethod, Structure, TextForm
 from target.batch import SPECULATION, Answer, Batch, request
 from target.conftest import NewRunner
 from target.drafters import ScriptedDrafter, repeating, sometimes_right

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from outrider_target.request import Guidance
+from outrider_target.requests.request import Guidance
 from target.batch import Answer, Batch, request
 from target.conftest import NewRunner
 from target.drafters import ScriptedDrafter, repeating, sometimes_right

@@ -8,7 +8,7 @@ import pytest
 from engine.tiny_models import VOCAB_SIZE
 from outrider_runtime.model.runner import RaggedRunner
 from outrider_target.drafting.drafter import NullDrafter
-from outrider_target.request import GenerationRequest
+from outrider_target.requests.request import GenerationRequest
 from target.batch import Batch, request
 from target.drafters import ScriptedDrafter, repeating
 

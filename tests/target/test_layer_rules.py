@@ -12,13 +12,13 @@ from outrider_contract.generation_config import from_json_dict
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 from outrider_runtime.model.runner import LayerShapes
 from outrider_target.__main__ import app
-from outrider_target.contrastive_rules import contrastive_settings
-from outrider_target.dola_rules import premature_layers
-from outrider_target.messages import tensor_chunks
-from outrider_target.request import ContrastiveSettings, TensorKind
-from outrider_target.room import Room
-from outrider_target.tensor_rules import TensorSizes, tensor_wishes
-from outrider_target.tensors import TokenTensor
+from outrider_target.decoding.tensors import TokenTensor
+from outrider_target.requests.contrastive_rules import contrastive_settings
+from outrider_target.requests.dola_rules import premature_layers
+from outrider_target.requests.request import ContrastiveSettings, TensorKind
+from outrider_target.requests.room import Room
+from outrider_target.requests.tensor_rules import TensorSizes, tensor_wishes
+from outrider_target.serving.messages import tensor_chunks
 from typer.testing import CliRunner
 
 

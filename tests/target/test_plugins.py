@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from outrider_runtime.model.row_group import NamedProcessor
-from outrider_target.request import NamedCriterion, RequestPlugins
+from outrider_target.requests.request import NamedCriterion, RequestPlugins
 from target.batch import Answer, Batch, request
 from target.conftest import NewRunner
 from target.drafters import ScriptedDrafter, repeating, sometimes_right

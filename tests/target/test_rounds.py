@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from outrider_runtime.model.runner import RaggedRunner, SequenceRows
 from outrider_runtime.watermarks import GreenList, SynthId
 from outrider_target.drafting.drafter import Drafter, NullDrafter
-from outrider_target.request import DraftMethod, FinishReason, GenerationRequest
-from outrider_target.sequence import RequestState
+from outrider_target.engine.sequence import RequestState
+from outrider_target.requests.request import DraftMethod, FinishReason, GenerationRequest
 from target.batch import SPECULATION, Answer, Batch, request
 from target.drafters import ScriptedDrafter, repeating, sometimes_right
 

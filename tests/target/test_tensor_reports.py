@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from outrider_target.request import TensorKind, TensorWishes
+from outrider_target.requests.request import TensorKind, TensorWishes
 from target.batch import Answer, Batch, request
 from target.conftest import NewRunner
 from target.drafters import sometimes_right

@@ -13,7 +13,7 @@ from outrider_target.drafting.drafter import Draft, DraftSession
 from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.lookup import LookupSession
 from outrider_target.drafting.remote_session import RemoteSession
-from outrider_target.request import GenerationRequest
+from outrider_target.requests.request import GenerationRequest
 
 
 class CombinedSession:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from outrider_target.request import DraftMethod, GenerationRequest
+from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 
 class Draft(NamedTuple):

@@ -19,10 +19,10 @@ from outrider_runtime.model.kv_pool import OutOfBlocks
 from outrider_runtime.model.runner import Runner, SequenceRows
 from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
 
-from outrider_target.constraint import Allowed
+from outrider_target.constraints.constraint import Allowed
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
-from outrider_target.request import DraftMethod, GenerationRequest
-from outrider_target.sequence import Sequence
+from outrider_target.engine.sequence import Sequence
+from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 log = structlog.get_logger()
 

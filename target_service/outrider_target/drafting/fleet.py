@@ -25,7 +25,7 @@ from outrider_target.drafting.updates import (
     Resync,
     Update,
 )
-from outrider_target.request import GenerationRequest
+from outrider_target.requests.request import GenerationRequest
 
 log = structlog.get_logger()
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from outrider_target.constraint import Constraint
+from outrider_target.constraints.constraint import Constraint
 from outrider_target.drafting.drafter import Draft, DraftSession
-from outrider_target.request import DraftMethod
+from outrider_target.requests.request import DraftMethod
 
 
 class ForcedSession:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from outrider_runtime.prompt_lookup import PromptLookup
 
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
-from outrider_target.request import DraftMethod, GenerationRequest
+from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 
 class LookupSession:

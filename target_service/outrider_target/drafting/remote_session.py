@@ -16,7 +16,7 @@ from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.link_state import LinkState
 from outrider_target.drafting.patience import Question, RoundPace, decide, patience
 from outrider_target.drafting.updates import CommitTokens, Growth, OpenSession
-from outrider_target.request import DraftMethod, GenerationRequest
+from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 MAX_NODES = 256
 """Nodes granted to a session's tree. Far above any window; a drafter that exceeds it floods."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from outrider_runtime.draft_tree import Limits, Proposal
 
-from outrider_target.request import GenerationRequest
+from outrider_target.requests.request import GenerationRequest
 
 
 class OpenSession(NamedTuple):

@@ -1,0 +1,1 @@
+"""What restricts a text to a form: grammars, schemas, choices, token tries."""

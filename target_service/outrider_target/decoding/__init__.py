@@ -1,0 +1,1 @@
+"""How a sequence decodes: strategies, the tokens they own, and when they end."""

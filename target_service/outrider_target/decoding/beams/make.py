@@ -1,0 +1,36 @@
+"""Builds the strategy of a request that asks for beams."""
+
+from __future__ import annotations
+
+from outrider_target.decoding.beams.draws import HighestScores, SeededSample
+from outrider_target.decoding.beams.ends import Ends
+from outrider_target.decoding.beams.search import BeamSearch
+from outrider_target.decoding.beams.settings import BeamSettings
+from outrider_target.decoding.beams.strategy import BeamStrategy
+from outrider_target.decoding.stopping import Criteria, StopStrings
+from outrider_target.requests.request import GenerationRequest
+
+
+def beam_strategy(
+    request: GenerationRequest, settings: BeamSettings, stop_strings: StopStrings | None
+) -> BeamStrategy:
+    """The strategy of a request's one sequence of beams."""
+    criteria = None
+    if request.plugins.criteria:
+        criteria = Criteria(request.plugins.criteria, request.prompt)
+    draw = SeededSample(request.seed) if request.parameters.do_sample else HighestScores()
+    rule = BeamSearch(
+        settings,
+        request.parameters,
+        draw,
+        Ends(request.parameters, criteria),
+        num_prompt_tokens=len(request.prompt),
+    )
+    return BeamStrategy(
+        settings,
+        request.parameters,
+        rule,
+        request.prompt,
+        stop_strings,
+        request.plugins.processors,
+    )

@@ -1,0 +1,150 @@
+"""Where branches lie in the KV pool: placed, fed, forked, dropped.
+
+Knows nothing of requests, drafts or what a branch is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from outrider_runtime.model.kv_pool import KVPool
+from outrider_runtime.model.layer_reading import LayerReading
+from outrider_runtime.model.runner import SequenceRows
+
+from outrider_target.decoding.branch import Branch, share_prefixes
+from outrider_target.decoding.strategy import BranchRows
+
+
+class BranchPlaces:
+    """The branches' side of a KV pool."""
+
+    def __init__(self, pool: KVPool) -> None:
+        self._pool = pool
+
+    def place(self, branches: Sequence[Branch], sources: Sequence[Branch] = ()) -> None:
+        """Give branches their places.
+
+        Args:
+            branches: Branches without places.
+            sources: For each, one whose tokens begin like its own and are cached; or nothing.
+        """
+        for branch, source in zip(branches, sources, strict=False):
+            # Its own last token is fed again: that row's logits are its first ones.
+            branch.source, branch.num_shared = source, len(branch.token_ids) - 1
+        for branch in branches:
+            self._open(branch)
+
+    def blocks_to_place(self, branches: Iterable[Branch], *, shared: bool) -> int:
+        """Blocks for tokens not cached yet. `shared`: all but each one's last token are."""
+        blocks = 0
+        for branch in branches:
+            length = len(branch.token_ids)
+            if branch.handle is not None:
+                blocks += self._pool.blocks_needed(
+                    branch.handle, length - self._pool.length(branch.handle)
+                )
+            else:
+                held = length - 1 if shared else branch.num_shared
+                blocks += -(-(length - held) // self._pool.block_size)
+        return blocks
+
+    def num_pending(self, branches: Iterable[Branch]) -> int | None:
+        """Tokens not cached yet; None while a branch waits for what it shares to be cached."""
+        pending = 0
+        for branch in branches:
+            if branch.handle is None and not self._open(branch):
+                return None
+            assert branch.handle is not None
+            pending += len(branch.token_ids) - self._pool.length(branch.handle)
+        return pending
+
+    def prefilled(self, branches: Iterable[Branch]) -> bool:
+        """Whether each branch waits for the row of its last token only."""
+        return all(
+            branch.handle is not None
+            and self._pool.length(branch.handle) >= len(branch.token_ids) - 1
+            for branch in branches
+        )
+
+    def chunks(self, branches: Iterable[Branch], most: int) -> list[SequenceRows]:
+        """Rows of at most so many tokens without logits, never a branch's last token."""
+        rows: list[SequenceRows] = []
+        for branch in branches:
+            if branch.handle is None:
+                continue
+            cached = self._pool.length(branch.handle)
+            chunk = branch.token_ids[cached : min(cached + most, len(branch.token_ids) - 1)]
+            if chunk:
+                rows.append(_rows(branch, cached, chunk, 0))
+                most -= len(chunk)
+        return rows
+
+    def feeds(self, branches: Sequence[Branch], wanted: Sequence[BranchRows]) -> list[SequenceRows]:
+        """What each branch has to be fed so that the wanted rows come out."""
+        rows: list[SequenceRows] = []
+        for branch, (draft, num_logits, reading) in zip(branches, wanted, strict=True):
+            assert branch.handle is not None
+            cached = self._pool.length(branch.handle)
+            fed = [*branch.token_ids[cached:], *draft]
+            rows.append(_rows(branch, cached, fed, num_logits, reading))
+        return rows
+
+    def follow(self, held: Sequence[Branch], wanted: Sequence[Branch]) -> None:
+        """Fork new branches off their sources, drop those not wanted, roll back drafts."""
+        if wanted is not held:
+            for branch in wanted:
+                if branch.handle is None:
+                    self._fork(branch)
+            self.free(branch for branch in held if branch not in wanted)
+        for branch in wanted:
+            assert branch.handle is not None
+            cached, keep = self._pool.length(branch.handle), len(branch.token_ids) - 1
+            if cached > keep:
+                self._pool.truncate(branch.handle, keep)
+
+    def free(self, branches: Iterable[Branch]) -> None:
+        """Give their places back."""
+        for branch in branches:
+            if branch.handle is not None:
+                self._pool.free(branch.handle)
+                branch.handle = None
+
+    def vacate(self, branches: Sequence[Branch]) -> None:
+        """Give their places back, to be placed again later: what they share stays shared."""
+        self.free(branches)
+        share_prefixes(branches, at_least=self._pool.block_size)
+
+    def _open(self, branch: Branch) -> bool:
+        """Place a branch, unless what it shares is not cached yet."""
+        source = branch.source
+        if source is not None and (
+            source.handle is None or self._pool.length(source.handle) < branch.num_shared
+        ):
+            return False
+        self._fork(branch)
+        return True
+
+    def _fork(self, branch: Branch) -> None:
+        source = branch.source
+        if source is None:
+            branch.handle = self._pool.create()
+            return
+        assert source.handle is not None
+        shared = min(branch.num_shared, self._pool.length(source.handle))
+        branch.handle = self._pool.fork(source.handle, shared)
+        branch.source, branch.num_shared = None, 0
+
+
+def _rows(
+    branch: Branch,
+    cached: int,
+    token_ids: list[int],
+    num_logits: int,
+    reading: LayerReading | None = None,
+) -> SequenceRows:
+    assert branch.handle is not None
+    readings = [] if reading is None else [reading]
+    if branch.reader is not None:
+        told = branch.reader.reading(cached, len(token_ids))
+        readings += [] if told is None else [told]
+    return SequenceRows(branch.handle, token_ids, num_logits, readings)

@@ -1,0 +1,250 @@
+"""One round of the target: admit, draft, plan, verify, commit, retire.
+
+Owned by the engine thread. Knows nothing of gRPC, threads or text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from outrider_runtime.errors import InvalidRequest
+from outrider_runtime.model.runner import Runner
+from outrider_runtime.model.selection import InvalidScores
+
+from outrider_target.decoding.strategy import Decision
+from outrider_target.drafting.drafter import Draft, Drafter
+from outrider_target.drafting.early_exit import EarlyExitDrafter
+from outrider_target.drafting.forced import ForcedSession
+from outrider_target.drafting.patience import RoundPace
+from outrider_target.engine.events import Event, RequestCompleted, RequestFailed
+from outrider_target.engine.scheduler import Scheduler, Work
+from outrider_target.engine.sequence import RequestState, Sequence
+from outrider_target.engine.statistics import SpeculationCounters
+from outrider_target.engine.verifier import Verifier
+from outrider_target.requests.request import DraftMethod, Finish, FinishReason
+
+log = structlog.get_logger()
+
+Deliver = Callable[[RequestState, Event], None]
+
+
+class Rounds:
+    """The running batch, round after round."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        drafters: Mapping[DraftMethod, Drafter],
+        deliver: Deliver,
+        round_pace: RoundPace,
+    ) -> None:
+        self._verifier = Verifier(runner)
+        self._scheduler = scheduler
+        self._early_exit = EarlyExitDrafter(runner)
+        self._drafters = {**drafters, DraftMethod.EARLY_EXIT: self._early_exit}
+        self._deliver = deliver
+        self._round_pace = round_pace
+        self.totals = SpeculationCounters()
+        self.num_generated_tokens = 0
+
+    def step(self) -> float | None:
+        """Run one round if any sequence is ready.
+
+        Returns:
+            0 when there may be more to do at once, else the time (`time.monotonic()`) to come back
+            at; None when only a new event can help.
+        """
+        started = time.monotonic()
+        self._expire(started)
+        for sequence in self._scheduler.admit(started):
+            with self._contained(sequence.state):
+                self._open_session(sequence)
+        self._early_exit.draft(self._scheduler.running)
+        plan = self._scheduler.plan(started)
+        for sequence, fault in plan.faults:
+            with self._contained(sequence.state):
+                raise fault
+        batch = [work for work in plan.work if work.sequence.finish is None]
+        if not batch:
+            return 0.0 if plan.faults else self._come_back_at(plan.wait_until)
+        for work, own in self._verify(batch):
+            with self._contained(work.sequence.state):
+                self._commit(work, own)
+        self._round_pace.observe(time.monotonic() - started)
+        return 0.0
+
+    def cancel(self, state: RequestState, *, report: bool) -> None:
+        """End a request's sequences now. `report`: its caller is still listening."""
+        for sequence in state.sequences:
+            if sequence.finish is None:
+                self._end(sequence, FinishReason.CANCELLED, report=report)
+        if report:
+            self._complete(state)
+
+    def fail(self, state: RequestState, error: Exception) -> None:
+        """End a request because of a fault; the others go on."""
+        for sequence in state.sequences:
+            # Those that had ended as well: the fault may lie between an end and its clearing up.
+            self._finish(sequence, sequence.finish or Finish(FinishReason.CANCELLED))
+        refusal = None
+        if isinstance(error, InvalidScores) and error.options_at_fault:
+            refusal = error.why
+        self._deliver(state, RequestFailed(error, refusal))
+
+    @contextmanager
+    def _contained(self, state: RequestState) -> Iterator[None]:
+        """A fault in one request's own processing ends that request alone."""
+        try:
+            yield
+        except InvalidRequest as refusal:
+            self.fail(state, refusal)
+        except Exception as fault:
+            log.exception("request_faulted", request_id=state.request.id)
+            self.fail(state, fault)
+
+    def _expire(self, now: float) -> None:
+        """End what has run out of time, in the batch or still in the queue."""
+        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+            max_time = sequence.request.max_time
+            if max_time is not None and now - sequence.state.arrived_at >= max_time:
+                self._end(sequence, FinishReason.TIME, report=True)
+                self._retire(sequence.state)
+
+    def _come_back_at(self, wait_until: float | None) -> float | None:
+        """When to look again: a drafter is waited for no longer than a request has time."""
+        times = [
+            sequence.state.arrived_at + sequence.request.max_time
+            for sequence in [*self._scheduler.running, *self._scheduler.waiting]
+            if sequence.request.max_time is not None
+        ]
+        return min(times if wait_until is None else [*times, wait_until], default=None)
+
+    def _open_session(self, sequence: Sequence) -> None:
+        if sequence.session is None:
+            drafter = self._drafters[sequence.request.speculation.method]
+            window = sequence.next_window
+            session = drafter.open(
+                sequence.request,
+                sample_index=sequence.index,
+                token_ids=sequence.token_ids,
+                window=window,
+            )
+            if sequence.constraint is not None and sequence.request.speculation.forced:
+                session = ForcedSession(session, sequence.constraint, window=window)
+            sequence.session = session
+
+    def _verify(self, batch: SequenceOf[Work]) -> list[tuple[Work, Any]]:
+        """What the round's logits decide. A fault in one request's rows ends that request alone."""
+        try:
+            return list(zip(batch, self._verifier.verify(batch), strict=True))
+        except InvalidScores as fault:
+            cause: Exception = fault
+        except Exception as fault:
+            log.exception("round_failed", num_sequences=len(batch))
+            cause = fault
+        if len(batch) == 1:
+            (work,) = batch
+            if work.draft.token_ids:
+                # What is wrong with a row behind a draft token may be wrong with that draft alone.
+                return self._verify([self._scheduler.without_draft(work)])
+            self.fail(work.sequence.state, cause)
+            return []
+        # Somebody's rows are at fault: one by one, the others go on.
+        return [
+            result
+            for work in batch
+            if work.sequence.finish is None
+            for result in self._verify([work])
+        ]
+
+    def _commit(self, work: Work, own: Any) -> None:
+        """Take what the round decided for a sequence."""
+        sequence = work.sequence
+        if sequence.finish is not None:
+            return
+        if work.rows is None:
+            for event in sequence.strategy.fed():
+                self._deliver(sequence.state, event)
+            return
+        assert sequence.session is not None
+        decision = sequence.strategy.commit(work.draft.token_ids, own)
+        if not sequence.request.given:
+            self._count(sequence, work.draft, decision.num_accepted)
+        # What the form forces is always accepted, which says nothing of a drafter beside it.
+        if work.draft.method is not DraftMethod.GRAMMAR or not sequence.session.active:
+            sequence.window.observe(len(work.draft.token_ids), decision.num_accepted)
+        if sequence.state.first_token_at is None:
+            sequence.state.first_token_at = time.monotonic()
+        self._report(sequence, decision)
+        if decision.finish is not None:
+            self._finish(sequence, decision.finish)
+            self._retire(sequence.state)
+            return
+        self._scheduler.follow(sequence)
+        sequence.session.commit(decision.token_ids, window=sequence.next_window)
+
+    def _report(self, sequence: Sequence, decision: Decision) -> None:
+        sequence.num_generated += decision.num_generated
+        if not sequence.request.given:
+            self.num_generated_tokens += decision.num_generated
+        for event in decision.events:
+            self._deliver(sequence.state, event)
+
+    def _end(self, sequence: Sequence, reason: FinishReason, *, report: bool) -> None:
+        """End a sequence from outside. `report`: its caller is still listening."""
+        finish = Finish(reason)
+        self._finish(sequence, finish)
+        if report:
+            self._report(sequence, sequence.strategy.end(finish))
+
+    def _count(self, sequence: Sequence, draft: Draft, num_accepted: int) -> None:
+        """Count a round of a sequence, for itself and for the whole server."""
+        assert sequence.session is not None
+        for counters, keep_round in (
+            (sequence.counters, sequence.request.speculation.report_rounds),
+            (self.totals, False),
+        ):
+            counters.observe(
+                len(draft.token_ids),
+                num_accepted,
+                method=draft.method,
+                has_drafter=sequence.session.active,
+                keep_round=keep_round,
+            )
+
+    def _finish(self, sequence: Sequence, finish: Finish) -> None:
+        """Free everything a sequence holds, in the same round."""
+        sequence.finish = finish
+        self._scheduler.release(sequence)
+        if sequence.session is not None:
+            sequence.session.close()
+
+    def _retire(self, state: RequestState) -> None:
+        """Complete a request when its last sequence has ended."""
+        if state.finished:
+            self._complete(state)
+
+    def _complete(self, state: RequestState) -> None:
+        now = time.monotonic()
+        speculation = SpeculationCounters()
+        for sequence in state.sequences:
+            speculation.add(sequence.counters)
+        first_token_at = state.first_token_at or now
+        admitted_at = state.admitted_at or now
+        self._deliver(
+            state,
+            RequestCompleted(
+                queue_seconds=admitted_at - state.arrived_at,
+                time_to_first_token_seconds=first_token_at - state.arrived_at,
+                total_seconds=now - state.arrived_at,
+                num_completion_tokens=sum(s.num_generated for s in state.sequences),
+                num_preemptions=sum(s.num_preemptions for s in state.sequences),
+                speculation=speculation,
+            ),
+        )

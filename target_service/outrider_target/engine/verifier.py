@@ -1,0 +1,68 @@
+"""A round's forward: rows of all sequences in, what their selectors decide out.
+
+Knows nothing of drafting or scheduling: what a row is for does not matter to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from typing import Any
+
+from outrider_runtime.model.runner import Runner
+
+from outrider_target.decoding.strategy import Rows, Selector
+from outrider_target.engine.scheduler import Work
+
+
+class Verifier:
+    """Runs the target model over a round's work."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def verify(self, batch: SequenceOf[Work]) -> list[Any]:
+        """One ragged forward, then one selection per selector.
+
+        Returns:
+            For each work what its selector made of its rows; None for a prefill chunk.
+
+        Raises:
+            Exception: Whatever the model or a processor raises; the KV pool is then as before.
+        """
+        pool = self._runner.pool
+        lengths = [(feed.handle, pool.length(feed.handle)) for work in batch for feed in work.feeds]
+        try:
+            return self._forward(batch)
+        except Exception:
+            for handle, length in lengths:
+                if pool.length(handle) > length:
+                    pool.truncate(handle, length)
+            raise
+
+    def _forward(self, batch: SequenceOf[Work]) -> list[Any]:
+        logits = self._runner.forward([feed for work in batch for feed in work.feeds])
+        decided: list[Any] = [None] * len(batch)
+        by_selector = _by_selector(batch)
+        for selector, members in by_selector.items():
+            wanted = [wanted for _, wanted, _ in members]
+            rows = logits
+            if len(by_selector) > 1:
+                rows = logits[[row for _, _, span in members for row in span]]
+            selected = selector(rows, wanted)
+            for (index, _, _), choice in zip(members, selected, strict=True):
+                decided[index] = choice
+        return decided
+
+
+def _by_selector(
+    batch: SequenceOf[Work],
+) -> dict[Selector, list[tuple[int, Rows, range]]]:
+    """For each selector its works: index in the batch, what it wants, rows of the logits."""
+    members: dict[Selector, list[tuple[int, Rows, range]]] = {}
+    row = 0
+    for index, work in enumerate(batch):
+        if work.rows is not None:
+            span = range(row, row + sum(feed.num_logits for feed in work.feeds))
+            members.setdefault(work.sequence.strategy.selector, []).append((index, work.rows, span))
+            row = span.stop
+    return members

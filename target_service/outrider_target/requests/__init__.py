@@ -1,0 +1,1 @@
+"""What a request may ask for: wire into domain, refused by name where it cannot be served."""

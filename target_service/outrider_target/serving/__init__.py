@@ -1,0 +1,1 @@
+"""The wire's side: the gRPC service, its messages, text in and out, metrics."""

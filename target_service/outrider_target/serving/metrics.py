@@ -1,0 +1,142 @@
+"""What the target counts, in Prometheus names: requests as they end, the engine when asked.
+
+Knows nothing of how the numbers come about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from outrider.v1 import generation_pb2 as pb
+from outrider_runtime.metrics import LATENCY_BUCKETS
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from outrider_target.engine.events import RequestCompleted
+from outrider_target.engine.statistics import DrafterCounters
+from outrider_target.engine.thread import Loads
+from outrider_target.requests.request import DraftMethod
+
+
+class RequestMetrics:
+    """Counted once a request."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(
+                f"outrider_{name}_seconds", text, buckets=LATENCY_BUCKETS, registry=registry
+            )
+
+        self._sequences = Counter(
+            "outrider_sequences",
+            "Sequences that ended, by reason.",
+            ("finish_reason",),
+            registry=registry,
+        )
+        self._prompt_tokens = Counter(
+            "outrider_prompt_tokens", "Prompt tokens of completed requests.", registry=registry
+        )
+        self._queue_time = seconds("request_queue_time", "Time from arrival to admission.")
+        self._time_to_first_token = seconds(
+            "time_to_first_token", "Time from arrival to the first token."
+        )
+        self._time_per_output_token = seconds(
+            "time_per_output_token", "Mean time per token of a sequence after its first."
+        )
+        self._latency = seconds("e2e_request_latency", "Time from arrival to the end of a request.")
+
+    def count_request(
+        self, results: Sequence[pb.SequenceResult], num_prompt_tokens: int, end: RequestCompleted
+    ) -> None:
+        """Count a request that ran to its end."""
+        for result in results:
+            reason = pb.FinishReason.Name(result.finish_reason).removeprefix("FINISH_REASON_")
+            self._sequences.labels(reason.lower()).inc()
+        self._prompt_tokens.inc(num_prompt_tokens)
+        self._queue_time.observe(end.queue_seconds)
+        self._time_to_first_token.observe(end.time_to_first_token_seconds)
+        self._latency.observe(end.total_seconds)
+        later_tokens = max((result.num_completion_tokens for result in results), default=0) - 1
+        if later_tokens > 0:
+            decoding = end.total_seconds - end.time_to_first_token_seconds
+            self._time_per_output_token.observe(decoding / later_tokens)
+
+
+class EngineCollector(Collector):
+    """The engine's own counters, read when somebody asks: nothing is counted twice."""
+
+    def __init__(self, loads: Callable[[], Loads], *, num_blocks: int) -> None:
+        self._loads = loads
+        self._num_blocks = num_blocks
+
+    def collect(self) -> Iterator[Metric]:
+        """One snapshot in Prometheus' form; counters get their `_total` there."""
+        loads = self._loads()
+        speculation = loads.speculation
+        gauges = {
+            "num_sequences_running": (
+                "Sequences that run.",
+                loads.num_running_sequences,
+            ),
+            "num_requests_waiting": ("Requests waiting for admission.", loads.num_waiting_requests),
+            "kv_cache_usage": (
+                "Share of the KV cache in use, 0 to 1.",
+                1 - loads.num_free_blocks / self._num_blocks,
+            ),
+        }
+        counters = {
+            "generation_tokens": ("Tokens generated.", loads.num_generated_tokens),
+            "num_preemptions": (
+                "Sequences preempted because the KV cache was full.",
+                loads.num_preemptions,
+            ),
+            "spec_decode_num_drafts": (
+                "Rounds of a sequence that verified a draft.",
+                speculation.num_drafts,
+            ),
+            "spec_decode_num_draft_tokens": (
+                "Draft tokens verified.",
+                speculation.num_draft_tokens,
+            ),
+            "spec_decode_num_accepted_tokens": (
+                "Draft tokens accepted.",
+                speculation.num_accepted_tokens,
+            ),
+            "spec_decode_num_plain_rounds": (
+                "Rounds of a sequence with a drafter that found nothing to verify.",
+                speculation.num_plain_rounds,
+            ),
+        }
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(f"outrider_{name}", text, value=value)
+        for name, (text, value) in counters.items():
+            yield CounterMetricFamily(f"outrider_{name}", text, value=value)
+        per_position = CounterMetricFamily(
+            "outrider_spec_decode_num_accepted_tokens_per_pos",
+            "Draft tokens accepted, by their position in the draft.",
+            labels=["position"],
+        )
+        for position, count in enumerate(tuple(speculation.num_accepted_tokens_per_pos)):
+            per_position.add_metric([str(position)], count)
+        yield per_position
+        yield from _by_drafter(speculation.by_method)
+
+
+def _by_drafter(shares: Mapping[DraftMethod, DrafterCounters]) -> Iterator[Metric]:
+    """Who of them earns its keep. Not summed elsewhere: the totals have names of their own."""
+    drafted = CounterMetricFamily(
+        "outrider_drafter_num_draft_tokens",
+        "Draft tokens verified, by who proposed them.",
+        labels=["method"],
+    )
+    accepted = CounterMetricFamily(
+        "outrider_drafter_num_accepted_tokens",
+        "Draft tokens accepted, by who proposed them.",
+        labels=["method"],
+    )
+    for method, share in tuple(shares.items()):
+        drafted.add_metric([method.value], share.num_draft_tokens)
+        accepted.add_metric([method.value], share.num_accepted_tokens)
+    yield drafted
+    yield accepted

@@ -1,0 +1,101 @@
+"""What the servicer serves with: the engine and what it must know of model, links and limits."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+from outrider.v1 import generation_pb2 as pb
+from outrider_runtime.draft_protocol import PROTOCOL_VERSION
+
+from outrider_target.constraints.grammar import GrammarCompiler
+from outrider_target.decoding.healing import Healer
+from outrider_target.drafting.fleet import DraftFleet
+from outrider_target.drafting.link import DraftLink
+from outrider_target.engine.admission import LiveRequests
+from outrider_target.engine.thread import Engine
+from outrider_target.plugins import PluginRegistry
+from outrider_target.requests.validation import ServedModel
+from outrider_target.serving import messages
+from outrider_target.serving.metrics import RequestMetrics
+from outrider_target.serving.text import TextCodec
+from outrider_target.settings import BatchSettings, SpeculationDefaults
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """What clients are told of the model beyond its limits."""
+
+    name: str
+    architecture: str
+    dtype: str
+    fingerprint: str
+
+
+@dataclass(slots=True)
+class Serving:
+    """A running target service, as its servicer sees it."""
+
+    engine: Engine
+    requests: LiveRequests
+    text: TextCodec
+    grammars: GrammarCompiler
+    healer: Healer | None
+    """None without a tokenizer."""
+    plugins: PluginRegistry
+    model: ServedModel
+    identity: ModelIdentity
+    batch: BatchSettings
+    speculation_defaults: SpeculationDefaults
+    fleet: DraftFleet
+    links: SequenceOf[DraftLink]
+    num_blocks: int
+    block_size: int
+    metrics: RequestMetrics
+
+    def model_info(self) -> pb.GetModelInfoResponse:
+        """See the contract."""
+        return pb.GetModelInfoResponse(
+            served_model_name=self.identity.name,
+            architecture=self.identity.architecture,
+            vocab_size=self.model.vocab_size,
+            max_model_len=self.model.max_model_len,
+            dtype=self.identity.dtype,
+            has_tokenizer=self.model.has_tokenizer,
+            tokenizer_fingerprint=self.identity.fingerprint,
+            default_generation_config=self.model.generation_config,
+        )
+
+    def server_info(self) -> pb.GetServerInfoResponse:
+        """See the contract."""
+        return pb.GetServerInfoResponse(
+            version=importlib.metadata.version("outrider"),
+            draft_protocol_version=PROTOCOL_VERSION,
+            draft_links=[
+                messages.link_info(
+                    link,
+                    num_sessions=len(state.sessions),
+                    latency=state.pace.latency,
+                    num_offences=state.offences,
+                )
+                for link, state in zip(self.links, self.fleet.links, strict=True)
+            ],
+            capabilities=messages.capabilities(),
+            max_num_seqs=self.batch.max_num_seqs,
+            max_waiting_requests=self.batch.max_waiting_requests,
+            kv_cache_tokens=self.num_blocks * self.block_size,
+            plugins=messages.plugins(self.plugins.plugins),
+        )
+
+    def loads(self) -> pb.GetLoadsResponse:
+        """See the contract."""
+        loads = self.engine.loads
+        return pb.GetLoadsResponse(
+            num_running_sequences=loads.num_running_sequences,
+            num_waiting_requests=loads.num_waiting_requests,
+            kv_cache_usage=1 - loads.num_free_blocks / self.num_blocks,
+            speculation=messages.speculation_stats(loads.speculation),
+            num_generated_tokens=loads.num_generated_tokens,
+            num_preemptions=loads.num_preemptions,
+        )
