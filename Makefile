@@ -33,11 +33,11 @@ demo: kernels ## Watch a completion stream from a target fed by a separate draft
 IN_PARALLEL := --numprocesses 2 --dist loadfile
 
 .PHONY: test
-test: kernels node-client ## Run the test suite (10 minutes or less on two cores)
+test: kernels node-peers ## Run the test suite (10 minutes or less on two cores)
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 .PHONY: test-slow
-test-slow: kernels node-client ## Run the long exactness and distribution suites
+test-slow: kernels node-peers ## Run the long exactness and distribution suites
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow --timeout 1800
 
 .PHONY: bench
@@ -77,15 +77,15 @@ field-table: setup ## Regenerate docs/generation_config.md from the capability t
 field-table-check: setup
 	$(BIN)/python tools/generate_field_table.py --check
 
-NODE_STAMP := tests/node_client/node_modules/.package-lock.json
-$(NODE_STAMP): tests/node_client/package-lock.json
-	cd tests/node_client && npm ci --silent --no-audit --no-fund
-.PHONY: node-client
-node-client: setup $(NODE_STAMP)
+NODE_STAMPS := $(patsubst %,%/node_modules/.package-lock.json,tests/node_client examples/node_drafter)
+$(NODE_STAMPS): %/node_modules/.package-lock.json: %/package-lock.json
+	cd $* && npm ci --silent --no-audit --no-fund
+.PHONY: node-peers
+node-peers: setup $(NODE_STAMPS)
 
 .PHONY: clean
 clean: ## Remove everything that is not source
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache tests/node_client/node_modules
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache tests/node_client/node_modules examples/node_drafter/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help

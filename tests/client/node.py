@@ -29,7 +29,7 @@ def run_node(script: Path, *arguments: str) -> NodeRun:
     """Runs a script with node; each line it prints is JSON."""
     node = shutil.which("node")
     assert node is not None, "the tests of other languages need node"
-    assert (FOLDER / "node_modules").is_dir(), "run `make node-client` first"
+    assert (FOLDER / "node_modules").is_dir(), "run `make node-peers` first"
     done = subprocess.run(
         [node, str(script), *arguments],
         capture_output=True,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import grpc
+import pytest
 from outrider.v1 import draft_pb2, draft_pb2_grpc
-from outrider_contract.generation_config import from_json_dict
+from outrider_conformance.streams import GrpcStream, LinkCall, LinkEnded
+from outrider_conformance.target import TIMEOUT, Target
 from outrider_draft.drafter import Drafter
 from outrider_draft.proposer import Description, Outcome, OutOfRoom, Proposer, Share
 from outrider_draft.service import DraftService
@@ -18,15 +19,10 @@ from outrider_draft.session import Proposed, Session
 from outrider_draft.settings import DraftSettings, SessionSettings, StepSettings
 from outrider_draft.updates import SessionKey
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
-from outrider_runtime.draft_tree import DraftTree, Limits, Proposal
 from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.server import ServerSettings
 from prometheus_client import CollectorRegistry
 
-TIMEOUT = 20.0
-"""Seconds after which a test that waits has failed."""
-
-MAX_NODES = 1024
 FINGERPRINT = "a tokenizer"
 
 
@@ -139,144 +135,19 @@ async def draft_service(
             await service.kill()
 
 
-@dataclass(slots=True)
-class TargetSession:
-    """The target's side of a session: its copy of the tree, and what it was told."""
+class ScriptedTarget(Target):
+    """The target's side of a link over gRPC."""
 
-    tree: DraftTree
-    grows: list[draft_pb2.Grow] = field(default_factory=list)
-    resyncs: list[draft_pb2.Resync] = field(default_factory=list)
-
-    @property
-    def chain(self) -> list[int]:
-        """The proposed tokens."""
-        return [node.token_id for node in self.tree.best_path()]
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing more comes before the next commit."""
-        last = self.grows[-1] if self.grows else None
-        return last is not None and last.complete and last.base_length == self.tree.committed_length
-
-
-class ScriptedTarget:
-    """A target that does as it is told, and insists that the drafter keeps to the protocol."""
+    stream: GrpcStream
 
     def __init__(self, channel: grpc.aio.Channel, *, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-        self.sessions: dict[int, TargetSession] = {}
-        self.welcome: draft_pb2.Welcome | None = None
-        self.frames: list[draft_pb2.SpeculateResponse] = []
+        super().__init__(GrpcStream(channel), vocab_size=vocab_size)
+
         self.stub: draft_pb2_grpc.DraftServiceAsyncStub = draft_pb2_grpc.DraftServiceStub(channel)
-        self.call = self.stub.Speculate()
-        self._news = asyncio.Condition()
-        self._reader: asyncio.Task[None] | None = None
-        self.error: BaseException | None = None
-        self.ended = asyncio.Event()
 
-    async def hello(
-        self, *, version: int = PROTOCOL_VERSION, fingerprint: str = FINGERPRINT
-    ) -> draft_pb2.Welcome:
-        """Open the link; raises what the drafter answers instead of a welcome."""
-        await self.send(
-            draft_pb2.SpeculateRequest(
-                hello=draft_pb2.Hello(
-                    protocol_version=version,
-                    tokenizer_fingerprint=fingerprint,
-                    model_id="scripted",
-                    vocab_size=self.vocab_size,
-                )
-            )
-        )
-        async with asyncio.timeout(TIMEOUT):
-            first: Any = await self.call.read()
-            if first is grpc.aio.EOF:
-                raise await self.failure()
-        assert first.HasField("welcome")
-        self.welcome = first.welcome
-        self._reader = asyncio.create_task(self._read())
-        return self.welcome
-
-    async def failure(self) -> grpc.aio.AioRpcError:
-        """What the call ended with."""
-        async with asyncio.timeout(TIMEOUT):
-            return grpc.aio.AioRpcError(
-                await self.call.code(),
-                await self.call.initial_metadata(),
-                await self.call.trailing_metadata(),
-                await self.call.details(),
-            )
-
-    async def send(self, frame: draft_pb2.SpeculateRequest) -> None:
-        async with asyncio.timeout(TIMEOUT):
-            await self.call.write(frame)
-
-    def open_message(
-        self,
-        session: int,
-        token_ids: Sequence[int],
-        *,
-        window: int = 4,
-        run_ahead: int = 0,
-        config: Mapping[str, object] | None = None,
-        seed: int = 0,
-        sample_index: int = 0,
-        draft_temperature: float = 0.0,
-        confidence_threshold: float = 0.0,
-        max_nodes: int = MAX_NODES,
-        num_prompt_tokens: int | None = None,
-    ) -> draft_pb2.Open:
-        """An Open, and the target's own copy of the session."""
-        self.sessions[session] = TargetSession(DraftTree(token_ids))
-        return draft_pb2.Open(
-            session=session,
-            token_ids=token_ids,
-            num_prompt_tokens=num_prompt_tokens or len(token_ids),
-            generation_config=from_json_dict(config or {"max_new_tokens": 1000}),
-            seed=seed,
-            sample_index=sample_index,
-            draft_temperature=draft_temperature,
-            limits=wire_limits(Limits(window, window + run_ahead, max_nodes, confidence_threshold)),
-        )
-
-    async def open(self, session: int, token_ids: Sequence[int], **options: Any) -> TargetSession:
-        """Open a session; options as those of `open_message`."""
-        opened = self.open_message(session, token_ids, **options)
-        await self.send(draft_pb2.SpeculateRequest(opens=[opened]))
-        return self.sessions[session]
-
-    async def commit(
-        self,
-        session: int,
-        token_ids: Sequence[int],
-        *,
-        base_length: int | None = None,
-        limits: Limits | None = None,
-        known: bool = True,
-    ) -> TargetSession:
-        """Decide tokens; with `known=False` the target's own copy does not hear of it."""
-        own = self.sessions[session]
-        base = own.tree.committed_length if base_length is None else base_length
-        if known:
-            own.tree.commit(base, token_ids)
-        message = draft_pb2.Commit(session=session, base_length=base, token_ids=token_ids)
-        if limits is not None:
-            message.limits.CopyFrom(wire_limits(limits))
-        await self.send(draft_pb2.SpeculateRequest(commits=[message]))
-        return own
-
-    async def close(self, session: int) -> None:
-        del self.sessions[session]
-        await self.send(draft_pb2.SpeculateRequest(closes=[draft_pb2.Close(session=session)]))
-
-    async def close_unknown(self, session: int) -> None:
-        """Close a session that never was."""
-        await self.send(draft_pb2.SpeculateRequest(closes=[draft_pb2.Close(session=session)]))
-
-    async def until_ended(self) -> None:
-        """Wait until the drafter has ended the call."""
-        async with asyncio.timeout(TIMEOUT):
-            await self.ended.wait()
+    @property
+    def call(self) -> LinkCall:
+        return self.stream.call
 
     @property
     def welcome_drafter(self) -> draft_pb2.DrafterDescription:
@@ -284,78 +155,17 @@ class ScriptedTarget:
         assert self.welcome is not None
         return self.welcome.drafter
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the frames received so far make a condition true."""
-        async with asyncio.timeout(TIMEOUT), self._news:
-            await self._news.wait_for(lambda: condition() or self.ended.is_set())
-        assert condition(), f"the link ended before that: {self.error!r}"
+    async def hello(
+        self, *, version: int = PROTOCOL_VERSION, fingerprint: str = FINGERPRINT
+    ) -> draft_pb2.Welcome:
+        return await super().hello(version=version, fingerprint=fingerprint)
 
-    async def grown(self, session: int) -> list[int]:
-        """Wait until a session's growth is complete; returns its chain."""
-        own = self.sessions[session]
-        await self.until(lambda: own.complete)
-        return own.chain
-
-    async def settled(self, session: int) -> None:
-        """Wait until a session's growth is complete, or the drafter wants something of it."""
-        own = self.sessions[session]
-        await self.until(lambda: own.complete or bool(own.resyncs))
-
-    async def resynced(self, session: int, *, count: int = 1) -> draft_pb2.Resync:
-        """Wait for a session's resyncs; returns the last."""
-        own = self.sessions[session]
-        await self.until(lambda: len(own.resyncs) >= count)
-        return own.resyncs[-1]
-
-    async def disconnect(self) -> None:
-        """End the call as a target that dies would."""
-        self.call.cancel()
-        if self._reader is not None:
-            await self._reader
-
-    async def _read(self) -> None:
-        try:
-            while True:
-                frame: Any = await self.call.read()
-                if frame is grpc.aio.EOF:
-                    break
-                async with self._news:
-                    self._take(frame)
-                    self._news.notify_all()
-        except (grpc.aio.AioRpcError, asyncio.CancelledError, AssertionError) as error:
-            self.error = error
-        async with self._news:
-            self.ended.set()
-            self._news.notify_all()
-
-    def _take(self, frame: draft_pb2.SpeculateResponse) -> None:
-        assert not frame.HasField("welcome")
-        self.frames.append(frame)
-        for grow in frame.grows:
-            if (own := self.sessions.get(grow.session)) is None:
-                continue  # closed
-            arrays = (grow.node_ids, grow.parent_ids, grow.token_ids, grow.log_probs)
-            growth = own.tree.grow(
-                grow.base_length,
-                [Proposal(*node) for node in zip(*arrays, strict=True)],
-                vocab_size=self.vocab_size,
-                max_nodes=MAX_NODES,
-            )
-            assert growth.offences == 0, grow
-            own.grows.append(grow)
-        for resync in frame.resyncs:
-            if (own := self.sessions.get(resync.session)) is not None:
-                own.resyncs.append(resync)
-
-
-def wire_limits(limits: Limits) -> draft_pb2.Limits:
-    """Limits as a message."""
-    return draft_pb2.Limits(
-        window=limits.window,
-        depth=limits.depth,
-        max_nodes=limits.max_nodes,
-        confidence_threshold=limits.confidence_threshold,
-    )
+    async def failure(self) -> LinkEnded:
+        """What the link ends with."""
+        async with asyncio.timeout(TIMEOUT):
+            with pytest.raises(LinkEnded) as ended:
+                await self.stream.read()
+        return ended.value
 
 
 @asynccontextmanager

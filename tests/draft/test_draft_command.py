@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from draft.harness import TIMEOUT, target
+from draft.harness import target
 from draft.reference import Reference
+from outrider_conformance.target import TIMEOUT
 from outrider_draft.drafter import build
 from outrider_draft.settings import ModelSettings
 from outrider_runtime.errors import StartupError

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from draft.harness import MAX_NODES, ScriptedProposer, counting
+from draft.harness import ScriptedProposer, counting
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from outrider_conformance.target import MAX_NODES
 from outrider_draft.engine import DraftEngine
 from outrider_draft.lookup_proposer import LookupProposer
 from outrider_draft.proposer import Proposer

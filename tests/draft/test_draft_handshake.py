@@ -5,9 +5,9 @@ from __future__ import annotations
 import grpc
 import pytest
 from draft.harness import FINGERPRINT, ScriptedProposer, counting, draft_service, target
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from google.rpc import error_details_pb2, status_pb2
 from outrider.v1 import draft_pb2
+from outrider_conformance.streams import LinkEnded
 from outrider_contract.errors import DOMAIN, Reason
 from outrider_draft.handshake import check
 from outrider_draft.proposer import Description
@@ -19,10 +19,9 @@ MODEL = Description(
 )
 
 
-def reason_of(error: grpc.aio.AioRpcError) -> str:
+def reason_of(end: LinkEnded) -> str:
     """The ErrorInfo's reason."""
-    status = rpc_status.from_call(error)
-    assert status is not None
+    status = status_pb2.Status.FromString(dict(end.trailers)["grpc-status-details-bin"])
     info = error_details_pb2.ErrorInfo()
     assert any(detail.Unpack(info) for detail in status.details)
     assert info.domain == DOMAIN
@@ -45,9 +44,9 @@ async def test_a_version_outside_the_range_is_refused_with_the_range(version: in
         draft_service(ScriptedProposer(counting)) as drafter,
         target(drafter, hello=False) as scripted,
     ):
-        with pytest.raises(grpc.aio.AioRpcError, match="version") as refused:
+        with pytest.raises(LinkEnded, match="version") as refused:
             await scripted.hello(version=version)
-        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert refused.value.code is grpc.StatusCode.FAILED_PRECONDITION
         assert reason_of(refused.value) == Reason.PROTOCOL_MISMATCH
 
 
@@ -55,9 +54,9 @@ async def test_a_version_outside_the_range_is_refused_with_the_range(version: in
 async def test_a_model_refuses_another_tokenizer(fingerprint: str) -> None:
     proposer = ScriptedProposer(counting, description=MODEL)
     async with draft_service(proposer) as drafter, target(drafter, hello=False) as scripted:
-        with pytest.raises(grpc.aio.AioRpcError, match="tokenizer") as refused:
+        with pytest.raises(LinkEnded, match="tokenizer") as refused:
             await scripted.hello(fingerprint=fingerprint)
-        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert refused.value.code is grpc.StatusCode.FAILED_PRECONDITION
         assert reason_of(refused.value) == Reason.TOKENIZER_MISMATCH
         assert drafter.metrics.links_refused.labels(Reason.TOKENIZER_MISMATCH)._value.get() == 1
 
@@ -91,8 +90,8 @@ async def test_a_link_begins_with_a_hello_alone(first: draft_pb2.SpeculateReques
     ):
         await scripted.send(first)
         error = await scripted.failure()
-        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert "hello" in (error.details() or "")
+        assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "hello" in error.details
         assert drafter.service.worker.num_sessions == 0
 
 

@@ -10,8 +10,6 @@ from typing import Any
 import grpc
 import pytest
 from draft.harness import (
-    MAX_NODES,
-    TIMEOUT,
     RunningDrafter,
     ScriptedProposer,
     ScriptedTarget,
@@ -20,6 +18,8 @@ from draft.harness import (
     target,
 )
 from outrider.v1 import draft_pb2
+from outrider_conformance.streams import LinkEnded
+from outrider_conformance.target import MAX_NODES, TIMEOUT
 from outrider_contract.generation_config import from_json_dict
 from outrider_draft.link import MAX_FRAMES_AHEAD
 from outrider_draft.proposer import Outcome, Share
@@ -173,7 +173,7 @@ async def test_a_closed_session_is_forgotten() -> None:
         await scripted.open(1, [1])
         await scripted.grown(1)
         await scripted.close(1)
-        await scripted.close_unknown(99)
+        await scripted.close(99)
         scripted.open_message(1, [1])
         await scripted.commit(1, [2])
         assert (await scripted.resynced(1)).held_length == 0
@@ -550,9 +550,9 @@ async def test_a_drafter_that_drains_takes_no_new_links() -> None:
         await proposer.step_begins()
         stopping = asyncio.create_task(drafter.service.stop())
         async with target(drafter, hello=False) as late:
-            with pytest.raises(grpc.aio.AioRpcError) as refused:
+            with pytest.raises(LinkEnded) as refused:
                 await late.hello()
-            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert refused.value.code is grpc.StatusCode.UNAVAILABLE
         proposer.gate.release(10)
         async with asyncio.timeout(TIMEOUT):
             await stopping

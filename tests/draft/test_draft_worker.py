@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import grpc
 import pytest
-from draft.harness import TIMEOUT, ScriptedProposer, counting, draft_service, target
+from draft.harness import ScriptedProposer, counting, draft_service, target
+from outrider_conformance.target import TIMEOUT
 from outrider_draft import link as links
 from outrider_draft.link import Link, LinkClosed
 from outrider_draft.proposer import Outcome, Share

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from draft.harness import MAX_NODES
 from hypothesis import given
 from hypothesis import strategies as st
+from outrider_conformance.target import MAX_NODES
 from outrider_draft.growth import SHORT_CATCH_UP, age, plan
 from outrider_draft.session import Proposed, Session
 from outrider_draft.settings import StepSettings

@@ -6,9 +6,10 @@ import asyncio
 
 import grpc
 import pytest
-from draft.harness import TIMEOUT, ScriptedTarget, target
+from draft.harness import ScriptedTarget, target
 from draft.hostile import ATTACKS, AdversarialDrafter, Greeting, RandomDrafter, serving
 from outrider.v1 import draft_pb2
+from outrider_conformance.target import TIMEOUT
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 
 

@@ -1,0 +1,1 @@
+"""Our draft service for generation inside a process of transformers."""
