@@ -139,6 +139,7 @@ CAPABILITIES: dict[str, Capability] = {
         "default: the server's --num-assistant-tokens-schedule; the state is the request's own"
     ),
     "assistant_confidence_threshold": _honoured(
+        "each sequence moves its own, as in transformers with scikit-learn; "
         "default: the server's --assistant-confidence-threshold"
     ),
     "prompt_lookup_num_tokens": _honoured("drafts by prompt lookup, this many tokens a round"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from transformers import (
@@ -32,6 +35,28 @@ class Assisted(NamedTuple):
 
     token_ids: list[int]
     rounds: list[Round]
+    threshold: float
+    """The confidence threshold in the end."""
+
+
+def roc_curve(
+    labels: Sequence[int], scores: Sequence[float]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """False and true positive rates at each score as threshold: all that is used of scikit-learn's.
+
+    It leaves out points on straight lines, none of which is the first of the cheapest.
+    """
+    positive, probability = np.array(labels, dtype=bool), np.array(scores)
+    thresholds = np.unique(probability)[::-1]
+    proposed = probability[None, :] >= thresholds[:, None]  # [thresholds, samples]
+    return (
+        np.r_[0.0, proposed[:, ~positive].mean(axis=1)],
+        np.r_[0.0, proposed[:, positive].mean(axis=1)],
+        np.r_[np.inf, thresholds],
+    )
+
+
+METRICS = mock.Mock(roc_curve=roc_curve)
 
 
 class Reference:
@@ -84,12 +109,14 @@ class Reference:
         the request says.
         """
         rounds: list[Round] = []
+        thresholds = [threshold]
         generator = candidate_generator.AssistedCandidateGenerator
         original = generator.update_candidate_strategy
 
         def spy(self: Any, input_ids: Any, scores: Any, num_matches: Any) -> None:
             rounds.append(Round(scores.shape[1] - 1, int(num_matches)))
             original(self, input_ids, scores, num_matches)
+            thresholds.append(float(self.generation_config.assistant_confidence_threshold))
 
         settings: dict[str, Any] = {
             "num_assistant_tokens": num_assistant_tokens,
@@ -98,12 +125,13 @@ class Reference:
         }
         with (
             mock.patch.object(generator, "update_candidate_strategy", spy),
-            # With scikit-learn at hand transformers would move the threshold as it goes.
-            mock.patch.object(candidate_generator, "is_sklearn_available", return_value=False),
+            # With scikit-learn at hand transformers moves the threshold as it goes.
+            mock.patch.object(candidate_generator, "is_sklearn_available", return_value=True),
+            mock.patch.dict(sys.modules, {"sklearn": mock.Mock(), "sklearn.metrics": METRICS}),
             mock.patch.multiple(assistant.model.generation_config, **settings),
         ):
             token_ids = self._generate(prompt, options, assistant_model=assistant.model)
-        return Assisted(token_ids, rounds)
+        return Assisted(token_ids, rounds, thresholds[-1])
 
     def _generate(
         self, prompt: Sequence[int], options: Mapping[str, Any], **extras: Any

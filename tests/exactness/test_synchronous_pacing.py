@@ -71,9 +71,10 @@ def rounds_of(completion: Completion) -> list[Round]:
 
 def assert_same_rounds(
     where: Assistance, *, window: int, schedule: str, threshold: float, num_tokens: int
-) -> list[Round]:
-    """Serve the prompts both ways; returns all rounds."""
+) -> tuple[list[Round], set[float]]:
+    """Serve the prompts both ways; returns all rounds, and the thresholds in the end."""
     seen: list[Round] = []
+    thresholds: set[float] = set()
     for prompt in where.prompts:
         expected = where.reference.assisted(
             where.assistant,
@@ -93,9 +94,10 @@ def assert_same_rounds(
         assert completion.token_ids == expected.token_ids
         assert rounds_of(completion) == expected.rounds
         seen += expected.rounds
+        thresholds.add(expected.threshold)
     assert sum(one.num_candidates for one in seen) > 0
     assert sum(one.num_matches for one in seen) > 0
-    return seen
+    return seen, thresholds
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def assert_same_rounds(
 def test_a_tiny_pair_goes_round_as_in_transformers(
     tiny: Assistance, window: int, schedule: str, threshold: float
 ) -> None:
-    seen = assert_same_rounds(
+    seen, _ = assert_same_rounds(
         tiny, window=window, schedule=schedule, threshold=threshold, num_tokens=24
     )
     if schedule != "constant":
@@ -125,9 +127,10 @@ def test_a_tiny_pair_goes_round_as_in_transformers(
 def test_the_shipped_pair_goes_round_as_in_transformers(
     shipped: Assistance, window: int, schedule: str, threshold: float
 ) -> None:
-    assert_same_rounds(
-        shipped, window=window, schedule=schedule, threshold=threshold, num_tokens=24
+    _, thresholds = assert_same_rounds(
+        shipped, window=window, schedule=schedule, threshold=threshold, num_tokens=32
     )
+    assert (thresholds == {threshold}) == (threshold == 0.0), "it moves unless it is off"
 
 
 def test_an_accepted_end_of_sequence_token_is_counted_once_more_than_in_transformers(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from outrider_runtime.draft_tree import DraftTree, Limits
 
 from outrider_target.drafting.agreement import Agreement
+from outrider_target.drafting.confidence import ConfidenceThreshold
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.link_state import LinkState
 from outrider_target.drafting.patience import Question, RoundPace, decide, patience
@@ -56,6 +57,7 @@ class RemoteSession:
         self._told_length = 0  # so much of the sequence the drafter has heard of
         self.agreement = Agreement(agreement)
         """Of its drafts with what was decided."""
+        self._confidence = ConfidenceThreshold(request.speculation.confidence_threshold)
         self._window = 1
         self._asked: dict[int, float] = {}  # committed length told -> when, until answered
         self._complete_at = -1  # committed length for which the drafter has nothing more
@@ -78,7 +80,9 @@ class RemoteSession:
         """
         base_length = self._tree.committed_length
         path = self._tree.best_path(len(token_ids))
-        self.agreement.observe([node.token_id for node in path], token_ids)
+        draft = [node.token_id for node in path]
+        self.agreement.observe(draft, token_ids)
+        self._confidence.observe(draft, [node.log_prob for node in path], token_ids)
         if self._waiting and not self._answered and self.link is not None:
             self.link.pace.missed()  # the round gave up on it
         self._waiting = False
@@ -213,5 +217,5 @@ class RemoteSession:
             window=self._window,
             depth=self._window + speculation.run_ahead,
             max_nodes=MAX_NODES,
-            confidence_threshold=speculation.confidence_threshold,
+            confidence_threshold=self._confidence.value,
         )

@@ -602,7 +602,9 @@ class GenerationConfig(_message.Message):
     num_assistant_tokens_schedule: _builtins.str
     """"constant", "heuristic" or "heuristic_transient"."""
     assistant_confidence_threshold: _builtins.float
-    """Drafting stops after a token whose draft probability is below this, in [0, 1]. 0 is off."""
+    """Drafting stops after a token whose draft probability is below this, in [0, 1], at the start: as in transformers, each
+    sequence moves it by what became of its drafts. 0 is off.
+    """
     prompt_lookup_num_tokens: _builtins.int
     """Draft by prompt lookup, with this many tokens per round."""
     max_matching_ngram_size: _builtins.int
