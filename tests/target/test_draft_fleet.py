@@ -136,6 +136,75 @@ def test_sessions_go_to_the_least_loaded_link_and_move_when_it_goes_down(
     assert all(drafted(session, 3) == [] for session in sessions)
 
 
+def fail_to_answer(fleet: DraftFleet, link: FakeLink, session: DraftSession, token: int) -> None:
+    """A synchronous session waits in vain, and goes on."""
+    link.due.clear()
+    session.commit([token], window=3)
+    fleet.flush()
+
+
+def test_sessions_leave_a_link_that_hangs_in_mid_sequence(
+    fleet: DraftFleet, link: FakeLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    other = FakeLink(fleet, count_up)
+    session = open_session(fleet)
+    link.answer()
+    other.come_up()
+    for token in range(50, 54):
+        fail_to_answer(fleet, link, session, token)
+        clock[0] += 1.0
+    fleet.flush()
+    other.answer()
+    assert drafted(session, 3) == [54, 55, 56]
+    assert not link.sessions
+    # Where it is the only one left it has another chance.
+    other.go_down()
+    fleet.flush()
+    link.answer()
+    assert drafted(session, 3) == [54, 55, 56]
+
+
+def test_a_link_that_hung_is_tried_again(
+    fleet: DraftFleet, link: FakeLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    other = FakeLink(fleet, count_up)
+    first = open_session(fleet)
+    other.come_up()
+    for token in range(50, 54):
+        fail_to_answer(fleet, link, first, token)
+        clock[0] += 1.0
+    fleet.flush()
+    open_session(fleet)
+    assert (len(link.sessions), len(other.sessions)) == (0, 2)
+    clock[0] += 10.0
+    fleet.flush()
+    assert (len(link.sessions), len(other.sessions)) == (1, 1)
+
+
+def test_a_link_that_comes_back_takes_sessions_off_the_other_one_by_one(
+    fleet: DraftFleet, link: FakeLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    sessions = [open_session(fleet) for _ in range(8)]
+    link.answer()
+    other = FakeLink(fleet, count_up)
+    other.come_up()
+    held = []
+    for _ in range(6):
+        clock[0] += 1.0
+        fleet.flush()
+        held.append(len(other.sessions))
+        assert len(link.sessions) + len(other.sessions) == 8
+    assert held == [1, 2, 3, 3, 3, 3]
+    other.answer()
+    assert all(drafted(session, 3) == [13, 14, 15] for session in sessions)
+
+
 def test_a_link_that_comes_back_is_told_all_committed_tokens(
     fleet: DraftFleet, link: FakeLink
 ) -> None:

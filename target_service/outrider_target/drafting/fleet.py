@@ -1,17 +1,20 @@
 """All draft links, and the sessions spread over them.
 
-Sessions go to the least loaded link, move when it goes down, and are opened again when one comes
-up. All of it runs in the engine thread; the links themselves (`link`) live in the asyncio loop and
-meet it in two queues. Knows nothing of gRPC.
+Sessions go to the least loaded link, move when it goes down, no longer answers or is much more
+loaded than another, and are opened again when one comes up. All of it runs in the engine thread;
+the links themselves (`link`) live in the asyncio loop and meet it in two queues. Knows nothing of
+gRPC.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 
 import structlog
 
+from outrider_target.drafting import placement
 from outrider_target.drafting.agreement import SHARED_MEMORY, Agreement
 from outrider_target.drafting.link_state import LinkState
 from outrider_target.drafting.patience import LinkPace, RoundPace
@@ -32,6 +35,12 @@ log = structlog.get_logger()
 MAX_OFFENCES = 256
 """Broken proposals after which a link is closed."""
 
+_BALANCE_INTERVAL = 0.1
+"""Seconds between two moves of a session from one link to another."""
+
+_SILENCE_SECONDS = 5.0
+"""Seconds after which a link that was left because it did not answer may have a session again."""
+
 
 class DraftFleet:
     """All links to draft services, and the sessions spread over them."""
@@ -43,6 +52,7 @@ class DraftFleet:
         self.links: list[LinkState] = []
         self._sessions: dict[int, RemoteSession] = {}
         self._numbers = itertools.count(1)
+        self._balanced_at = 0.0
 
     def add_link(
         self,
@@ -101,6 +111,8 @@ class DraftFleet:
 
     def flush(self) -> None:
         """Send each link its updates of the round, as one frame."""
+        if len(self.links) > 1:
+            self._balance(time.monotonic())
         for link in self.links:
             if link.pending:
                 updates, link.pending = link.pending, []
@@ -111,8 +123,26 @@ class DraftFleet:
         candidates = [
             link for link in self.links if link.has_room and link.index not in session.refused_by
         ]
-        if candidates:
-            session.attach(min(candidates, key=lambda link: len(link.sessions)), window)
+        if (link := placement.choose(candidates)) is not None:
+            session.attach(link, window)
+
+    def _balance(self, now: float) -> None:
+        """Move a session at a time, so that a link that flaps never takes many with it."""
+        if now - self._balanced_at < _BALANCE_INTERVAL:
+            return
+        self._balanced_at = now
+        for link in self.links:
+            if link.pace.stalled and not link.sessions and now >= link.try_again_at:
+                link.pace.try_again()
+        if (move := placement.move(self.links)) is None:
+            return
+        move.source.try_again_at = now + _SILENCE_SECONDS
+        # The youngest has the least text to be read again.
+        session = move.source.sessions[max(move.source.sessions)]
+        if move.destination.index not in session.refused_by:
+            move.source.pending.append(CloseSession(session.number))
+            session.detach()
+            session.attach(move.destination)
 
     def _link_up(self, link: LinkState, event: LinkUp) -> None:
         link.up = True

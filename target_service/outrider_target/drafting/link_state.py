@@ -27,6 +27,8 @@ class LinkState:
     capacity: int = 0
     pace: LinkPace = field(default_factory=LinkPace)
     offences: int = 0
+    try_again_at: float = 0.0
+    """When, by `time.monotonic()`, it may be tried again after it did not answer."""
     sessions: dict[int, RemoteSession] = field(default_factory=dict)
     pending: list[Update] = field(default_factory=list)
 

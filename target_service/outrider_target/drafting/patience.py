@@ -60,6 +60,10 @@ class LinkPace:
         """Learn from a wait that ended without an answer."""
         self.unanswered += 1
 
+    def try_again(self) -> None:
+        """Take it for alive once more; one more wait in vain and it is not."""
+        self.unanswered = _SILENCE - 1
+
     def probe_is_due(self) -> bool:
         """Whether to wait although it does not pay, once in a while: the estimates grow old."""
         self.unwaited = (self.unwaited + 1) % _PROBE_INTERVAL
