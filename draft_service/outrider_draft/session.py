@@ -45,6 +45,8 @@ class Session:
     waited: int = 0
     """Steps that went by without the growth it wants."""
     _unsent: list[Node] = field(default_factory=list)
+    _steps_unsent: int = 0
+    """Steps that grew what was not sent yet."""
     _answer_owed: bool = True
     """The target was not told yet that growth is complete."""
 
@@ -137,15 +139,18 @@ class Session:
             self.tokens.append(token_id)
             self._unsent.append(node)
             added += 1
+        self._steps_unsent += added > 0
         return added
 
     def take_due(self) -> Grown | None:
         """What the target should be told now, if anything; it counts as told."""
         complete = self.room() == 0
-        if not (self._window_unsent() or (complete and (self._answer_owed or self._unsent))):
+        owed = complete and (self._answer_owed or self._unsent)
+        if not (owed or self._window_unsent() or self._ahead_unsent()):
             return None
         if complete:
             self._answer_owed = False
+        self._steps_unsent = 0
         first = self.chain[0].id if self.chain else ROOT
         proposals = [
             Proposal(
@@ -165,6 +170,14 @@ class Session:
         if self.below_window or not self._unsent:
             return False
         return self._unsent[0].id <= self.chain[self.limits.window - 1].id
+
+    def _ahead_unsent(self) -> bool:
+        """Whether the steps of another window went by, all of them beyond the present one.
+
+        What was run ahead helps only if it is there before the target's answer leaves, and nobody
+        knows when that is: so it is sent now and then, not at the end alone.
+        """
+        return not self.below_window and self._steps_unsent >= self.limits.window
 
     def _path_ended(self) -> bool:
         parameters = self.request.parameters

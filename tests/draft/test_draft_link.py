@@ -86,28 +86,27 @@ async def test_run_ahead_follows_the_window_and_survives_a_commit_that_agrees() 
     async with draft_service(ScriptedProposer(counting)) as drafter, target(drafter) as scripted:
         session = await scripted.open(1, [1], window=3, run_ahead=5)
         assert await scripted.grown(1) == [2, 3, 4, 5, 6, 7, 8, 9]
-        window, ahead = session.grows
-        assert (list(window.token_ids), window.complete) == ([2, 3, 4], False)
-        assert (list(ahead.token_ids), ahead.complete) == ([5, 6, 7, 8, 9], True)
+        sent = [(list(grow.token_ids), grow.complete) for grow in session.grows]
+        assert sent == [([2, 3, 4], False), ([5, 6, 7], False), ([8, 9], True)]
         await scripted.commit(1, [2, 3, 4, 5])
         assert session.chain == [6, 7, 8, 9]  # there already, before any answer
         assert await scripted.grown(1) == [6, 7, 8, 9, 10, 11, 12, 13]
-        assert [t for grow in session.grows[2:] for t in grow.token_ids] == [10, 11, 12, 13]
+        assert [t for grow in session.grows[3:] for t in grow.token_ids] == [10, 11, 12, 13]
 
 
 async def test_run_ahead_that_was_not_sent_before_a_commit_is_sent_after_it() -> None:
     proposer = Gated()
     async with draft_service(proposer) as drafter, target(drafter) as scripted:
-        session = await scripted.open(1, [1], window=1, run_ahead=4)
-        for _ in range(3):
+        session = await scripted.open(1, [1], window=3, run_ahead=4)
+        for _ in range(5):
             await proposer.step_begins()
             proposer.gate.release()
-        await proposer.step_begins()  # 2 was sent; 3 and 4 are in the tree, 5 is on its way
-        await scripted.until(lambda: session.chain == [2])
-        await scripted.commit(1, [2])
+        await proposer.step_begins()  # 2 to 4 were sent; 5 and 6 are in the tree, 7 is on its way
+        await scripted.until(lambda: session.chain == [2, 3, 4])
+        await scripted.commit(1, [2, 3])
         await drafter.until(lambda: drafter.service.worker.num_waiting == 1)  # it has arrived
         proposer.gate.release(10)
-        assert await scripted.grown(1) == [3, 4, 5, 6, 7]
+        assert await scripted.grown(1) == [4, 5, 6, 7, 8, 9, 10]
 
 
 async def test_a_commit_that_overtakes_a_step_takes_effect_in_the_next() -> None:

@@ -167,7 +167,9 @@ class RemoteSession:
         if self._synchronous:
             return Question(ask=True, wait=True)
         alone = rival is None
-        at_hand = rival or 0.0
+        # What was run ahead and survived is there as well, and may be worth verifying at once.
+        survived = len(self._tree.best_path(self._window))
+        at_hand = max(rival or 0.0, self.agreement.expected_accepted(survived))
         # Going on at once brings 1 + at_hand tokens in a round, waiting 1 + accepted in a round and
         # the wait: the rates are equal at this wait.
         gain = self.agreement.accepted_per_draft - at_hand
@@ -201,7 +203,8 @@ class RemoteSession:
         link.pending.append(update)
         now = time.monotonic()
         self._told_length = self._tree.committed_length
-        if isinstance(update, CommitTokens):  # reading a whole prompt says nothing about the pace
+        # Reading a whole prompt says nothing about the pace, nor does what was run ahead.
+        if isinstance(update, CommitTokens) and not self._answered:
             self._asked[self._told_length] = now
         if len(self._asked) > _MAX_UNANSWERED:
             self._asked.pop(next(iter(self._asked)))
