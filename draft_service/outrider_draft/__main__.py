@@ -15,10 +15,12 @@ from outrider_runtime.prompt_lookup import LookupRule
 from outrider_runtime.server import ServerSettings
 from outrider_runtime.settings import (
     ApiKey,
+    ApiKeysFile,
     ConfigFile,
     Format,
     Grace,
     Host,
+    Insecure,
     KernelsOnCpu,
     Level,
     MetricsPort,
@@ -113,6 +115,8 @@ def serve(
     ssl_certfile: SslCertfile = None,
     ssl_ca_certs: SslCaCerts = None,
     api_key: ApiKey = None,
+    api_keys_file: ApiKeysFile = None,
+    insecure: Insecure = False,
     grace: Grace = 30.0,
     metrics_port: MetricsPort = None,
     log_level: Level = LogLevel.INFO,
@@ -152,6 +156,8 @@ def serve(
                 ssl_certfile=ssl_certfile,
                 ssl_ca_certs=ssl_ca_certs,
                 api_key=api_key,
+                api_keys_file=api_keys_file,
+                insecure=insecure,
                 grace_seconds=grace,
             ),
             sessions=SessionSettings(

@@ -7,7 +7,6 @@ it. Knows nothing of what the services do.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,9 +20,11 @@ from outrider_contract.errors import Reason
 from outrider_contract.metadata import AUTHORIZATION, BEARER_PREFIX, REQUEST_ID
 
 from outrider_runtime import health
+from outrider_runtime.callers import CallerKeys
 from outrider_runtime.errors import InternalError, InvalidRequest, OutriderError, Unauthenticated
 from outrider_runtime.request_context import (
     choose_request_id,
+    set_caller,
     set_request_id,
     text_metadata,
     trace_of,
@@ -52,7 +53,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     - The request id (the message's own, the `x-request-id` metadata, or a new one) goes into the
       log context and back as initial metadata.
-    - With an API key, every service but the open ones demands `authorization: Bearer KEY`.
+    - With keys, every service but the open ones demands `authorization: Bearer KEY`. Whose key it
+      is, or else whose certificate, goes into the log context.
     - `OutriderError` ends the call with its rich status. Anything else ends it with INTERNAL, the
       request id and nothing more, and is logged with its traceback. Cancellation passes.
     - Bytes that are no message end the call with INVALID_ARGUMENT; grpc.aio itself would answer
@@ -63,12 +65,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(
         self,
+        keys: CallerKeys | None = None,
         *,
-        api_key: str | None = None,
         open_services: frozenset[str] = frozenset({health.SERVICE_NAME}),
         observe: CallObserver | None = None,
     ) -> None:
-        self._api_key = api_key
+        self._keys = keys or CallerKeys()
         self._open_services = open_services
         self._observe = observe
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
@@ -146,9 +148,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         code = grpc.StatusCode.OK
         try:
             await context.send_initial_metadata(((REQUEST_ID, request_id),))
-            if not self._authorized(method, metadata):
+            if (caller := self._caller(method, metadata, context)) is None:
                 await _first_message(request)
                 raise Unauthenticated
+            set_caller(caller)
+            if caller:
+                structlog.contextvars.bind_contextvars(caller=caller)
             yield
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
@@ -167,12 +172,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if self._observe is not None:
                 self._observe(method, code, time.monotonic() - started)
 
-    def _authorized(self, method: str, metadata: dict[str, str]) -> bool:
+    def _caller(self, method: str, metadata: dict[str, str], context: Context) -> str | None:
+        """Who calls, by key, else by certificate; empty: anybody; None: somebody who may not."""
         service = method.strip("/").partition("/")[0]
-        if self._api_key is None or service in self._open_services:
-            return True
-        expected = f"{BEARER_PREFIX}{self._api_key}".encode()
-        return hmac.compare_digest(metadata.get(AUTHORIZATION, "").encode(), expected)
+        if service in self._open_services:
+            return ""
+        if not self._keys.required:
+            names = context.auth_context().get("x509_common_name", ())
+            return next((name.decode(errors="replace") for name in names), "")
+        sent = metadata.get(AUTHORIZATION, "")
+        if not sent.startswith(BEARER_PREFIX):
+            return None
+        return self._keys.name_of(sent.removeprefix(BEARER_PREFIX))
 
 
 async def _first_message(request: object) -> None:

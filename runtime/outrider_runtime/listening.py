@@ -1,4 +1,4 @@
-"""Whether a server can listen where it is told to, and with which credentials.
+"""Whether a server can listen where it is told to, and whether it should.
 
 Says why not in one line, before gRPC says so in many. Knows nothing of servers.
 """
@@ -6,11 +6,8 @@ Says why not in one line, before gRPC says so in many. Knows nothing of servers.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
-import ssl
-from pathlib import Path
-
-import grpc
 
 from outrider_runtime.errors import StartupError
 
@@ -41,52 +38,25 @@ def check_address(host: str, port: int) -> None:
         raise StartupError(_bind_failure(host, port, error)) from None
 
 
-def server_credentials(
-    key: Path | None, certificate: Path | None, authorities: Path | None
-) -> grpc.ServerCredentials | None:
-    """TLS credentials of a server; None for plaintext.
-
-    Args:
-        key: Private key, PEM.
-        certificate: Certificate chain, PEM.
-        authorities: Authorities of client certificates, PEM. When given, clients must have one.
+def check_exposure(host: str, *, encrypted: bool, insecure: bool) -> None:
+    """Refuses to listen to other machines in the clear, unless that is meant.
 
     Raises:
-        StartupError: One of key and certificate is missing, or a file is not what it should be.
+        StartupError: It is neither meant nor harmless.
     """
-    if key is None and certificate is None:
-        if authorities is not None:
-            raise StartupError("--ssl-ca-certs needs --ssl-keyfile and --ssl-certfile")
-        return None
-    if key is None or certificate is None:
-        raise StartupError("--ssl-keyfile and --ssl-certfile go together")
-    key_bytes, certificate_bytes = _read(key), _read(certificate)
-    authority_bytes = _read(authorities) if authorities is not None else None
-    # gRPC takes anything and fails at the first handshake; OpenSSL says at once.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(certificate, key)
-    except (ssl.SSLError, OSError):
-        raise StartupError(
-            f"{certificate} and {key} are not a certificate in PEM form and its private key"
-        ) from None
-    try:
-        if authorities is not None:
-            context.load_verify_locations(authorities)
-    except (ssl.SSLError, OSError):
-        raise StartupError(f"{authorities} does not hold certificates in PEM form") from None
-    return grpc.ssl_server_credentials(
-        [(key_bytes, certificate_bytes)],
-        root_certificates=authority_bytes,
-        require_client_auth=authority_bytes is not None,
+    if encrypted or insecure or _is_loopback(host):
+        return
+    raise StartupError(
+        f"{host} is not a loopback address, and without TLS texts and keys would cross the network "
+        "in the clear; give --ssl-keyfile and --ssl-certfile, or --insecure if that is meant"
     )
 
 
-def _read(path: Path) -> bytes:
+def _is_loopback(host: str) -> bool:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StartupError(f"cannot read {path}: {error.strerror}") from None
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _bind_failure(host: str, port: int, error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""Who is calling: the request id and trace of the call that the current task serves.
+"""Who is calling: the caller, the request id and the trace of the call that the task serves.
 
 Kept in context variables, which asyncio tasks inherit and the engine's thread does not: what
 crosses over takes the id along. Knows nothing of gRPC but the keys of its metadata.
@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from outrider_contract.metadata import REQUEST_ID, TRACEPARENT, is_request_id
 
 _REQUEST_ID: ContextVar[str] = ContextVar("outrider_request_id")
+_CALLER: ContextVar[str] = ContextVar("outrider_caller", default="")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 
 
@@ -25,6 +26,16 @@ def current_request_id() -> str | None:
 def set_request_id(request_id: str) -> None:
     """Names the request of the current task and of those it starts."""
     _REQUEST_ID.set(request_id)
+
+
+def current_caller() -> str:
+    """Name of who called: of the key, else of the certificate. Empty: it could be anybody."""
+    return _CALLER.get()
+
+
+def set_caller(caller: str) -> None:
+    """Names who called what the current task serves, and the tasks it starts."""
+    _CALLER.set(caller)
 
 
 def choose_request_id(request: object, metadata: Mapping[str, str]) -> str:

@@ -18,9 +18,11 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from outrider_runtime import health
+from outrider_runtime.callers import CallerKeys
+from outrider_runtime.certificates import server_credentials
 from outrider_runtime.errors import StartupError
 from outrider_runtime.interceptors import CallInterceptor, CallObserver
-from outrider_runtime.listening import check_address, join_address, server_credentials
+from outrider_runtime.listening import check_address, check_exposure, join_address
 
 Register = Callable[[grpc.aio.Server], None]
 
@@ -63,6 +65,10 @@ class ServerSettings:
     """Authorities of client certificates, PEM. When given, every client must have one."""
     api_key: str | None = None
     """What callers must send as `authorization: Bearer KEY`. Health checks go without."""
+    api_keys_file: Path | None = None
+    """More such keys, with the names of who has them: see `callers`."""
+    insecure: bool = False
+    """Whether to listen to other machines without TLS."""
     grace_seconds: float = 30
     """How long running calls may go on after the server was told to stop."""
 
@@ -74,6 +80,9 @@ class GrpcServer:
         settings: Where and how to listen.
         services: Full name of each service, and what registers its servicer.
         observe: Told of every call that ended.
+
+    Raises:
+        StartupError: The file with keys is no good.
     """
 
     def __init__(
@@ -85,7 +94,8 @@ class GrpcServer:
     ) -> None:
         self._settings = settings
         self._services = services
-        self._interceptor = CallInterceptor(api_key=settings.api_key, observe=observe)
+        keys = CallerKeys(settings.api_key, settings.api_keys_file)
+        self._interceptor = CallInterceptor(keys, observe=observe)
         self._health = health.HealthServicer(name for name, _ in services)
         self._server: grpc.aio.Server | None = None
 
@@ -101,13 +111,15 @@ class GrpcServer:
             The bound port.
 
         Raises:
-            StartupError: The port is taken, the host is not ours, or the TLS files are no good.
+            StartupError: The port is taken, the host is not ours, the TLS files are no good, or
+                there are none and other machines could listen in.
         """
         settings = self._settings
         credentials = server_credentials(
             settings.ssl_keyfile, settings.ssl_certfile, settings.ssl_ca_certs
         )
         check_address(settings.host, settings.port)
+        check_exposure(settings.host, encrypted=credentials is not None, insecure=settings.insecure)
         server = grpc.aio.server(interceptors=(self._interceptor,), options=_OPTIONS)
         for _, register in self._services:
             register(server)

@@ -107,6 +107,14 @@ ApiKey = Annotated[
     str | None,
     flag("--api-key", "Key that callers must send. Better set through OUTRIDER_API_KEY."),
 ]
+ApiKeysFile = Annotated[
+    Path | None,
+    flag("--api-keys-file", "More keys: lines NAME KEY, several for a name; read when it changes."),
+]
+Insecure = Annotated[
+    bool,
+    flag("--insecure", "Listen to other machines without TLS: all is sent in the clear."),
+]
 Grace = Annotated[
     float,
     flag("--grace", "Seconds that running calls may go on after SIGTERM.", min=0),

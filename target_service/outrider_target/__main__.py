@@ -12,10 +12,12 @@ from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.server import ServerSettings
 from outrider_runtime.settings import (
     ApiKey,
+    ApiKeysFile,
     ConfigFile,
     Format,
     Grace,
     Host,
+    Insecure,
     KernelsOnCpu,
     Level,
     MetricsPort,
@@ -143,6 +145,13 @@ def serve(
         Path | None,
         flag("--draft-ca-certs", "Authorities of the drafters' certificates, PEM; then TLS."),
     ] = None,
+    draft_ssl_keyfile: Annotated[
+        Path | None,
+        flag("--draft-ssl-keyfile", "Private key for drafters that ask for a certificate, PEM."),
+    ] = None,
+    draft_ssl_certfile: Annotated[
+        Path | None, flag("--draft-ssl-certfile", "Certificate chain for those drafters, PEM.")
+    ] = None,
     draft_api_key: Annotated[
         str | None, flag("--draft-api-key", "Key that the draft services ask for.")
     ] = None,
@@ -154,6 +163,8 @@ def serve(
     ssl_certfile: SslCertfile = None,
     ssl_ca_certs: SslCaCerts = None,
     api_key: ApiKey = None,
+    api_keys_file: ApiKeysFile = None,
+    insecure: Insecure = False,
     grace: Grace = 30,
     metrics_port: MetricsPort = None,
     log_level: Level = logs.LogLevel.INFO,
@@ -182,6 +193,8 @@ def serve(
             ssl_certfile=ssl_certfile,
             ssl_ca_certs=ssl_ca_certs,
             api_key=api_key,
+            api_keys_file=api_keys_file,
+            insecure=insecure,
             grace_seconds=grace,
         ),
         batch=BatchSettings(
@@ -200,7 +213,9 @@ def serve(
             draft_timeout_ms=draft_timeout_ms,
         ),
         drafts=tuple(draft or ()),
-        draft_ca_certs=None if draft_ca_certs is None else str(draft_ca_certs),
+        draft_ca_certs=draft_ca_certs,
+        draft_ssl_keyfile=draft_ssl_keyfile,
+        draft_ssl_certfile=draft_ssl_certfile,
         draft_api_key=draft_api_key,
         plugins=tuple(plugin or ()),
         metrics_port=metrics_port,

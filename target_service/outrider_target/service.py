@@ -7,12 +7,12 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import grpc
 import structlog
 import torch
 from outrider.v1 import draft_pb2, generation_pb2_grpc
+from outrider_runtime.certificates import ChannelCertificates
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 from outrider_runtime.errors import StartupError
 from outrider_runtime.listening import check_address, join_address
@@ -179,6 +179,7 @@ class TargetService:
         )
         print_of_tokenizer = fingerprint(text.tokenizer) if text.tokenizer else ""
         fleet = DraftFleet(vocab_size=loaded.vocab_size, round_pace=round_pace)
+        certificates = _draft_certificates(settings)
         links = [
             DraftLink(
                 address,
@@ -188,7 +189,7 @@ class TargetService:
                     model_id=loaded.name,
                     vocab_size=loaded.vocab_size,
                 ),
-                credentials=_draft_credentials(settings),
+                certificates=certificates,
                 api_key=settings.draft_api_key,
             )
             for address in settings.drafts
@@ -279,12 +280,10 @@ def _served_model(
     )
 
 
-def _draft_credentials(settings: TargetSettings) -> grpc.ChannelCredentials | None:
+def _draft_certificates(settings: TargetSettings) -> ChannelCertificates | None:
+    key, certificate = settings.draft_ssl_keyfile, settings.draft_ssl_certfile
     if settings.draft_ca_certs is None:
+        if key is not None or certificate is not None:
+            raise StartupError("--draft-ssl-keyfile and --draft-ssl-certfile need --draft-ca-certs")
         return None
-    try:
-        return grpc.ssl_channel_credentials(Path(settings.draft_ca_certs).read_bytes())
-    except OSError as error:
-        raise StartupError(
-            f"cannot read --draft-ca-certs {settings.draft_ca_certs}: {error.strerror}"
-        ) from None
+    return ChannelCertificates(settings.draft_ca_certs, key, certificate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.server import ServerSettings
@@ -111,8 +112,12 @@ class TargetSettings:
     drafts: tuple[str, ...] = ()
     """Addresses of draft services."""
 
-    draft_ca_certs: str | None = None
+    draft_ca_certs: Path | None = None
     """Authorities of the draft services' certificates, PEM; None: plaintext."""
+    draft_ssl_keyfile: Path | None = None
+    """Private key for draft services that ask for a certificate, PEM."""
+    draft_ssl_certfile: Path | None = None
+    """Certificate chain for those, PEM."""
 
     draft_api_key: str | None = None
     """API key of the draft services."""

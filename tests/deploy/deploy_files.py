@@ -60,12 +60,17 @@ def manifests() -> list[dict[str, Any]]:
 
 
 def options(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Command-line arguments as flags and their values, `--a=b` and `--a b` alike."""
+    """Command-line arguments as flags and their values, `--a=b` and `--a b` alike.
+
+    A flag without a value has an empty one.
+    """
     found: dict[str, list[str]] = {}
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    for flag, value in zip(words[::2], words[1::2], strict=True):
+    while words:
+        flag = words.pop(0)
         assert flag.startswith("--"), flag
-        found.setdefault(flag, []).append(value)
+        has_value = words and not words[0].startswith("--")
+        found.setdefault(flag, []).append(words.pop(0) if has_value else "")
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import grpc
 from outrider.v1 import draft_pb2, generation_pb2
 from outrider_runtime.errors import InvalidRequest, Overloaded
-from outrider_runtime.request_context import current_request_id
+from outrider_runtime.request_context import current_caller, current_request_id
 from outrider_runtime.server import GrpcServer, ServerSettings
 from prometheus_client import CollectorRegistry
 
@@ -22,12 +22,14 @@ class EchoGeneration:
 
     def __init__(self) -> None:
         self.seen_ids: list[str | None] = []
+        self.seen_callers: list[str] = []
         self.closed = asyncio.Event()
         self.started = asyncio.Event()
         self.release = asyncio.Event()
 
     async def Tokenize(self, request: Any, context: Any) -> generation_pb2.TokenizeResponse:
         self.seen_ids.append(current_request_id())
+        self.seen_callers.append(current_caller())
         self.started.set()
         await self._behave(request.text, context)
         return generation_pb2.TokenizeResponse(token_ids=[len(request.text)])
@@ -36,6 +38,7 @@ class EchoGeneration:
         self, request: Any, context: Any
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         self.seen_ids.append(current_request_id())
+        self.seen_callers.append(current_caller())
         try:
             yield _chunk("")
             self.started.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from outrider.v1 import draft_pb2, draft_pb2_grpc, generation_pb2, generation_pb2_grpc
 from outrider_contract.errors import DOMAIN, Reason
+from outrider_runtime.callers import CallerKeys
 from outrider_runtime.interceptors import CallInterceptor
 from outrider_runtime.server import ServerSettings
 from runtime.echo_service import DRAFT, GENERATION, Echo
@@ -244,7 +246,7 @@ async def test_a_handler_that_cannot_be_surrounded_is_not_served() -> None:
 
     details: Any = SimpleNamespace(method="/a.B/C")
     with pytest.raises(TypeError, match=r"/a\.B/C"):
-        await CallInterceptor(api_key="key").intercept_service(continuation, details)
+        await CallInterceptor(CallerKeys("key")).intercept_service(continuation, details)
 
 
 class TestWithApiKey:
@@ -293,6 +295,42 @@ class TestWithAsciiApiKey:
         assert list((await tokenize(echo, "abc", metadata=metadata)).token_ids) == [3]
         assert await generate(echo, "abc", metadata=metadata) == "abc"
         assert await speculate(echo, 4, metadata=metadata) == [4]
+
+
+class TestWithKeysOfSeveralCallers:
+    """Handlers know who calls."""
+
+    @pytest.fixture
+    async def settings(self, tmp_path: Path) -> ServerSettings:
+        keys = tmp_path / "keys"
+        keys.write_text(
+            "alice the-key-of-alice-1\nalice the-key-of-alice-2\nbob the-key-of-bob-333\n"
+        )
+        return ServerSettings(api_keys_file=keys)
+
+    @pytest.mark.parametrize(
+        ("key", "caller"),
+        [
+            ("the-key-of-alice-1", "alice"),
+            ("the-key-of-alice-2", "alice"),
+            ("the-key-of-bob-333", "bob"),
+        ],
+    )
+    async def test_a_handler_knows_whose_key_it_was(
+        self, echo: Echo, key: str, caller: str
+    ) -> None:
+        await tokenize(echo, "abc", metadata=(("authorization", f"Bearer {key}"),))
+        assert echo.generation.seen_callers == [caller]
+
+    async def test_no_key_is_nobody(self, echo: Echo) -> None:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await tokenize(echo, "abc", metadata=(("authorization", "Bearer alice"),))
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_without_keys_anybody_calls(echo: Echo) -> None:
+    await tokenize(echo, "abc", metadata=(("authorization", "Bearer whatever"),))
+    assert echo.generation.seen_callers == [""]
 
 
 def _bytes(value: str | bytes) -> bytes:

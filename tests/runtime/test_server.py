@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from outrider.v1 import generation_pb2, generation_pb2_grpc
 from outrider_runtime.errors import StartupError
+from outrider_runtime.listening import check_exposure
 from outrider_runtime.server import GrpcServer, ServerSettings, run_until_signalled
 from runtime.echo_service import DRAFT, GENERATION, Echo, EchoGeneration, echo_server
 
@@ -336,3 +337,24 @@ async def test_tls_files_that_are_no_good_are_one_clear_line(
 ) -> None:
     paths: dict[str, Any] = {name: CERTIFICATES / file for name, file in files.items()}
     assert said in await refusal(ServerSettings(**paths))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_other_machines_are_not_listened_to_in_the_clear_by_accident(host: str) -> None:
+    assert "--insecure" in await refusal(ServerSettings(host=host))
+
+
+@pytest.mark.parametrize(
+    ("host", "encrypted", "insecure"),
+    [
+        ("127.0.0.1", False, False),
+        ("::1", False, False),
+        ("localhost", False, False),
+        ("0.0.0.0", False, True),
+        ("0.0.0.0", True, False),
+    ],
+)
+def test_what_is_harmless_or_meant_is_listened_to(
+    host: str, encrypted: bool, insecure: bool
+) -> None:
+    check_exposure(host, encrypted=encrypted, insecure=insecure)  # does not raise

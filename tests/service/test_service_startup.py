@@ -254,13 +254,22 @@ VALUES = {
     "--num-assistant-tokens-schedule": ("constant", "heuristic", "heuristic_transient"),
     "--assistant-confidence-threshold": (0.1, 0.2, 0.3),
     "--grace": (1.0, 2.0, 3.0),
+    "--insecure": (True, False, True),
     "--log-level": ("debug", "warning", "error"),
     "--log-format": ("json", "console", "json"),
     **{
         name: (Path("a"), Path("b"), Path("c"))
-        for name in ("--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs")
+        for name in (
+            "--ssl-keyfile",
+            "--ssl-certfile",
+            "--ssl-ca-certs",
+            "--api-keys-file",
+            "--draft-ca-certs",
+            "--draft-ssl-keyfile",
+            "--draft-ssl-certfile",
+        )
     },
-    **dict.fromkeys(("--draft-ca-certs", "--draft-api-key", "--api-key"), ("a", "b", "c")),
+    **dict.fromkeys(("--draft-api-key", "--api-key"), ("a", "b", "c")),
 }
 ELSEWHERE = ("--log-level", "--log-format")
 """Flags that are about the process and no part of the settings."""
@@ -300,7 +309,8 @@ def test_flag_wins_over_environment_over_file_over_default(
     def value(*arguments: str, **variables: str) -> object:
         return found(settings(*model, *arguments, environment=variables), name)
 
-    by_file, by_flag = ("--config", str(file)), (name, str(in_flag))
+    by_file = ("--config", str(file))
+    by_flag = (name,) if isinstance(in_flag, bool) else (name, str(in_flag))
     by_environment = {variable: str(in_environment)}
     assert value(*by_file) == as_found(name, in_file)
     assert value(*by_file, **by_environment) == as_found(name, in_environment)

@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 import structlog
 from outrider.v1 import draft_pb2, draft_pb2_grpc
+from outrider_runtime.certificates import ChannelCertificates
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION, is_supported
 
 from outrider_target.drafting import wire
@@ -72,7 +73,7 @@ class DraftLink:
         address: str,
         hello: draft_pb2.Hello,
         *,
-        credentials: grpc.ChannelCredentials | None = None,
+        certificates: ChannelCertificates | None = None,
         api_key: str | None = None,
     ) -> None:
         self.address = address
@@ -80,7 +81,7 @@ class DraftLink:
         self.reason = "not connected yet"
         self.kind = ""
         self._hello = hello
-        self._credentials = credentials
+        self._certificates = certificates
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else None
         self._loop = asyncio.get_running_loop()
         self._frames: asyncio.Queue[draft_pb2.SpeculateRequest] = asyncio.Queue()
@@ -236,9 +237,10 @@ class DraftLink:
             self._report(LinkDown(self._index, reason))
 
     def _channel(self) -> grpc.aio.Channel:
-        if self._credentials is None:
+        if self._certificates is None:
             return grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.address, self._credentials, options=_CHANNEL_OPTIONS)
+        credentials = self._certificates.credentials()
+        return grpc.aio.secure_channel(self.address, credentials, options=_CHANNEL_OPTIONS)
 
 
 _FATAL = frozenset(
