@@ -48,6 +48,10 @@ soak: kernels node-peers ## Run the load and chaos suites, some minutes each
 bench: kernels ## Compare with transformers on the shipped pair; prints a table, writes JSON
 	$(BIN)/python -m benchmarks.compare
 
+.PHONY: bench-links
+bench-links: kernels ## Compare pacings of drafts over slow links with a slowed target; prints tables, writes JSON
+	$(BIN)/python -m benchmarks.links
+
 .PHONY: check
 check: lint type proto-check field-table-check ## Everything that is checked without running: lint, types, contract, imports
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 import transformers
-from outrider_client import Client, GenerationConfig, SpeculationConfig
+from outrider_client import Client, Completion, GenerationConfig, SpeculationConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -117,17 +117,9 @@ class Outrider:
         config = GenerationConfig(max_new_tokens=work.new_tokens, do_sample=work.sampled)
         if work.sampled:
             config.top_p = 0.9
-        started = time.perf_counter()
-        with ThreadPoolExecutor(work.streams) as pool:
-            completions = list(
-                pool.map(
-                    lambda prompt: self.client.generate(
-                        prompt, config, seed=7, speculation=self.speculation
-                    ),
-                    work.prompts,
-                )
-            )
-        seconds = time.perf_counter() - started
+        completions, seconds = generate_together(
+            self.client, work.prompts, config, self.speculation, streams=work.streams
+        )
         drafted = sum(c.speculation.num_draft_tokens for c in completions)
         accepted = sum(c.speculation.num_accepted_tokens for c in completions)
         by_drafter: Counter[str] = Counter()
@@ -141,6 +133,26 @@ class Outrider:
             [tuple(c.token_ids) for c in completions],
             dict(by_drafter),
         )
+
+
+def generate_together(
+    client: Client,
+    prompts: Sequence[str],
+    config: GenerationConfig,
+    speculation: SpeculationConfig | None,
+    *,
+    streams: int,
+) -> tuple[list[Completion], float]:
+    """Completions of all prompts, so many at a time, and the seconds they took."""
+    started = time.perf_counter()
+    with ThreadPoolExecutor(streams) as pool:
+        completions = list(
+            pool.map(
+                lambda prompt: client.generate(prompt, config, seed=7, speculation=speculation),
+                prompts,
+            )
+        )
+    return completions, time.perf_counter() - started
 
 
 def fastest_transformers_threads(contender: Transformers, work: Workload) -> int:
