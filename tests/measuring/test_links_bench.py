@@ -18,22 +18,18 @@ def deployment(agreement: float, window: int, *, round_trip_ms: float) -> Deploy
 
 
 @pytest.mark.parametrize(
-    ("agreement", "round_trip_ms", "synchronous", "run_ahead"),
-    [
-        (0.7, 0.2, 2.12, 2.19),
-        (0.7, 10, 1.71, 1.80),
-        (0.85, 0.2, 3.16, 3.43),
-        (0.85, 10, 2.65, 2.94),
-    ],
+    ("agreement", "round_trip_ms", "best"), [(0.8, 0, 7), (0.7, 0, 5), (0.9, 0, 12), (0.8, 50, 10)]
 )
-def test_the_model_gives_known_values_at_the_best_window(
-    agreement: float, round_trip_ms: float, synchronous: float, run_ahead: float
+def test_the_best_window_is_the_known_one(
+    agreement: float, round_trip_ms: float, best: int
 ) -> None:
-    """Forwards of 30 ms, steps of drafting of 2 ms."""
-    known = [deployment(agreement, g, round_trip_ms=round_trip_ms) for g in range(1, 20)]
-    assert max(map(link_model.synchronous, known)) == pytest.approx(synchronous, abs=0.01)
-    best = max(link_model.prepared(of, hit_rate=link_model.run_ahead_hit_rate(of)) for of in known)
-    assert best == pytest.approx(run_ahead, rel=0.04)
+    """As the optimum in closed form (by Lambert's W) has it, for the same times."""
+    windows = range(1, 30)
+    speeds = [
+        link_model.synchronous(deployment(agreement, window, round_trip_ms=round_trip_ms))
+        for window in windows
+    ]
+    assert windows[speeds.index(max(speeds))] == best
 
 
 def test_what_is_prepared_costs_no_time_on_the_link_as_long_as_it_fits_into_a_forward() -> None:
@@ -56,7 +52,7 @@ def test_a_line_delays_each_way_and_keeps_the_order() -> None:
         threading.Thread(target=echo, daemon=True).start()
         with (
             SlowLine(f"127.0.0.1:{listener.getsockname()[1]}") as line,
-            socket.create_connection(tuple(line.address.rsplit(":", 1))) as near,
+            socket.create_connection(("127.0.0.1", int(line.address.split(":")[1]))) as near,
         ):
             near.settimeout(20)
             line.delay = 0.05
