@@ -11,6 +11,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 import grpc
@@ -61,6 +62,27 @@ class LinkStatus(Enum):
     REFUSED = "refused"
 
 
+@dataclass(slots=True)
+class LinkTraffic:
+    """What a link has carried, both ways, without handshakes. Written in the asyncio loop alone."""
+
+    frames_sent: int = 0
+    frames_received: int = 0
+    bytes_sent: int = 0
+    """Of serialised frames: what HTTP/2 and TLS add is not in it."""
+    bytes_received: int = 0
+
+    def sent(self, frame: draft_pb2.SpeculateRequest) -> None:
+        """Count a frame to the drafter."""
+        self.frames_sent += 1
+        self.bytes_sent += frame.ByteSize()
+
+    def received(self, frame: draft_pb2.SpeculateResponse) -> None:
+        """Count a frame from the drafter."""
+        self.frames_received += 1
+        self.bytes_received += frame.ByteSize()
+
+
 class Refused(Exception):
     """The drafter does not fit or misbehaves: do not come back soon."""
 
@@ -80,6 +102,7 @@ class DraftLink:
         self.status = LinkStatus.CONNECTING
         self.reason = "not connected yet"
         self.kind = ""
+        self.traffic = LinkTraffic()
         self._hello = hello
         self._certificates = certificates
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else None
@@ -195,13 +218,16 @@ class DraftLink:
 
     async def _send(self, call: LinkCall) -> None:
         while True:
-            await call.write(await self._frames.get())
+            frame = await self._frames.get()
+            self.traffic.sent(frame)
+            await call.write(frame)
 
     async def _receive(self, call: LinkCall) -> None:
         while True:
             message = await call.read()
             if not isinstance(message, draft_pb2.SpeculateResponse):
                 raise _end(await call.code(), await call.details())
+            self.traffic.received(message)
             self._report(wire.link_frame(self._index, message))
 
     async def _end_when_told(self) -> None:

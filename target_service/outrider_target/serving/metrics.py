@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from outrider_target.drafting.link import DraftLink, LinkTraffic
 from outrider_target.engine.events import RequestCompleted
 from outrider_target.engine.statistics import DrafterCounters
 from outrider_target.engine.thread import Loads
@@ -140,3 +141,33 @@ def _by_drafter(shares: Mapping[DraftMethod, DrafterCounters]) -> Iterator[Metri
         accepted.add_metric([method.value], share.num_accepted_tokens)
     yield drafted
     yield accepted
+
+
+class LinkCollector(Collector):
+    """What the draft links have carried, by address.
+
+    Over `outrider_drafter_num_accepted_tokens_total{method="remote"}`: bytes per accepted token.
+    """
+
+    def __init__(self, links: Sequence[DraftLink]) -> None:
+        self._links = links
+
+    def collect(self) -> Iterator[Metric]:
+        """One snapshot in Prometheus' form; counters get their `_total` there."""
+        counters: Mapping[str, tuple[str, Callable[[LinkTraffic], int]]] = {
+            "frames_sent": ("Frames to the drafter.", lambda traffic: traffic.frames_sent),
+            "frames_received": (
+                "Frames from the drafter.",
+                lambda traffic: traffic.frames_received,
+            ),
+            "sent_bytes": ("Bytes of frames to the drafter.", lambda traffic: traffic.bytes_sent),
+            "received_bytes": (
+                "Bytes of frames from the drafter.",
+                lambda traffic: traffic.bytes_received,
+            ),
+        }
+        for name, (text, count) in counters.items():
+            family = CounterMetricFamily(f"outrider_draft_link_{name}", text, labels=["address"])
+            for link in self._links:
+                family.add_metric([link.address], count(link.traffic))
+            yield family
