@@ -6,7 +6,7 @@ Mirrors `SpeculationConfig` of `speculation.proto` in Python's own types. Knows 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -21,6 +21,8 @@ _METHODS: Mapping[str, speculation_pb2.DraftMethod.ValueType] = {
     "combined": speculation_pb2.DRAFT_METHOD_COMBINED,
     "early-exit": speculation_pb2.DRAFT_METHOD_EARLY_EXIT,
     "grammar": speculation_pb2.DRAFT_METHOD_GRAMMAR,
+    "suffix": speculation_pb2.DRAFT_METHOD_SUFFIX,
+    "prediction": speculation_pb2.DRAFT_METHOD_PREDICTION,
     "none": speculation_pb2.DRAFT_METHOD_NONE,
 }
 _VERIFICATIONS: Mapping[str, speculation_pb2.Verification.ValueType] = {
@@ -31,11 +33,17 @@ _PACINGS: Mapping[str, speculation_pb2.DraftPacing.ValueType] = {
     "adaptive": speculation_pb2.DRAFT_PACING_ADAPTIVE,
     "synchronous": speculation_pb2.DRAFT_PACING_SYNCHRONOUS,
 }
+_LOOKUP_RULES: Mapping[str, speculation_pb2.LookupRule.ValueType] = {
+    "latest": speculation_pb2.LOOKUP_RULE_LATEST,
+    "first": speculation_pb2.LOOKUP_RULE_FIRST,
+}
 _WORDS: Mapping[str, Mapping[str, int]] = {
     "method": _METHODS,
     "verification": _VERIFICATIONS,
     "pacing": _PACINGS,
+    "lookup_rule": _LOOKUP_RULES,
 }
+_MAX_SALT = 256
 _RANGES = {"max_assistant_tokens": (1, 64), "run_ahead": (0, 64), "draft_timeout_ms": (0, 60_000)}
 
 
@@ -53,11 +61,22 @@ class SpeculationConfig:
     """Whether to speculate at all. False is plain decoding."""
 
     method: (
-        Literal["remote", "prompt-lookup", "combined", "early-exit", "grammar", "none"] | None
+        Literal[
+            "remote",
+            "prompt-lookup",
+            "suffix",
+            "prediction",
+            "combined",
+            "early-exit",
+            "grammar",
+            "none",
+        ]
+        | None
     ) = None
-    """Which drafter proposes: a draft service, prompt lookup in the target service, both side by
-    side, the target's own first layers (`assistant_early_exit` says how many), nobody but the form
-    of a structured output, or none."""
+    """Which drafter proposes: a draft service, prompt lookup in the target service, a suffix tree
+    there (the request's own text and recent outputs of the same caller), the `prediction`, all of
+    these side by side, the target's own first layers (`assistant_early_exit` says how many), nobody
+    but the form of a structured output, or none."""
 
     verification: Literal["exact", "speculative-sampling"] | None = None
     """How draft tokens are accepted."""
@@ -80,6 +99,22 @@ class SpeculationConfig:
     report_rounds: bool | None = None
     """Whether `SpeculationStats.rounds` lists each round."""
 
+    prediction_text: str | None = None
+    """The text that the answer is expected to be, or to be much like: an edited file, say. It is
+    drafted from, and found again where the answer departs from it. Alone it asks for the method
+    "combined"; "prediction" drafts from nothing else."""
+
+    prediction_token_ids: Sequence[int] | None = None
+    """Likewise as token ids; not both."""
+
+    cache_salt: str | None = None
+    """Outputs are remembered for drafting among requests of equal salt only, up to 256 bytes: one
+    per end user keeps these apart."""
+
+    lookup_rule: Literal["latest", "first"] | None = None
+    """Which earlier occurrence prompt lookup in the target service continues: the latest, or the
+    first, as transformers does."""
+
     def __post_init__(self) -> None:
         for name in ("enabled", "report_rounds"):
             value = getattr(self, name)
@@ -98,6 +133,7 @@ class SpeculationConfig:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 < value < math.inf):
             raise _invalid("draft_temperature", "must be a finite number greater than 0", value)
+        self._check_texts()
 
     def to_message(self) -> speculation_pb2.SpeculationConfig:
         """The message of the contract."""
@@ -114,7 +150,28 @@ class SpeculationConfig:
             draft_timeout_ms=self.draft_timeout_ms,
             draft_temperature=self.draft_temperature,
             report_rounds=self.report_rounds,
+            prediction_text=self.prediction_text or "",
+            prediction_token_ids=self.prediction_token_ids,
+            cache_salt=self.cache_salt or "",
+            lookup_rule=_LOOKUP_RULES.get(
+                self.lookup_rule or unset, speculation_pb2.LOOKUP_RULE_UNSPECIFIED
+            ),
         )
+
+    def _check_texts(self) -> None:
+        salt, text, token_ids = self.cache_salt, self.prediction_text, self.prediction_token_ids
+        if salt is not None and not (isinstance(salt, str) and len(salt.encode()) <= _MAX_SALT):
+            raise _invalid("cache_salt", f"must be a text of at most {_MAX_SALT} bytes", salt)
+        if text is not None and not isinstance(text, str):
+            raise _invalid("prediction_text", "must be a text", text)
+        if token_ids is None:
+            return
+        if text is not None:
+            raise _invalid("prediction_text", "is given as token ids, too; one will do", text)
+        sized = isinstance(token_ids, Sequence) and not isinstance(token_ids, str | bytes)
+        if not (sized and all(type(each) is int and 0 <= each < 2**32 for each in token_ids)):
+            raise _invalid("prediction_token_ids", "must be token ids", token_ids)
+        object.__setattr__(self, "prediction_token_ids", tuple(token_ids))
 
     @classmethod
     def from_message(cls, message: speculation_pb2.SpeculationConfig) -> SpeculationConfig:
@@ -128,6 +185,8 @@ class SpeculationConfig:
                 value = words.get(value)
             elif isinstance(value, float):
                 value = shortest_float(value)
+            elif descriptor.name == "prediction_token_ids":
+                value = tuple(value)
             object.__setattr__(config, descriptor.name, value)
         return config
 

@@ -61,7 +61,8 @@ class DrafterStats:
     """What one drafter contributed."""
 
     method: str
-    """"remote", "prompt-lookup", "early-exit", or "grammar": what a form left no choice about."""
+    """"remote", "prompt-lookup", "suffix", "prediction", "early-exit", or "grammar": what a form
+    left no choice about."""
 
     num_drafts: int
     """Rounds that verified a draft of it."""

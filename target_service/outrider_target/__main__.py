@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from outrider_runtime import logs
 from outrider_runtime.model.kernels.mode import CpuKernels
+from outrider_runtime.recent_texts import MIN_TOKENS
 from outrider_runtime.server import ServerSettings
 from outrider_runtime.settings import (
     ApiKey,
@@ -33,6 +34,7 @@ from outrider_runtime.settings import (
 from outrider_target.drafting.window import SCHEDULES
 from outrider_target.requests.request import DraftMethod
 from outrider_target.settings import (
+    SUFFIX_CACHE_TOKENS,
     BatchSettings,
     ModelSettings,
     SpeculationDefaults,
@@ -54,6 +56,14 @@ def _schedule(value: str) -> str:
 def _draft_method(value: DraftMethod | None) -> DraftMethod | None:
     if value is DraftMethod.EARLY_EXIT:
         raise typer.BadParameter("early-exit is for requests: they say after which layer")
+    if value is DraftMethod.PREDICTION:
+        raise typer.BadParameter("prediction is for requests: they say what they expect")
+    return value
+
+
+def _suffix_cache_tokens(value: int) -> int:
+    if value and value < MIN_TOKENS:
+        raise typer.BadParameter(f"must be 0 or at least {MIN_TOKENS}")
     return value
 
 
@@ -141,6 +151,14 @@ def serve(
         int,
         flag("--draft-timeout-ms", "Longest wait for a drafter in a round.", min=0, max=60_000),
     ] = _SPECULATION.draft_timeout_ms,
+    suffix_cache_tokens: Annotated[
+        int,
+        flag(
+            "--suffix-cache-tokens",
+            "Tokens of recent outputs to draft from, each for its own tenant; 0 is off.",
+            callback=_suffix_cache_tokens,
+        ),
+    ] = SUFFIX_CACHE_TOKENS,
     draft_ca_certs: Annotated[
         Path | None,
         flag("--draft-ca-certs", "Authorities of the drafters' certificates, PEM; then TLS."),
@@ -217,6 +235,7 @@ def serve(
         draft_ssl_keyfile=draft_ssl_keyfile,
         draft_ssl_certfile=draft_ssl_certfile,
         draft_api_key=draft_api_key,
+        suffix_cache_tokens=suffix_cache_tokens,
         plugins=tuple(plugin or ()),
         metrics_port=metrics_port,
     )

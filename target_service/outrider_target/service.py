@@ -19,6 +19,7 @@ from outrider_runtime.listening import check_address, join_address
 from outrider_runtime.metrics import CallMetrics, MetricsExporter, new_registry
 from outrider_runtime.model.loader import LoadedModel, load
 from outrider_runtime.model.runner import RaggedRunner, Runner
+from outrider_runtime.recent_texts import RecentTexts
 from outrider_runtime.server import GrpcServer, run_until_signalled
 from outrider_runtime.tokenizer import fingerprint, load_tokenizer
 from prometheus_client import CollectorRegistry
@@ -31,6 +32,8 @@ from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.link import DraftLink
 from outrider_target.drafting.lookup import LookupDrafter
 from outrider_target.drafting.patience import RoundPace
+from outrider_target.drafting.prediction import PredictionDrafter
+from outrider_target.drafting.suffix import SuffixDrafter
 from outrider_target.engine.admission import LiveRequests
 from outrider_target.engine.cache_size import size_cache
 from outrider_target.engine.outbox import Outbox
@@ -170,6 +173,7 @@ class TargetService:
             block_size=settings.model.block_size,
             cpu_kernels=settings.model.cpu_kernels,
         )
+        texts = RecentTexts(settings.suffix_cache_tokens)
         round_pace = RoundPace()
         scheduler = Scheduler(
             runner.pool,
@@ -208,12 +212,21 @@ class TargetService:
                 DraftMethod.GRAMMAR: NullDrafter(),
                 DraftMethod.REMOTE: fleet,
                 DraftMethod.PROMPT_LOOKUP: LookupDrafter(),
-                DraftMethod.COMBINED: CombinedDrafter(fleet),
+                DraftMethod.SUFFIX: SuffixDrafter(texts),
+                DraftMethod.PREDICTION: PredictionDrafter(),
+                DraftMethod.COMBINED: CombinedDrafter(fleet, texts),
             },
             outbox.put,
             round_pace,
         )
-        engine = Engine(rounds, scheduler, fleet, flush=outbox.flush, on_death=self._on_death)
+        engine = Engine(
+            rounds,
+            scheduler,
+            fleet,
+            flush=outbox.flush,
+            in_spare_time=texts.digest_some,
+            on_death=self._on_death,
+        )
         metrics = RequestMetrics(registry)
         registry.register(EngineCollector(lambda: engine.loads, num_blocks=num_blocks))
         registry.register(LinkCollector(links))

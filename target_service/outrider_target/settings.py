@@ -11,6 +11,8 @@ from outrider_runtime.server import ServerSettings
 
 from outrider_target.requests.request import DraftMethod
 
+SUFFIX_CACHE_TOKENS = 65_536
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
@@ -118,6 +120,10 @@ class TargetSettings:
     """Private key for draft services that ask for a certificate, PEM."""
     draft_ssl_certfile: Path | None = None
     """Certificate chain for those, PEM."""
+
+    suffix_cache_tokens: int = SUFFIX_CACHE_TOKENS
+    """Tokens of recent outputs that the suffix tree remembers, of all tenants together, some 300
+    bytes each; 0: it knows the request's own text alone."""
 
     draft_api_key: str | None = None
     """API key of the draft services."""

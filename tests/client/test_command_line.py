@@ -99,6 +99,19 @@ def test_generate_asks_for_what_the_options_say(outrider: Outrider, server: Fake
     assert call.seconds_left < 55
 
 
+def test_a_prediction_is_a_file_or_a_text(
+    outrider: Outrider, server: FakeServer, tmp_path: Path
+) -> None:
+    (tmp_path / "expected.py").write_text("def main():\n")
+    for given, sent in (
+        (str(tmp_path / "expected.py"), "def main():\n"),
+        ("no such file", "no such file"),
+    ):
+        server.received.clear()
+        assert outrider.at("generate", "--prediction", given, "x").code == 0
+        assert server.received[0].request.speculation.prediction_text == sent
+
+
 def test_generate_asks_for_log_probabilities_only_where_they_can_be_shown(
     outrider: Outrider, server: FakeServer
 ) -> None:

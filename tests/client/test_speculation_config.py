@@ -22,6 +22,10 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "draft_timeout_ms": st.integers(0, 60_000),
     "draft_temperature": st.floats(0, 100, width=32, exclude_min=True).map(shortest_float),
     "report_rounds": st.booleans(),
+    "prediction_text": st.text(min_size=1),
+    "prediction_token_ids": st.lists(st.integers(0, 2**32 - 1), min_size=1).map(tuple),
+    "cache_salt": st.text(min_size=1, max_size=64),
+    "lookup_rule": st.sampled_from(["latest", "first"]),
 }
 
 
@@ -33,6 +37,8 @@ def test_every_field_of_the_contract_is_a_field_and_nothing_else() -> None:
 @settings(deadline=None)
 @given(values=st.fixed_dictionaries({}, optional=VALID))
 def test_what_is_said_crosses_the_wire_and_nothing_else(values: dict[str, Any]) -> None:
+    if "prediction_text" in values:
+        values.pop("prediction_token_ids", None)
     config = SpeculationConfig(**values)
     message = config.to_message()
     assert {field.name for field, _ in message.ListFields()} == set(values)
@@ -64,12 +70,26 @@ def test_what_is_said_crosses_the_wire_and_nothing_else(values: dict[str, Any]) 
         ("draft_temperature", float("inf")),
         ("draft_temperature", "1"),
         ("draft_temperature", True),
+        ("prediction_text", [1, 2]),
+        ("prediction_token_ids", "1, 2"),
+        ("prediction_token_ids", [1, -2]),
+        ("prediction_token_ids", [1, 2.0]),
+        ("prediction_token_ids", [True]),
+        ("prediction_token_ids", [2**32]),
+        ("cache_salt", "x" * 257),
+        ("cache_salt", b"salt"),
+        ("lookup_rule", "last"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_field(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequestError, match=name) as caught:
         SpeculationConfig(**{name: value})
     assert caught.value.field == name
+
+
+def test_a_prediction_is_text_or_token_ids() -> None:
+    with pytest.raises(InvalidRequestError, match="prediction_text"):
+        SpeculationConfig(prediction_text="a", prediction_token_ids=[1])
 
 
 def test_words_of_a_newer_server_count_as_not_given() -> None:

@@ -41,6 +41,12 @@ class Workload(NamedTuple):
     cases: Sequence[Case]
     plain: Outcomes
 
+    def plain_token_ids(self, number: int) -> list[int]:
+        """The first sequence of a case."""
+        token_ids = self.plain[number][0][0]
+        assert isinstance(token_ids, Sequence)
+        return list(token_ids)
+
 
 @pytest.fixture(scope="module")
 def plain_target(threads: ServiceThreads, pair: ModelPair) -> Iterator[RunningTarget]:
@@ -136,13 +142,40 @@ def test_a_drafter_that_looks_up_the_prompt_changes_nothing(
         assert num_accepted(completions) > 0
 
 
-def test_prompt_lookup_in_the_target_changes_nothing(
-    plain_target: RunningTarget, work: Workload
+@pytest.mark.parametrize("method", ["prompt-lookup", "suffix"])
+@pytest.mark.parametrize("rule", ["latest", "first"])
+def test_looking_up_in_the_target_changes_nothing(
+    plain_target: RunningTarget,
+    work: Workload,
+    method: Literal["prompt-lookup", "suffix"],
+    rule: Literal["latest", "first"],
 ) -> None:
     completions = serve(
-        plain_target, work, lambda speculation: replace(speculation, method="prompt-lookup")
+        plain_target,
+        work,
+        lambda speculation: replace(speculation, method=method, lookup_rule=rule),
     )
-    assert num_accepted(completions) > 0
+    assert accepted_by_drafter(completions)[method] > 0
+
+
+@pytest.mark.parametrize("method", ["prediction", "combined"])
+def test_a_prediction_changes_nothing(
+    plain_target: RunningTarget, work: Workload, method: Literal["prediction", "combined"]
+) -> None:
+    """What really comes, some of it left out and some of it wrong."""
+    predictions = []
+    for number in range(len(work.cases)):
+        token_ids = work.plain_token_ids(number)
+        del token_ids[5:7]
+        predictions.append([*token_ids[:9], 1, *token_ids[10:]])
+    each = iter(predictions)
+    completions = serve(
+        plain_target,
+        work,
+        lambda speculation: replace(speculation, method=method, prediction_token_ids=next(each)),
+    )
+    num_tokens = sum(len(work.plain_token_ids(number)) for number in range(len(work.cases)))
+    assert accepted_by_drafter(completions)["prediction"] > num_tokens / 4
 
 
 def test_both_drafters_side_by_side_change_nothing(

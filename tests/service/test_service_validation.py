@@ -327,7 +327,7 @@ SPECULATION_RANGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "run_ahead": ((MAX_WINDOW + 1, MAX_UINT32), (0, MAX_WINDOW)),
     "draft_timeout_ms": ((MAX_DRAFT_TIMEOUT_MS + 1, MAX_UINT32), (0, MAX_DRAFT_TIMEOUT_MS)),
     "draft_temperature": ((0.0, -1.0), (TINY, 3e38)),
-    "method": ((7, 99, -1), (0, 1, 2, 3, 4, 6)),
+    "method": ((9, 99, -1), (0, 1, 2, 3, 4, 6, 7)),
     "verification": ((3, 99, -1), (0, 1)),
     "pacing": ((3, 99, -1), (0, 1, 2)),
 }

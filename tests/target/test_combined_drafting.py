@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
+from outrider_runtime.recent_texts import RecentTexts
 from outrider_target.drafting.agreement import Agreement
 from outrider_target.drafting.combined import CombinedDrafter
-from outrider_target.drafting.drafter import DraftSession
+from outrider_target.drafting.drafter import NO_DRAFT, DraftSession
 from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.drafting.updates import CloseSession, CommitTokens
@@ -37,11 +38,16 @@ def link(fleet: DraftFleet) -> FakeLink:
 
 def open_session(fleet: DraftFleet) -> DraftSession:
     generation = request(PROMPT, speculation=SPECULATION)
-    session = CombinedDrafter(fleet).open(
+    session = CombinedDrafter(fleet, RecentTexts(0)).open(
         generation, sample_index=0, token_ids=PROMPT, window=WINDOW
     )
     fleet.flush()
     return session
+
+
+def drafted(session: DraftSession) -> tuple[list[int], DraftMethod]:
+    draft = session.proposal(WINDOW)
+    return list(draft.token_ids), draft.method
 
 
 def commit(fleet: DraftFleet, session: DraftSession, *token_ids: int) -> None:
@@ -51,9 +57,9 @@ def commit(fleet: DraftFleet, session: DraftSession, *token_ids: int) -> None:
 
 def test_new_text_is_drafted_remotely(fleet: DraftFleet, link: FakeLink) -> None:
     session = open_session(fleet)
-    assert session.proposal(WINDOW) == ((), DraftMethod.NONE)
+    assert session.proposal(WINDOW) == NO_DRAFT
     link.answer()
-    assert session.proposal(WINDOW) == ([13, 14, 15], DraftMethod.REMOTE)
+    assert drafted(session) == ([13, 14, 15], DraftMethod.REMOTE)
 
 
 def test_repeated_text_is_looked_up_while_the_drafter_is_silent(
@@ -61,7 +67,7 @@ def test_repeated_text_is_looked_up_while_the_drafter_is_silent(
 ) -> None:
     session = open_session(fleet)
     commit(fleet, session, 10, 11)
-    assert session.proposal(WINDOW) == ([12, 10, 11], DraftMethod.PROMPT_LOOKUP)
+    assert drafted(session) == ([12, 10, 11], DraftMethod.PROMPT_LOOKUP)
 
 
 def test_without_any_link_there_is_prompt_lookup(fleet: DraftFleet) -> None:
@@ -81,12 +87,12 @@ def test_what_was_right_more_often_is_verified(fleet: DraftFleet, link: FakeLink
     for _ in range(12):
         commit(fleet, session, 10, 500)
         link.answer()  # 501, 502, 503: wrong
-    assert session.proposal(WINDOW) == ([10, 500, 10], DraftMethod.PROMPT_LOOKUP)
+    assert drafted(session) == ([10, 500, 10], DraftMethod.PROMPT_LOOKUP)
     for first in range(600, 900, 5):  # `10` was followed by `500` so far, never again
         link.answer()
         commit(fleet, session, *range(first, first + 4), 10)
     link.answer()
-    assert session.proposal(WINDOW) == ([11, 12, 13], DraftMethod.REMOTE)
+    assert drafted(session) == ([11, 12, 13], DraftMethod.REMOTE)
 
 
 def test_a_drafter_that_cannot_beat_what_is_at_hand_is_left_in_peace_and_told_later(
@@ -114,7 +120,7 @@ def test_a_drafter_that_cannot_beat_what_is_at_hand_is_left_in_peace_and_told_la
     (far,) = link.sessions.values()
     assert far.tree.token_ids[-11:] == [50, 51] * 5 + [77], "nothing was left out"
     link.answer()
-    assert session.proposal(WINDOW) == ([78, 79, 80], DraftMethod.REMOTE)
+    assert drafted(session) == ([78, 79, 80], DraftMethod.REMOTE)
 
 
 def test_closing_closes_the_remote_session(fleet: DraftFleet, link: FakeLink) -> None:

@@ -68,6 +68,13 @@ def generate(
             "pacing=synchronous, max_assistant_tokens=8.",
         ),
     ] = None,
+    prediction: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE_OR_TEXT",
+            help="What the text is expected to be, or to be much like: it then comes faster.",
+        ),
+    ] = None,
     json_schema: Annotated[
         str | None,
         typer.Option(
@@ -141,7 +148,9 @@ def generate(
         token_list(text) if token_ids else text,
         generation_config(settings or [], config),
         seed=seed,
-        speculation=speculation_config(speculation or [], enabled=not no_speculation),
+        speculation=speculation_config(
+            speculation or [], enabled=not no_speculation, prediction=prediction
+        ),
         structured_output=structured_output(json_schema, regex, choice),
         request_id=request_id,
         log_probs=log_probs,

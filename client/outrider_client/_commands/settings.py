@@ -40,16 +40,31 @@ def generation_config(settings: Sequence[str], file: Path | None) -> GenerationC
     return config
 
 
-def speculation_config(settings: Sequence[str], *, enabled: bool) -> SpeculationConfig | None:
-    """The speculation settings; None when nothing is said about them."""
+def speculation_config(
+    settings: Sequence[str], *, enabled: bool, prediction: str | None
+) -> SpeculationConfig | None:
+    """The speculation settings; None when nothing is said about them.
+
+    A prediction is the name of a file that is there, or a text.
+    """
     names = [field.name for field in fields(SpeculationConfig)]
     values = _parsed("--speculation", settings, names, "SpeculationConfig")
     if not enabled:
         values["enabled"] = False
+    if prediction is not None:
+        values["prediction_text"] = _content(prediction)
     try:
         return SpeculationConfig(**values) if values else None
     except InvalidRequestError as error:
         fail(f"--{error.message.replace('.', ' ', 1)}", code=USAGE)
+
+
+def _content(file_or_text: str) -> str:
+    try:
+        path = Path(file_or_text)
+        return path.read_text(encoding="utf-8") if path.is_file() else file_or_text
+    except (OSError, ValueError) as error:
+        fail(f"--prediction: {error}", code=USAGE)
 
 
 def structured_output(

@@ -1,46 +1,91 @@
-"""Remote drafter and prompt lookup side by side: each round verifies the one worth more.
+"""Several drafters side by side: each round verifies the draft that is worth most.
 
-Prompt lookup is the floor: it costs nothing, is there at once and cannot die. The remote draft is
-taken where it is expected to be accepted further, and waited for only as far as it would be.
+Those inside the target (prompt lookup, suffix tree, prediction) are the floor: they cost little,
+are there at once and cannot die. The remote draft is taken where it is expected to be accepted
+further, and waited for only as far as it would be. What a draft is worth is learned from what was
+decided, whichever draft was verified: by drafter, and by what the draft rests on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from outrider_runtime.recent_texts import RecentTexts
 
 from outrider_target.drafting.agreement import SHARED_MEMORY, Agreement
-from outrider_target.drafting.drafter import Draft, DraftSession
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, LocalSession
 from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.lookup import LookupSession
+from outrider_target.drafting.prediction import PredictionSession
 from outrider_target.drafting.remote_session import RemoteSession
+from outrider_target.drafting.suffix import SuffixSession
 from outrider_target.requests.request import GenerationRequest
+
+Experience = dict[Hashable, Agreement]
+"""How often drafts were right, of all sequences: by drafter and evidence."""
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A drafter inside the target, its present draft, and how far such drafts were right."""
+
+    session: LocalSession
+    shared: Experience
+    own: Experience = field(default_factory=dict)
+    draft: Draft = NO_DRAFT
+    agreement: Agreement | None = None
+    """For the present draft; None without one."""
+
+    def judge(self, token_ids: Sequence[int]) -> None:
+        """Compare the draft with what was decided, whichever draft was verified."""
+        if self.agreement is not None:
+            self.agreement.observe(self.draft.token_ids, token_ids)
+
+    def look(self, window: int) -> None:
+        """Take the drafter's present draft."""
+        self.draft = self.session.proposal(window)
+        self.agreement = None
+        if self.draft.token_ids:
+            key = self.draft.method, self.session.evidence
+            self.agreement = self.own.get(key)
+            if self.agreement is None:
+                prior = self.shared.setdefault(key, Agreement(memory=SHARED_MEMORY))
+                self.agreement = self.own[key] = Agreement(prior)
+
+    @property
+    def worth(self) -> float:
+        """Tokens of its draft that are expected to be accepted."""
+        if self.agreement is None:
+            return 0.0
+        return self.agreement.expected_accepted(len(self.draft.token_ids))
 
 
 class CombinedSession:
-    """One sequence with both drafters."""
+    """One sequence with all its drafters."""
 
     active = True
 
     def __init__(
-        self, remote: RemoteSession, lookup: LookupSession, by_match: dict[int, Agreement]
+        self,
+        remote: RemoteSession,
+        local: Sequence[LocalSession],
+        experience: Experience,
+        *,
+        window: int,
     ) -> None:
         self._remote = remote
-        self._lookup = lookup
-        self._shared_by_match = by_match
-        self._by_match: dict[int, Agreement] = {}
-        self._match = 0
-        self._lookup_draft: Sequence[int] = ()
+        self._local = [Candidate(session, experience) for session in local]
+        self._window = 0
+        self._look(window)
 
     def commit(self, token_ids: Sequence[int], *, window: int) -> None:
-        """Judge both by what was decided, whichever was verified, and ask both for more."""
-        if self._lookup_draft:
-            self._agreement.observe(self._lookup_draft, token_ids)
-        self._lookup.commit(token_ids, window=window)
-        self._match = self._lookup.match_size
-        self._lookup_draft = self._lookup.proposal(window).token_ids
-        at_hand = 0.0
-        if self._lookup_draft:
-            at_hand = self._agreement.expected_accepted(len(self._lookup_draft))
+        """Judge all by what was decided, and ask all for more."""
+        for candidate in self._local:
+            candidate.judge(token_ids)
+            candidate.session.commit(token_ids, window=window)
+        self._look(window)
+        at_hand = max((candidate.worth for candidate in self._local), default=0.0)
         self._remote.commit(token_ids, window=window, rival=at_hand)
 
     def waiting_until(self, window: int, now: float) -> float | None:
@@ -48,36 +93,35 @@ class CombinedSession:
         return self._remote.waiting_until(window, now)
 
     def proposal(self, window: int) -> Draft:
-        """The draft that is expected to be accepted further."""
-        remote = self._remote.proposal(window)
-        lookup = self._lookup.proposal(window)
-        if not lookup.token_ids:
-            return remote
-        if not remote.token_ids:
-            return lookup
-        worth = self._agreement.expected_accepted(len(lookup.token_ids))
-        remote_worth = self._remote.agreement.expected_accepted(len(remote.token_ids))
-        return remote if remote_worth >= worth else lookup
+        """The draft that is expected to be accepted furthest."""
+        if window != self._window:
+            self._look(window)
+        best = self._remote.proposal(window)
+        worth = self._remote.agreement.expected_accepted(len(best.token_ids))
+        for candidate in self._local:
+            if candidate.worth > worth:
+                best, worth = candidate.draft, candidate.worth
+        return best
 
     def close(self) -> None:
-        """Forget the sequence on both sides."""
+        """Forget the sequence everywhere."""
         self._remote.close()
+        for candidate in self._local:
+            candidate.session.close()
 
-    @property
-    def _agreement(self) -> Agreement:
-        """Of lookup, for matches as long as the current one: longer ones agree more often."""
-        if self._match not in self._by_match:
-            prior = self._shared_by_match.setdefault(self._match, Agreement(memory=SHARED_MEMORY))
-            self._by_match[self._match] = Agreement(prior)
-        return self._by_match[self._match]
+    def _look(self, window: int) -> None:
+        self._window = window
+        for candidate in self._local:
+            candidate.look(window)
 
 
 class CombinedDrafter:
-    """Opens sessions with both drafters."""
+    """Opens sessions with all drafters."""
 
-    def __init__(self, fleet: DraftFleet) -> None:
+    def __init__(self, fleet: DraftFleet, texts: RecentTexts) -> None:
         self._fleet = fleet
-        self._by_match: dict[int, Agreement] = {}
+        self._texts = texts
+        self._experience: Experience = {}
 
     def open(
         self,
@@ -91,4 +135,10 @@ class CombinedDrafter:
         remote = self._fleet.open(
             request, sample_index=sample_index, token_ids=token_ids, window=window
         )
-        return CombinedSession(remote, LookupSession(request, token_ids), self._by_match)
+        local: list[LocalSession] = [
+            LookupSession(request, token_ids),
+            SuffixSession(request, token_ids, self._texts),
+        ]
+        if request.speculation.prediction:
+            local.append(PredictionSession(request, token_ids))
+        return CombinedSession(remote, local, self._experience, window=window)

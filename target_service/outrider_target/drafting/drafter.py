@@ -5,7 +5,7 @@ Everything here is called from the engine thread and must never block it. Knows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from outrider_target.requests.request import DraftMethod, GenerationRequest
@@ -16,7 +16,10 @@ class Draft(NamedTuple):
 
     token_ids: Sequence[int]
     method: DraftMethod
-    """Who proposes them: remote or prompt lookup; none when there are none."""
+    """Who proposes them; none when there are none."""
+    probabilities: Sequence[float] | None = None
+    """For each token, after those before it, how probable its drafter itself takes it to be; None
+    when it has no opinion. Not calibrated."""
 
 
 NO_DRAFT = Draft((), DraftMethod.NONE)
@@ -45,6 +48,17 @@ class DraftSession(Protocol):
 
     def close(self) -> None:
         """Forget the sequence."""
+
+
+class LocalSession(DraftSession, Protocol):
+    """A drafter's view of one sequence, inside the target: it never waits."""
+
+    @property
+    def evidence(self) -> Hashable:
+        """What its present draft rests on: drafts of equal evidence are right about as often.
+
+        Few different values, so that each is soon known.
+        """
 
 
 class Drafter(Protocol):

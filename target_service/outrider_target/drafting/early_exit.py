@@ -36,6 +36,8 @@ class EarlyExitSession:
         self._forget = forget
         self.drafted: SequenceOf[int] | None = None
         """None: not since the last commit."""
+        self.probabilities: SequenceOf[float] = ()
+        """Of the drafted tokens."""
 
     def commit(self, token_ids: SequenceOf[int], *, window: int) -> None:
         """Whatever was drafted is decided."""
@@ -48,7 +50,9 @@ class EarlyExitSession:
     def proposal(self, window: int) -> Draft:
         """What was drafted."""
         token_ids = (self.drafted or ())[:window]
-        return Draft(token_ids, DraftMethod.EARLY_EXIT) if token_ids else NO_DRAFT
+        if not token_ids:
+            return NO_DRAFT
+        return Draft(token_ids, DraftMethod.EARLY_EXIT, self.probabilities[:window])
 
     def close(self) -> None:
         """Forget the sequence."""
@@ -63,6 +67,7 @@ class _Growing:
     session: EarlyExitSession
     handle: int
     drafted: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
     done: bool = False
     """Whether nothing is worth drafting behind what it has."""
 
@@ -87,9 +92,10 @@ class _Growing:
     def take(self, token_id: int, log_prob: float) -> None:
         request = self.sequence.request
         self.drafted.append(token_id)
+        self.probabilities.append(math.exp(log_prob))
         self.done = (
             len(self.drafted) >= self.sequence.next_window
-            or math.exp(log_prob) < request.speculation.confidence_threshold
+            or self.probabilities[-1] < request.speculation.confidence_threshold
             or token_id in request.parameters.eos_token_ids
             or not self._goes_on()
         )
@@ -163,4 +169,5 @@ class EarlyExitDrafter:
         finally:
             for one in growing:
                 one.session.drafted = one.drafted
+                one.session.probabilities = one.probabilities
                 self._pool.truncate(one.handle, one.sequence.length - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from outrider_runtime.prompt_lookup import PromptLookup
+from outrider_runtime.prompt_lookup import LookupRule, PromptLookup
 
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
 from outrider_target.requests.request import DraftMethod, GenerationRequest
@@ -16,8 +16,17 @@ class LookupSession:
     active = True
 
     def __init__(self, request: GenerationRequest, token_ids: Sequence[int]) -> None:
+        speculation = request.speculation
         self._lookup = PromptLookup(
-            token_ids, max_ngram_size=request.speculation.max_matching_ngram_size
+            token_ids,
+            max_ngram_size=speculation.max_matching_ngram_size,
+            rule=speculation.lookup_rule,
+        )
+        # transformers stops short of the end; a copy that goes past it is cut by the verification.
+        self._stops = (
+            frozenset(request.parameters.eos_token_ids)
+            if speculation.lookup_rule is LookupRule.FIRST
+            else frozenset()
         )
 
     def commit(self, token_ids: Sequence[int], *, window: int) -> None:
@@ -30,11 +39,11 @@ class LookupSession:
 
     def proposal(self, window: int) -> Draft:
         """What followed the last tokens when they occurred before."""
-        token_ids = self._lookup.candidates(window)
+        token_ids = self._lookup.candidates(window, eos_token_ids=self._stops)
         return Draft(token_ids, DraftMethod.PROMPT_LOOKUP) if token_ids else NO_DRAFT
 
     @property
-    def match_size(self) -> int:
+    def evidence(self) -> int:
         """Tokens at the end of the sequence that occurred before; 0 when nothing can be proposed.
 
         At most the request's `max_matching_ngram_size`.

@@ -6,6 +6,7 @@ about their common link.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -102,8 +103,12 @@ class RemoteSession:
 
     def proposal(self, window: int) -> Draft:
         """The most probable path of the tree as it is now."""
-        token_ids = [node.token_id for node in self._tree.best_path(window)]
-        return Draft(token_ids, DraftMethod.REMOTE) if token_ids else NO_DRAFT
+        path = self._tree.best_path(window)
+        if not path:
+            return NO_DRAFT
+        # A drafter may tell anything: above 0 there is no log-probability.
+        probabilities = [math.exp(min(0.0, node.log_prob)) for node in path]
+        return Draft([node.token_id for node in path], DraftMethod.REMOTE, probabilities)
 
     def close(self) -> None:
         """Forget the sequence on both sides."""

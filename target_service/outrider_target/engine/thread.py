@@ -66,6 +66,7 @@ class Engine:
         fleet: DraftFleet,
         *,
         flush: Callable[[], None],
+        in_spare_time: Callable[[], bool],
         on_death: Callable[[BaseException], None],
     ) -> None:
         """Tie the parts together.
@@ -75,12 +76,15 @@ class Engine:
             scheduler: The queue before it.
             fleet: The draft links.
             flush: Called after each round: passes on the events it delivered.
+            in_spare_time: Called while nothing else is to be done, until it says that nothing is
+                left. Must be brief.
             on_death: Called when the thread ends by a fault of its own.
         """
         self._rounds = rounds
         self._scheduler = scheduler
         self._fleet = fleet
         self._flush = flush
+        self._in_spare_time = in_spare_time
         self._on_death = on_death
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._live: set[RequestState] = set()
@@ -144,6 +148,8 @@ class Engine:
             if come_back_at == 0.0:
                 self._obey(self._commands.get_nowait())
             elif come_back_at is None:
+                while self._commands.empty() and self._in_spare_time():
+                    pass
                 self._obey(self._commands.get())
             else:
                 self._obey(self._commands.get(timeout=max(0.0, come_back_at - time.monotonic())))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_runtime.plugins import StoppingCriterion
+from outrider_runtime.prompt_lookup import LookupRule
 from outrider_runtime.sampling_parameters import SamplingParameters
 
 from outrider_target.decoding.beams.settings import BeamSettings
@@ -35,8 +36,13 @@ class DraftMethod(StrEnum):
     NONE = "none"
     REMOTE = "remote"
     PROMPT_LOOKUP = "prompt-lookup"
+    SUFFIX = "suffix"
+    """The request's own text and recent outputs of its tenant."""
+    PREDICTION = "prediction"
+    """The text that the request expects."""
     COMBINED = "combined"
-    """Remote and prompt lookup: each round takes the draft that is worth more."""
+    """Remote, prompt lookup, suffix tree and prediction: each round takes the draft that is worth
+    most."""
     EARLY_EXIT = "early-exit"
     """The target's own first layers."""
     GRAMMAR = "grammar"
@@ -72,6 +78,12 @@ class SpeculationSettings:
     """Whether to draft what the form of the text leaves no choice about, whoever drafts else."""
     early_exit: int = 0
     """Layers that draft; 0 unless the method is early exit."""
+    lookup_rule: LookupRule = LookupRule.LATEST
+    """Which earlier occurrence in-process prompt lookup continues."""
+    prediction: Sequence[int] = ()
+    """The text that is expected; empty without one."""
+    tenant: bytes = b""
+    """Opaque name of those among whom outputs are remembered; empty: nobody."""
 
 
 class TextForm(StrEnum):

@@ -5,15 +5,18 @@ A value is refused with the name of its field. None of them can change the text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from outrider.v1 import speculation_pb2
 from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 from outrider_runtime.model.runner import LayerShapes
+from outrider_runtime.prompt_lookup import LookupRule
 
 from outrider_target.requests.field_rules import check_finite
 from outrider_target.requests.request import DraftMethod, SpeculationSettings
+from outrider_target.requests.sharing import NOBODY, Sharing
 from outrider_target.settings import SpeculationDefaults
 
 MAX_WINDOW = 64
@@ -25,6 +28,9 @@ def speculation_settings(
     config: GenerationConfig,
     defaults: SpeculationDefaults,
     layers: LayerShapes | None,
+    *,
+    sharing: Sharing = NOBODY,
+    prediction: Sequence[int] = (),
 ) -> SpeculationSettings:
     """Resolve everything about speculation.
 
@@ -33,6 +39,8 @@ def speculation_settings(
         config: The effective configuration.
         defaults: What holds where nobody says anything.
         layers: The served model's; None where they are not a plain stack.
+        sharing: Among whom outputs are remembered.
+        prediction: The expected text's token ids, checked already; empty without one.
 
     Raises:
         InvalidRequest: A value is wrong; names the field.
@@ -44,7 +52,14 @@ def speculation_settings(
     if pacing not in speculation_pb2.DraftPacing.values():
         raise InvalidRequest("speculation.pacing", f"{pacing} is not a known pacing")
     synchronous = pacing == speculation_pb2.DRAFT_PACING_SYNCHRONOUS
-    method = _draft_method(message, config, defaults, synchronous=synchronous)
+    method = _draft_method(
+        message, config, defaults, synchronous=synchronous, predicted=bool(prediction)
+    )
+    _check_prediction(method, predicted=bool(prediction))
+    if message.lookup_rule not in _LOOKUP_RULES:
+        raise InvalidRequest(
+            "speculation.lookup_rule", f"{message.lookup_rule} is not a known rule"
+        )
     early_exit = _early_exit(config, layers)
     if method is DraftMethod.EARLY_EXIT and not early_exit:
         raise InvalidRequest(
@@ -88,6 +103,9 @@ def speculation_settings(
         report_rounds=message.report_rounds,
         early_exit=early_exit if method is DraftMethod.EARLY_EXIT else 0,
         forced=not _wants_plain_decoding(message),
+        lookup_rule=_LOOKUP_RULES[message.lookup_rule],
+        prediction=tuple(prediction),
+        tenant=sharing.tenant(message.cache_salt),
     )
 
 
@@ -103,6 +121,14 @@ _METHODS = {
     speculation_pb2.DRAFT_METHOD_COMBINED: DraftMethod.COMBINED,
     speculation_pb2.DRAFT_METHOD_EARLY_EXIT: DraftMethod.EARLY_EXIT,
     speculation_pb2.DRAFT_METHOD_GRAMMAR: DraftMethod.GRAMMAR,
+    speculation_pb2.DRAFT_METHOD_SUFFIX: DraftMethod.SUFFIX,
+    speculation_pb2.DRAFT_METHOD_PREDICTION: DraftMethod.PREDICTION,
+}
+
+_LOOKUP_RULES = {
+    speculation_pb2.LOOKUP_RULE_UNSPECIFIED: LookupRule.LATEST,
+    speculation_pb2.LOOKUP_RULE_LATEST: LookupRule.LATEST,
+    speculation_pb2.LOOKUP_RULE_FIRST: LookupRule.FIRST,
 }
 
 
@@ -117,6 +143,7 @@ def _draft_method(
     defaults: SpeculationDefaults,
     *,
     synchronous: bool,
+    predicted: bool,
 ) -> DraftMethod:
     unspecified = message.method == speculation_pb2.DRAFT_METHOD_UNSPECIFIED
     if not unspecified and message.method not in _METHODS:
@@ -131,12 +158,28 @@ def _draft_method(
         return _METHODS[message.method]
     if config.HasField("assistant_early_exit"):
         return DraftMethod.EARLY_EXIT  # before prompt lookup, as in transformers
+    if predicted:
+        return DraftMethod.COMBINED
     if config.HasField("prompt_lookup_num_tokens"):
         return DraftMethod.PROMPT_LOOKUP
     assert defaults.draft_method is not None
     if defaults.draft_method is DraftMethod.COMBINED and synchronous:
         return DraftMethod.REMOTE  # rounds then follow transformers' assisted generation
     return defaults.draft_method
+
+
+def _check_prediction(method: DraftMethod, *, predicted: bool) -> None:
+    if method is DraftMethod.PREDICTION and not predicted:
+        raise InvalidRequest(
+            "speculation.prediction_text",
+            "or prediction_token_ids must say what is expected; speculation.method asks for it",
+        )
+    using = (DraftMethod.COMBINED, DraftMethod.PREDICTION, DraftMethod.NONE)
+    if predicted and method not in using:
+        raise InvalidRequest(
+            "speculation.method",
+            f"is {method}, which uses no prediction; leave it out, or set combined or prediction",
+        )
 
 
 def _early_exit(config: GenerationConfig, layers: LayerShapes | None) -> int:

@@ -27,6 +27,7 @@ from outrider_target.requests.generation_mode import BEAM_MODES, generation_mode
 from outrider_target.requests.guidance_rules import guidance
 from outrider_target.requests.request import GenerationRequest, TensorKind
 from outrider_target.requests.room import Room
+from outrider_target.requests.sharing import NOBODY, Sharing
 from outrider_target.requests.speculation_rules import speculation_settings, without_drafts
 from outrider_target.requests.structured_output_rules import structure
 from outrider_target.requests.tensor_rules import TensorSizes, tensor_wishes
@@ -63,6 +64,8 @@ def validate(
     model: ServedModel,
     defaults: SpeculationDefaults,
     negative_prompt: Sequence[int] = (),
+    prediction: Sequence[int] = (),
+    sharing: Sharing = NOBODY,
 ) -> GenerationRequest:
     """Turn a wire request into a domain request.
 
@@ -71,6 +74,8 @@ def validate(
         request_id: Its name, checked already.
         prompt: The prompt's token ids, as given or from the tokenizer.
         negative_prompt: Those of its negative prompt, likewise; empty when it has none.
+        prediction: Those of the text that it expects, likewise.
+        sharing: Among whom its output is remembered.
         model: The served model.
         defaults: What holds where neither request nor model says anything about speculation.
 
@@ -91,7 +96,15 @@ def validate(
             "generation_config.token_healing", "the served model has no tokenizer to heal with"
         )
     config.max_length = max_length
-    speculation = speculation_settings(message.speculation, config, defaults, model.tensors.layers)
+    _check_prediction(message, prediction, model)
+    speculation = speculation_settings(
+        message.speculation,
+        config,
+        defaults,
+        model.tensors.layers,
+        sharing=sharing,
+        prediction=prediction,
+    )
     beams = beam_settings(
         message,
         config,
@@ -279,6 +292,27 @@ def _check_prompt(
     if max(prompt) >= model.vocab_size:
         raise InvalidRequest(
             field, f"token id {max(prompt)} is outside the vocabulary of {model.vocab_size}"
+        )
+
+
+def _check_prediction(
+    message: generation_pb2.GenerateRequest, prediction: Sequence[int], model: ServedModel
+) -> None:
+    speculation = message.speculation
+    if speculation.prediction_text and speculation.prediction_token_ids:
+        raise InvalidRequest(
+            "speculation.prediction_text", "is given as token ids, too; one of the two is enough"
+        )
+    field = "prediction_text" if speculation.prediction_text else "prediction_token_ids"
+    if len(prediction) > model.max_model_len:
+        raise InvalidRequest(
+            f"speculation.{field}",
+            f"has {len(prediction)} tokens; at most {model.max_model_len} are possible",
+        )
+    if max(prediction, default=0) >= model.vocab_size:
+        raise InvalidRequest(
+            f"speculation.{field}",
+            f"token id {max(prediction)} is outside the vocabulary of {model.vocab_size}",
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from outrider.v1 import generation_pb2, log_probs_pb2, plugins_pb2, speculation_pb2, tensors_pb2
 from outrider_runtime.model.log_probs import TokenLogProb, TokenLogProbs
+from outrider_runtime.prompt_lookup import LookupRule
 
 from outrider_target.capabilities import CAPABILITIES, Support
 from outrider_target.decoding.beams.beam import BeamScore
@@ -37,6 +38,13 @@ _METHODS = {
     DraftMethod.COMBINED: speculation_pb2.DRAFT_METHOD_COMBINED,
     DraftMethod.EARLY_EXIT: speculation_pb2.DRAFT_METHOD_EARLY_EXIT,
     DraftMethod.GRAMMAR: speculation_pb2.DRAFT_METHOD_GRAMMAR,
+    DraftMethod.SUFFIX: speculation_pb2.DRAFT_METHOD_SUFFIX,
+    DraftMethod.PREDICTION: speculation_pb2.DRAFT_METHOD_PREDICTION,
+}
+
+_LOOKUP_RULES = {
+    LookupRule.LATEST: speculation_pb2.LOOKUP_RULE_LATEST,
+    LookupRule.FIRST: speculation_pb2.LOOKUP_RULE_FIRST,
 }
 _LINK_STATES = {
     LinkStatus.CONNECTING: generation_pb2.DRAFT_LINK_STATE_CONNECTING,
@@ -259,4 +267,5 @@ def _speculation(settings: SpeculationSettings) -> speculation_pb2.SpeculationCo
         draft_timeout_ms=round(settings.timeout_seconds * 1000),
         draft_temperature=settings.draft_temperature,
         report_rounds=settings.report_rounds,
+        lookup_rule=_LOOKUP_RULES[settings.lookup_rule],
     )

@@ -22,7 +22,7 @@ from outrider_runtime.errors import (
     RequestAborted,
 )
 from outrider_runtime.plugins import PluginContext
-from outrider_runtime.request_context import current_request_id
+from outrider_runtime.request_context import current_caller, current_request_id
 
 from outrider_target.decoding.healing import choosing_state
 from outrider_target.engine.events import (
@@ -35,6 +35,7 @@ from outrider_target.engine.events import (
 from outrider_target.engine.sequence import RequestState, new_state
 from outrider_target.requests.plugin_rules import plugin_calls
 from outrider_target.requests.request import GenerationRequest, RequestPlugins
+from outrider_target.requests.sharing import Sharing
 from outrider_target.requests.validation import validate, validate_score
 from outrider_target.serving import messages
 from outrider_target.serving.served import Serving
@@ -59,7 +60,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         serving.requests.check_room(request_id)
         prompt = await self._token_ids(request, "prompt")
         negative = await self._negative_prompt(request)
-        generation = self._validated(request, request_id, prompt, negative)
+        predicted = await self._prediction(request)
+        generation = self._validated(request, request_id, prompt, negative, predicted)
         plugins = await self._plugins(request, generation)
         form = None
         if generation.structure is not None:
@@ -86,12 +88,15 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request_id: str,
         prompt: SequenceOf[int],
         negative_prompt: SequenceOf[int],
+        prediction: SequenceOf[int],
     ) -> GenerationRequest:
         return validate(
             request,
             request_id=request_id,
             prompt=prompt,
             negative_prompt=negative_prompt,
+            prediction=prediction,
+            sharing=Sharing(current_caller()),
             model=self._serving.model,
             defaults=self._serving.speculation_defaults,
         )
@@ -126,7 +131,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         cut = await self._serving.healer.cut(generation.prompt)
         if tuple(cut.prompt) != generation.prompt:  # perhaps too long now
             negative = await self._negative_prompt(request)
-            generation = self._validated(request, generation.id, cut.prompt, negative)
+            generation = self._validated(
+                request, generation.id, cut.prompt, negative, generation.speculation.prediction
+            )
         if not cut.candidates:
             return generation, None
         choosing = choosing_state(generation, cut, vocab_size=self._serving.model.vocab_size)
@@ -155,6 +162,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if request.HasField("negative_text"):
             return await self._serving.text.encode(request.negative_text, field="negative_text")
         return list(request.negative_token_ids.ids)
+
+    async def _prediction(self, request: pb.GenerateRequest) -> list[int]:
+        speculation = request.speculation
+        if speculation.prediction_text and not speculation.prediction_token_ids:
+            return await self._serving.text.encode(
+                speculation.prediction_text,
+                add_special_tokens=False,
+                field="speculation.prediction_text",
+            )
+        return list(speculation.prediction_token_ids)
 
     async def _responses(
         self, state: RequestState, events: asyncio.Queue[Event], *, skip_special_tokens: bool

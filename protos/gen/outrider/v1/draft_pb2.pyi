@@ -179,7 +179,7 @@ class DrafterDescription(_message.Message):
     MAX_SESSIONS_FIELD_NUMBER: _builtins.int
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """"model" or "prompt-lookup"."""
+    """"model", "prompt-lookup" or "suffix"."""
     model_id: _builtins.str
     """Name of the draft model; empty without one."""
     vocab_size: _builtins.int
@@ -260,6 +260,7 @@ class Open(_message.Message):
     SAMPLE_INDEX_FIELD_NUMBER: _builtins.int
     DRAFT_TEMPERATURE_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     """Number of the session, chosen by the target, unique on its stream."""
     num_prompt_tokens: _builtins.int
@@ -270,6 +271,10 @@ class Open(_message.Message):
     """Which sequence of the request: part of the noise's counter."""
     draft_temperature: _builtins.float
     """Divides the drafter's scores before the shared noise is added; greater than 0. 0 means 1."""
+    tenant: _builtins.bytes
+    """Whose text it is, as an opaque name: a drafter that remembers texts uses each for sessions of the same tenant, model
+    vocabulary and tokenizer only. Empty: for this session only.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """All committed tokens, prompt first."""
@@ -293,10 +298,11 @@ class Open(_message.Message):
         sample_index: _builtins.int = ...,
         draft_temperature: _builtins.float = ...,
         limits: Global___Limits | None = ...,
+        tenant: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation_config", b"generation_config", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_temperature", b"draft_temperature", "generation_config", b"generation_config", "limits", b"limits", "num_prompt_tokens", b"num_prompt_tokens", "sample_index", b"sample_index", "seed", b"seed", "session", b"session", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_temperature", b"draft_temperature", "generation_config", b"generation_config", "limits", b"limits", "num_prompt_tokens", b"num_prompt_tokens", "sample_index", b"sample_index", "seed", b"seed", "session", b"session", "tenant", b"tenant", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,7 +36,9 @@ class _DraftMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DraftMeth
     DRAFT_METHOD_PROMPT_LOOKUP: _DraftMethod.ValueType  # 3
     """Prompt lookup inside the target service."""
     DRAFT_METHOD_COMBINED: _DraftMethod.ValueType  # 4
-    """Both side by side: each round verifies the draft that is expected to be accepted further."""
+    """All of them side by side (remote, prompt lookup, suffix tree, prediction): each round verifies the draft that is
+    expected to be accepted furthest.
+    """
     DRAFT_METHOD_EARLY_EXIT: _DraftMethod.ValueType  # 5
     """The target model's own first layers: as many as `assistant_early_exit` of GenerationConfig says, which alone asks for
     this method.
@@ -45,6 +47,12 @@ class _DraftMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DraftMeth
     """Nobody but the form of the text (structured output), where it leaves no choice. What it forces is drafted with the
     other methods as well, except DRAFT_METHOD_NONE asked for by name.
     """
+    DRAFT_METHOD_SUFFIX: _DraftMethod.ValueType  # 7
+    """A suffix tree inside the target service: what followed the last tokens most often, in the request's own text or in
+    recent outputs of the same caller (SuffixDecoding, Oliaro et al. 2024).
+    """
+    DRAFT_METHOD_PREDICTION: _DraftMethod.ValueType  # 8
+    """The text that the request itself expects: `prediction_text` or `prediction_token_ids`."""
 
 class DraftMethod(_DraftMethod, metaclass=_DraftMethodEnumTypeWrapper):
     """Which drafter proposes tokens."""
@@ -60,7 +68,9 @@ DRAFT_METHOD_REMOTE: DraftMethod.ValueType  # 2
 DRAFT_METHOD_PROMPT_LOOKUP: DraftMethod.ValueType  # 3
 """Prompt lookup inside the target service."""
 DRAFT_METHOD_COMBINED: DraftMethod.ValueType  # 4
-"""Both side by side: each round verifies the draft that is expected to be accepted further."""
+"""All of them side by side (remote, prompt lookup, suffix tree, prediction): each round verifies the draft that is
+expected to be accepted furthest.
+"""
 DRAFT_METHOD_EARLY_EXIT: DraftMethod.ValueType  # 5
 """The target model's own first layers: as many as `assistant_early_exit` of GenerationConfig says, which alone asks for
 this method.
@@ -69,7 +79,37 @@ DRAFT_METHOD_GRAMMAR: DraftMethod.ValueType  # 6
 """Nobody but the form of the text (structured output), where it leaves no choice. What it forces is drafted with the
 other methods as well, except DRAFT_METHOD_NONE asked for by name.
 """
+DRAFT_METHOD_SUFFIX: DraftMethod.ValueType  # 7
+"""A suffix tree inside the target service: what followed the last tokens most often, in the request's own text or in
+recent outputs of the same caller (SuffixDecoding, Oliaro et al. 2024).
+"""
+DRAFT_METHOD_PREDICTION: DraftMethod.ValueType  # 8
+"""The text that the request itself expects: `prediction_text` or `prediction_token_ids`."""
 Global___DraftMethod: _TypeAlias = DraftMethod  # noqa: Y015
+
+class _LookupRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LookupRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LookupRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOOKUP_RULE_UNSPECIFIED: _LookupRule.ValueType  # 0
+    """The server's default: LOOKUP_RULE_LATEST."""
+    LOOKUP_RULE_LATEST: _LookupRule.ValueType  # 1
+    """The most recent one; a repetition goes on with itself."""
+    LOOKUP_RULE_FIRST: _LookupRule.ValueType  # 2
+    """The earliest one, up to the end of the text and before any end-of-sequence token, as transformers does."""
+
+class LookupRule(_LookupRule, metaclass=_LookupRuleEnumTypeWrapper):
+    """Which earlier occurrence of the last tokens prompt lookup continues."""
+
+LOOKUP_RULE_UNSPECIFIED: LookupRule.ValueType  # 0
+"""The server's default: LOOKUP_RULE_LATEST."""
+LOOKUP_RULE_LATEST: LookupRule.ValueType  # 1
+"""The most recent one; a repetition goes on with itself."""
+LOOKUP_RULE_FIRST: LookupRule.ValueType  # 2
+"""The earliest one, up to the end of the text and before any end-of-sequence token, as transformers does."""
+Global___LookupRule: _TypeAlias = LookupRule  # noqa: Y015
 
 class _Verification:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -140,6 +180,10 @@ class SpeculationConfig(_message.Message):
     DRAFT_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     DRAFT_TEMPERATURE_FIELD_NUMBER: _builtins.int
     REPORT_ROUNDS_FIELD_NUMBER: _builtins.int
+    PREDICTION_TEXT_FIELD_NUMBER: _builtins.int
+    PREDICTION_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    LOOKUP_RULE_FIELD_NUMBER: _builtins.int
     enabled: _builtins.bool
     """Whether to speculate at all. Default true. False is plain decoding: not even what a form forces is drafted."""
     method: Global___DraftMethod.ValueType
@@ -166,6 +210,22 @@ class SpeculationConfig(_message.Message):
     """
     report_rounds: _builtins.bool
     """Report each round in SpeculationStats.rounds. Default false."""
+    prediction_text: _builtins.str
+    """The text that the answer is expected to be, or to be much like: an edited file, say. It is drafted from, and found
+    again where the answer departs from it. Alone it asks for DRAFT_METHOD_COMBINED; with a `method` it must be that or
+    DRAFT_METHOD_PREDICTION. It may be as many tokens long as the served model's longest sequence. Not echoed.
+    """
+    cache_salt: _builtins.str
+    """Outputs are remembered for drafting among the requests of one caller, or, on a server that asks for no credentials,
+    of all. With a salt it is only among those of the same salt: one per end user keeps these apart. Up to 256 bytes. Not
+    echoed.
+    """
+    lookup_rule: Global___LookupRule.ValueType
+    """Which earlier occurrence prompt lookup inside the target service continues."""
+    @_builtins.property
+    def prediction_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Likewise as token ids; not both."""
+
     def __init__(
         self,
         *,
@@ -178,10 +238,14 @@ class SpeculationConfig(_message.Message):
         draft_timeout_ms: _builtins.int | None = ...,
         draft_temperature: _builtins.float | None = ...,
         report_rounds: _builtins.bool | None = ...,
+        prediction_text: _builtins.str = ...,
+        prediction_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        cache_salt: _builtins.str = ...,
+        lookup_rule: Global___LookupRule.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_temperature", b"_draft_temperature", "_draft_timeout_ms", b"_draft_timeout_ms", "_enabled", b"_enabled", "_max_assistant_tokens", b"_max_assistant_tokens", "_report_rounds", b"_report_rounds", "_run_ahead", b"_run_ahead", "draft_temperature", b"draft_temperature", "draft_timeout_ms", b"draft_timeout_ms", "enabled", b"enabled", "max_assistant_tokens", b"max_assistant_tokens", "report_rounds", b"report_rounds", "run_ahead", b"run_ahead"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_temperature", b"_draft_temperature", "_draft_timeout_ms", b"_draft_timeout_ms", "_enabled", b"_enabled", "_max_assistant_tokens", b"_max_assistant_tokens", "_report_rounds", b"_report_rounds", "_run_ahead", b"_run_ahead", "draft_temperature", b"draft_temperature", "draft_timeout_ms", b"draft_timeout_ms", "enabled", b"enabled", "max_assistant_tokens", b"max_assistant_tokens", "method", b"method", "pacing", b"pacing", "report_rounds", b"report_rounds", "run_ahead", b"run_ahead", "verification", b"verification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_temperature", b"_draft_temperature", "_draft_timeout_ms", b"_draft_timeout_ms", "_enabled", b"_enabled", "_max_assistant_tokens", b"_max_assistant_tokens", "_report_rounds", b"_report_rounds", "_run_ahead", b"_run_ahead", "cache_salt", b"cache_salt", "draft_temperature", b"draft_temperature", "draft_timeout_ms", b"draft_timeout_ms", "enabled", b"enabled", "lookup_rule", b"lookup_rule", "max_assistant_tokens", b"max_assistant_tokens", "method", b"method", "pacing", b"pacing", "prediction_text", b"prediction_text", "prediction_token_ids", b"prediction_token_ids", "report_rounds", b"report_rounds", "run_ahead", b"run_ahead", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__draft_temperature: _TypeAlias = _typing.Literal["draft_temperature"]  # noqa: Y015
     _WhichOneofArgType__draft_temperature: _TypeAlias = _typing.Literal["_draft_temperature", b"_draft_temperature"]  # noqa: Y015
@@ -247,7 +311,9 @@ class DrafterStats(_message.Message):
     NUM_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     method: Global___DraftMethod.ValueType
-    """DRAFT_METHOD_REMOTE, DRAFT_METHOD_PROMPT_LOOKUP, DRAFT_METHOD_EARLY_EXIT or DRAFT_METHOD_GRAMMAR."""
+    """DRAFT_METHOD_REMOTE, DRAFT_METHOD_PROMPT_LOOKUP, DRAFT_METHOD_SUFFIX, DRAFT_METHOD_PREDICTION,
+    DRAFT_METHOD_EARLY_EXIT or DRAFT_METHOD_GRAMMAR.
+    """
     num_drafts: _builtins.int
     """Rounds that verified a draft of it."""
     num_draft_tokens: _builtins.int
