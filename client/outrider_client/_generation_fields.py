@@ -262,10 +262,10 @@ class GenerationFields:
     """Layers that DoLa contrasts: a choice by name, or their indices."""
 
     diversity_penalty: float | None = None
-    """Diversity penalty of group beam search."""
+    """What a token loses for each beam of an earlier group that says it in the same step."""
 
     num_beam_groups: int | None = None
-    """Number of beam groups. Default 1."""
+    """Groups that `num_beams` are divided into, to differ by `diversity_penalty`. Default 1."""
 
     constraints: object | None = None
     """transformers' constraint objects; they cannot cross a wire, so any value is refused."""

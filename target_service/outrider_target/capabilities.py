@@ -128,7 +128,10 @@ CAPABILITIES: dict[str, Capability] = {
     "output_scores": _honoured(_TENSORS),
     "output_logits": _honoured(_TENSORS),
     "return_dict_in_generate": _honoured("without meaning on the wire"),
-    "pad_token_id": _honoured("without effect: nothing is padded here"),
+    "pad_token_id": _honoured(
+        "without effect, as nothing is padded here; but groups of beams are kept from saying it "
+        "once another group is done"
+    ),
     "bos_token_id": _honoured("without effect: prompts come with their own"),
     "eos_token_id": _honoured("any of the list ends a sequence"),
     "encoder_no_repeat_ngram_size": _honoured("concerns the n-grams of the prompt"),
@@ -172,8 +175,11 @@ CAPABILITIES: dict[str, Capability] = {
     "dola_layers": _honoured(
         "with any drafter; greedy and sampling; a repetition_penalty of 1.2 is advised"
     ),
-    "diversity_penalty": _not_yet("group beam search is not served yet", 0.0),
-    "num_beam_groups": _not_yet("group beam search is not served yet", 1),
+    "diversity_penalty": _honoured("with num_beam_groups"),
+    "num_beam_groups": _honoured(
+        "group (diverse) beam search as in transformers 4.56; with diversity_penalty, without "
+        "do_sample"
+    ),
     "constraints": _refused("Python objects cannot cross the wire; see force_words_ids"),
     "force_words_ids": _not_yet("constrained beam search is not served yet"),
     "transformers_version": _honoured("informative"),

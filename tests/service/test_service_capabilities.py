@@ -217,6 +217,8 @@ CHANGES: dict[str, tuple[dict[str, Any], object, Observe]] = {
         "never",
         beams,
     ),
+    "num_beam_groups": ({**BASE, "num_beams": 4, "diversity_penalty": 2.0}, 2, beams),
+    "diversity_penalty": ({**BASE, "num_beams": 4, "num_beam_groups": 2}, 2.0, beams),
     "length_penalty": ({**BASE, "num_beams": 3}, 2.0, beams),
     "num_return_sequences": (SAMPLED, 2, tokens),
     "output_attentions": (BASE, True, tensors),

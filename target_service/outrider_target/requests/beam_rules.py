@@ -11,6 +11,7 @@ from outrider_contract.generation_config import shortest_float
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 
 from outrider_target.decoding.beams.settings import BeamSettings, EarlyStopping
+from outrider_target.requests.beam_group_rules import check_groups
 from outrider_target.requests.generation_mode import BEAM_MODES, generation_mode
 from outrider_target.requests.request import TensorKind
 from outrider_target.requests.room import Room
@@ -37,6 +38,7 @@ def beam_settings(
         InvalidRequest: A value is wrong or too large, or contradicts another.
         UnsupportedOption: A value cannot be combined with beams.
     """
+    check_groups(message.generation_config, config)
     mode = generation_mode(config)
     if mode not in BEAM_MODES:
         return None
@@ -48,6 +50,9 @@ def beam_settings(
         if config.HasField("length_penalty")
         else 1.0,
         early_stopping=_early_stopping(config),
+        num_groups=config.num_beam_groups or 1,
+        diversity_penalty=shortest_float(config.diversity_penalty),
+        pad_token_id=_pad_token_id(config),
         progress_interval=message.beam_progress_interval
         if message.HasField("beam_progress_interval")
         else 1,
@@ -59,6 +64,13 @@ def beam_settings(
         )
     _check_room(settings.num_beams, num_prompt_tokens, max_length, room)
     return settings
+
+
+def _pad_token_id(config: GenerationConfig) -> int:
+    """As transformers pads. Without an end-of-sequence token nothing is done early, or padded."""
+    if config.HasField("pad_token_id"):
+        return config.pad_token_id
+    return config.eos_token_id.ids[0] if config.eos_token_id.ids else 0
 
 
 def _early_stopping(config: GenerationConfig) -> EarlyStopping:

@@ -59,6 +59,7 @@ _RANGES: dict[str, _Range] = {
     "encoder_repetition_penalty": _Range("must be greater than 0", lambda v: v > 0),
     "prefill_chunk_size": _Range("must be at least 1", lambda v: v >= 1),
     "num_beams": _Range("must be at least 1", lambda v: v >= 1),
+    "num_beam_groups": _Range("must be at least 1", lambda v: v >= 1),
     "num_return_sequences": _Range("must be at least 1", lambda v: v >= 1),
     "penalty_alpha": _Range("must be at least 0", lambda v: v >= 0),
     "num_assistant_tokens": _Range("must be at least 1", lambda v: v >= 1),

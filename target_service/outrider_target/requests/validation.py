@@ -236,6 +236,8 @@ def validate_score(
         "num_return_sequences",
         "penalty_alpha",
         "guidance_scale",
+        "num_beam_groups",
+        "diversity_penalty",
         "force_words_ids",
         *TensorKind,
     ):
@@ -243,6 +245,8 @@ def validate_score(
     generate.generation_config.max_new_tokens = len(given)
     generate.generation_config.num_return_sequences = 1
     generate.generation_config.num_beams = 1
+    generate.generation_config.num_beam_groups = 1
+    generate.generation_config.diversity_penalty = 0.0
     if "force_words_ids" not in generate.generation_config.clear_fields:
         generate.generation_config.clear_fields.append("force_words_ids")
     request = validate(

@@ -635,9 +635,13 @@ class GenerationConfig(_message.Message):
     dola_layers_mode: _builtins.str
     """"low" or "high": every second layer of the lower or upper half."""
     diversity_penalty: _builtins.float
-    """Diversity penalty of group beam search."""
+    """With `num_beam_groups`: what is taken off the log-probability of a token for each beam of the groups before that
+    says it in the same step. Must then be above 0.
+    """
     num_beam_groups: _builtins.int
-    """Number of beam groups. Default 1."""
+    """Group (diverse) beam search: groups into which the beams are divided, each searched by itself but for the
+    `diversity_penalty`. Divides `num_beams`; without `do_sample`. Default 1.
+    """
     constraints: _builtins.str
     """Python constraint objects of transformers; they cannot cross a wire, so any text here is refused."""
     transformers_version: _builtins.str

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from outrider_target.decoding.beams.draws import HighestScores, SeededSample
 from outrider_target.decoding.beams.ends import Ends
+from outrider_target.decoding.beams.group_search import GroupBeamSearch
+from outrider_target.decoding.beams.rule import BeamRule
 from outrider_target.decoding.beams.search import BeamSearch
 from outrider_target.decoding.beams.settings import BeamSettings
 from outrider_target.decoding.beams.strategy import BeamStrategy
@@ -18,19 +20,21 @@ def beam_strategy(
     criteria = None
     if request.plugins.criteria:
         criteria = Criteria(request.plugins.criteria, request.prompt)
-    draw = SeededSample(request.seed) if request.parameters.do_sample else HighestScores()
-    rule = BeamSearch(
-        settings,
-        request.parameters,
-        draw,
-        Ends(request.parameters, criteria),
-        num_prompt_tokens=len(request.prompt),
-    )
     return BeamStrategy(
         settings,
         request.parameters,
-        rule,
+        _rule(request, settings, Ends(request.parameters, criteria)),
         request.prompt,
         stop_strings,
         request.plugins.processors,
     )
+
+
+def _rule(request: GenerationRequest, settings: BeamSettings, ends: Ends) -> BeamRule:
+    num_prompt_tokens = len(request.prompt)
+    if settings.num_groups > 1:
+        return GroupBeamSearch(
+            settings, request.parameters, ends, num_prompt_tokens=num_prompt_tokens
+        )
+    draw = SeededSample(request.seed) if request.parameters.do_sample else HighestScores()
+    return BeamSearch(settings, request.parameters, draw, ends, num_prompt_tokens=num_prompt_tokens)

@@ -26,6 +26,12 @@ class BeamSettings:
     length_penalty: float
     """A hypothesis' score is divided by its number of generated tokens to this power."""
     early_stopping: EarlyStopping
+    num_groups: int
+    """Groups of equally many beams that are kept from saying the same; 1: no groups."""
+    diversity_penalty: float
+    """Taken off a token's score for each beam of another group that says it in this step."""
+    pad_token_id: int
+    """What the beams of a group that is done are taken to say."""
     progress_interval: int
     """Steps from one report of the best hypothesis so far to the next; 0: none."""
 
