@@ -40,6 +40,10 @@ test: kernels node-peers ## Run the test suite (10 minutes or less on two cores)
 test-slow: kernels node-peers ## Run the long exactness and distribution suites
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow --timeout 1800
 
+.PHONY: fuzz
+fuzz: kernels ## Random and broken messages to both services; OUTRIDER_FUZZ_FRAMES of each kind
+	$(BIN)/python -m pytest -m fuzz -s
+
 .PHONY: soak
 soak: kernels node-peers ## Run the load and chaos suites, some minutes each
 	$(BIN)/python -m pytest -m soak --timeout 1800
