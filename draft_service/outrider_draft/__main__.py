@@ -12,6 +12,7 @@ from outrider_runtime.logs import LogFormat, LogLevel
 from outrider_runtime.metrics import DraftMetrics, MetricsExporter, new_registry
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.prompt_lookup import LookupRule
+from outrider_runtime.recent_texts import MIN_TOKENS
 from outrider_runtime.server import ServerSettings
 from outrider_runtime.settings import (
     ApiKey,
@@ -39,8 +40,10 @@ from outrider_draft.settings import (
     DraftSettings,
     LookupSettings,
     ModelSettings,
+    ProposerSettings,
     SessionSettings,
     StepSettings,
+    SuffixSettings,
 )
 
 app = typer.Typer(add_completion=False)
@@ -48,6 +51,7 @@ app = typer.Typer(add_completion=False)
 _SESSIONS = SessionSettings()
 _STEP = StepSettings()
 _LOOKUP = LookupSettings()
+_SUFFIX = SuffixSettings()
 
 Model = Annotated[
     str | None, flag("--model", "Draft model: a local folder or a hub id; safetensors only.")
@@ -92,6 +96,22 @@ Rule = Annotated[
 ]
 
 
+def _cache_tokens(value: int) -> int:
+    if value and value < MIN_TOKENS:
+        raise typer.BadParameter(f"must be 0 or at least {MIN_TOKENS}")
+    return value
+
+
+SuffixCacheTokens = Annotated[
+    int,
+    flag(
+        "--suffix-cache-tokens",
+        "Suffix tree: tokens of recent texts to remember, each for its own tenant; 0 is off.",
+        callback=_cache_tokens,
+    ),
+]
+
+
 @app.command()
 def serve(
     *,
@@ -111,6 +131,7 @@ def serve(
     kv_cache_tokens: KvCacheTokens = 65_536,
     max_matching_ngram_size: MaxMatchingNgramSize = _LOOKUP.max_matching_ngram_size,
     lookup_rule: Rule = _LOOKUP.rule,
+    suffix_cache_tokens: SuffixCacheTokens = _SUFFIX.cache_tokens,
     ssl_keyfile: SslKeyfile = None,
     ssl_certfile: SslCertfile = None,
     ssl_ca_certs: SslCaCerts = None,
@@ -125,19 +146,23 @@ def serve(
 ) -> None:
     """Propose tokens to target services.
 
-    Give --model for a draft model, or --method prompt-lookup for none. Every flag has an OUTRIDER_*
-    variable: --max-num-seqs is OUTRIDER_MAX_NUM_SEQS.
+    Give --model for a draft model, or --method prompt-lookup or suffix for none. Every flag has an
+    OUTRIDER_* variable: --max-num-seqs is OUTRIDER_MAX_NUM_SEQS.
     """
-    proposer: ModelSettings | LookupSettings
+    proposer: ProposerSettings
     with startup_errors("outrider-draft"):
-        if method is DraftMethod.PROMPT_LOOKUP:
-            if model is not None:
-                raise StartupError("--model and --method prompt-lookup exclude each other")
+        if method not in (None, DraftMethod.MODEL) and model is not None:
+            raise StartupError(f"--model and --method {method} exclude each other")
+        if method is DraftMethod.SUFFIX:
+            proposer = SuffixSettings(cache_tokens=suffix_cache_tokens)
+        elif method is DraftMethod.PROMPT_LOOKUP:
             proposer = LookupSettings(
                 max_matching_ngram_size=max_matching_ngram_size, rule=lookup_rule
             )
         elif model is None:
-            raise StartupError("give --model DIR for a draft model, or --method prompt-lookup")
+            raise StartupError(
+                "give --model DIR for a draft model, or --method prompt-lookup or suffix"
+            )
         else:
             proposer = ModelSettings(
                 model=model,

@@ -11,7 +11,8 @@ from outrider_runtime.metrics import DraftMetrics
 
 from outrider_draft.lookup_proposer import LookupProposer
 from outrider_draft.proposer import Proposer
-from outrider_draft.settings import LookupSettings, ModelSettings
+from outrider_draft.settings import LookupSettings, ProposerSettings, SuffixSettings
+from outrider_draft.suffix_proposer import SuffixProposer
 
 
 class Drafter(NamedTuple):
@@ -22,14 +23,16 @@ class Drafter(NamedTuple):
     """For the line that says what serves."""
 
 
-def build(settings: ModelSettings | LookupSettings, metrics: DraftMetrics) -> Drafter:
-    """Load the model, or set up prompt lookup.
+def build(settings: ProposerSettings, metrics: DraftMetrics) -> Drafter:
+    """Load the model, or set up what needs none.
 
     Raises:
         StartupError: The model cannot be had.
     """
     if isinstance(settings, LookupSettings):
         return Drafter(LookupProposer(settings), "prompt lookup")
+    if isinstance(settings, SuffixSettings):
+        return Drafter(SuffixProposer(settings), "suffix tree")
     from outrider_draft import model_drafter
 
     return model_drafter.build(settings, metrics)

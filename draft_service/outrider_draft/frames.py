@@ -31,6 +31,9 @@ MAX_UPDATES_PER_FRAME = 16_384
 MAX_DEPTH = 256
 """Deepest tree that is grown, whatever a target grants."""
 
+MAX_TENANT_SIZE = 64
+"""Bytes in the name of a tenant."""
+
 MAX_SAMPLE_INDEX = 2**24
 """Sample indices from here on do not fit the noise's counter."""
 
@@ -45,6 +48,8 @@ class Bounds(NamedTuple):
     """Ids the drafter knows; 0: any."""
     max_length: int
     """Longest sequence, in tokens."""
+    scope: bytes = b""
+    """Tenants of streams of different scopes are different, whatever they are called."""
 
 
 class _Malformed(Exception):
@@ -140,6 +145,8 @@ def _opened(key: SessionKey, opened: draft_pb2.Open, bounds: Bounds) -> Opened:
     temperature = opened.draft_temperature or 1.0
     if not math.isfinite(temperature) or temperature < 0:
         raise _Malformed(f"draft_temperature: {temperature} is not a positive number")
+    if len(opened.tenant) > MAX_TENANT_SIZE:
+        raise _Malformed(f"tenant: {len(opened.tenant)} bytes are too many")
     if not opened.HasField("limits"):
         raise _Malformed("limits: are missing")
     config = opened.generation_config
@@ -151,6 +158,7 @@ def _opened(key: SessionKey, opened: draft_pb2.Open, bounds: Bounds) -> Opened:
         draft_temperature=temperature,
         vocab_size=bounds.target_vocab_size,
         max_matching_ngram_size=config.max_matching_ngram_size or None,
+        tenant=opened.tenant and bounds.scope + opened.tenant,
     )
     return Opened(key, token_ids, request, _limits(opened.limits))
 

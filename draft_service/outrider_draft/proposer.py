@@ -13,7 +13,7 @@ class Description(NamedTuple):
     """What a drafter is."""
 
     kind: str
-    """Either `model` or `prompt-lookup`."""
+    """One of `model`, `prompt-lookup` and `suffix`."""
 
     model_id: str = ""
     """Name of the draft model; empty without one."""

@@ -6,6 +6,7 @@ Runs on the event loop and never waits for a forward.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from outrider_runtime.draft_protocol import (
 )
 from outrider_runtime.errors import Draining, InvalidRequest, OutriderError
 from outrider_runtime.metrics import DraftMetrics
+from outrider_runtime.request_context import current_caller
 
 from outrider_draft import frames, handshake
 from outrider_draft.link import Link, LinkClosed
@@ -171,6 +173,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             target_vocab_size=hello.vocab_size,
             own_vocab_size=self._description.vocab_size,
             max_length=self._max_length,
+            scope=_scope(hello),
         )
 
     async def _read(
@@ -203,3 +206,9 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         for stream, own in by_stream.items():
             if (link := self._links.get(stream)) is not None:
                 link.post(own)
+
+
+def _scope(hello: draft_pb2.Hello) -> bytes:
+    """What makes texts of two targets alike: the tokens mean the same, and one caller has both."""
+    parts = current_caller(), hello.tokenizer_fingerprint, str(hello.vocab_size)
+    return hashlib.sha256("\0".join(parts).encode()).digest()

@@ -19,6 +19,9 @@ class DraftMethod(StrEnum):
     PROMPT_LOOKUP = "prompt-lookup"
     """The sequence's own text; needs no model and no torch."""
 
+    SUFFIX = "suffix"
+    """A suffix tree of that text and of recent texts of its tenant; likewise."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
@@ -92,12 +95,24 @@ class LookupSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SuffixSettings:
+    """The suffix tree."""
+
+    cache_tokens: int = 1_000_000
+    """Tokens of recent texts that are remembered, of all tenants together, some 300 bytes each;
+    0: a session has its own text alone."""
+
+
+ProposerSettings = ModelSettings | LookupSettings | SuffixSettings
+
+
+@dataclass(frozen=True, slots=True)
 class DraftSettings:
     """All of a draft service."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
     sessions: SessionSettings = field(default_factory=SessionSettings)
     step: StepSettings = field(default_factory=StepSettings)
-    proposer: ModelSettings | LookupSettings = field(default_factory=LookupSettings)
+    proposer: ProposerSettings = field(default_factory=LookupSettings)
     metrics_port: int | None = None
     """Port of the Prometheus page on the server's host; 0 takes a free one, None: no page."""

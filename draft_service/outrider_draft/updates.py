@@ -43,6 +43,9 @@ class SessionRequest:
     max_matching_ngram_size: int | None = None
     """Longest n-gram of prompt lookup; None: the server's default."""
 
+    tenant: bytes = b""
+    """Opaque name of those whose texts may be drafted from; empty: none but its own."""
+
 
 class Opened(NamedTuple):
     """A session to open, or to replace."""

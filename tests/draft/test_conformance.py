@@ -12,7 +12,9 @@ from outrider_conformance.report import judge
 from outrider_conformance.rules import RULES
 from outrider_conformance.trial import ANY_VOCABULARY, trial
 from outrider_draft.lookup_proposer import LookupProposer
-from outrider_draft.settings import LookupSettings
+from outrider_draft.proposer import Proposer
+from outrider_draft.settings import LookupSettings, SuffixSettings
+from outrider_draft.suffix_proposer import SuffixProposer
 
 
 def counting_round(tokens: Sequence[int]) -> int:
@@ -28,9 +30,14 @@ async def broken_rules(address: str, *, timeout: float = 20.0) -> dict[str, str]
 
 
 @pytest.mark.parametrize(
-    "proposer", [ScriptedProposer(counting_round), LookupProposer(LookupSettings())]
+    "proposer",
+    [
+        ScriptedProposer(counting_round),
+        LookupProposer(LookupSettings()),
+        SuffixProposer(SuffixSettings()),
+    ],
 )
-async def test_our_drafters_keep_every_rule(proposer: ScriptedProposer | LookupProposer) -> None:
+async def test_our_drafters_keep_every_rule(proposer: Proposer) -> None:
     async with draft_service(proposer) as drafter:
         assert await broken_rules(drafter.address) == {}
 

@@ -73,15 +73,18 @@ async def refusal(*flags: str, **variables: str) -> str:
         return line
 
 
-async def test_prompt_lookup_serves_without_importing_torch_or_its_like() -> None:
-    async with command(
-        "--method", "prompt-lookup", "--port", "0", PYTHONPROFILEIMPORTTIME="1"
-    ) as process:
+@pytest.mark.parametrize(
+    ("method", "title"), [("prompt-lookup", "prompt lookup"), ("suffix", "suffix tree")]
+)
+async def test_what_needs_no_model_serves_without_importing_torch_or_its_like(
+    method: str, title: str
+) -> None:
+    async with command("--method", method, "--port", "0", PYTHONPROFILEIMPORTTIME="1") as process:
         line = await serving_line(process)
-        match = re.fullmatch(r"outrider-draft serving on (127\S+) \(prompt lookup\)", line)
+        match = re.fullmatch(rf"outrider-draft serving on (127\S+) \({title}\)", line)
         assert match, line
         async with target(match[1]) as scripted:
-            assert scripted.welcome_drafter.kind == "prompt-lookup"
+            assert scripted.welcome_drafter.kind == method
             await scripted.open(1, [5, 6, 7, 8, 5, 6], window=3, confidence_threshold=0.9)
             assert await scripted.grown(1) == [7, 8, 5]
             process.send_signal(signal.SIGTERM)
@@ -135,7 +138,8 @@ async def test_a_port_that_is_taken_is_one_clear_line() -> None:
 
 async def test_without_a_model_the_command_says_what_to_give() -> None:
     assert "--model" in await refusal()
-    assert "exclude" in await refusal("--model", "x", "--method", "prompt-lookup")
+    for method in ("prompt-lookup", "suffix"):
+        assert "exclude" in await refusal("--model", "x", "--method", method)
 
 
 async def test_a_model_that_is_missing_or_broken_is_one_clear_line(tmp_path: Path) -> None:

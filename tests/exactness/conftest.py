@@ -14,6 +14,7 @@ from exactness.running import (
     draft_service,
     lookup_drafter,
     model_drafter,
+    suffix_drafter,
     target,
 )
 
@@ -48,6 +49,13 @@ def perfect_draft(threads: ServiceThreads, pair: ModelPair) -> Iterator[RunningD
 def lookup_draft(threads: ServiceThreads) -> Iterator[RunningDrafter]:
     """A draft service that needs no model."""
     with draft_service(threads, lookup_drafter()) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def suffix_draft(threads: ServiceThreads) -> Iterator[RunningDrafter]:
+    """A draft service that remembers what was written, and needs no model either."""
+    with draft_service(threads, suffix_drafter()) as running:
         yield running
 
 

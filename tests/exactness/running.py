@@ -35,7 +35,7 @@ from outrider_client import (
 )
 from outrider_draft import drafter as drafting
 from outrider_draft.drafter import Drafter
-from outrider_draft.settings import LookupSettings
+from outrider_draft.settings import LookupSettings, SuffixSettings
 from outrider_draft.settings import ModelSettings as DraftModelSettings
 from outrider_runtime.metrics import DraftMetrics
 from outrider_target import service as target_service_module
@@ -187,6 +187,11 @@ def model_drafter(folder: Path, *, dtype: str = "float64") -> Drafter:
 def lookup_drafter() -> Drafter:
     """A drafter that needs no model."""
     return drafting.build(LookupSettings(), DraftMetrics(CollectorRegistry()))
+
+
+def suffix_drafter() -> Drafter:
+    """A drafter that needs no model either, and remembers."""
+    return drafting.build(SuffixSettings(), DraftMetrics(CollectorRegistry()))
 
 
 @contextmanager

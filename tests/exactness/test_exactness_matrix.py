@@ -134,10 +134,19 @@ def test_a_perfect_drafter_changes_nothing(
     assert num_accepted(completions) > num_drafted(completions) / 2
 
 
-def test_a_drafter_that_looks_up_the_prompt_changes_nothing(
-    threads: ServiceThreads, pair: ModelPair, lookup_draft: RunningDrafter, work: Workload
+@pytest.mark.parametrize("kind", ["prompt-lookup", "suffix"])
+def test_a_drafter_without_a_model_changes_nothing(
+    threads: ServiceThreads,
+    pair: ModelPair,
+    lookup_draft: RunningDrafter,
+    suffix_draft: RunningDrafter,
+    work: Workload,
+    kind: str,
 ) -> None:
-    with target(threads, pair.target, drafts=[lookup_draft.address]) as running:
+    drafter = lookup_draft if kind == "prompt-lookup" else suffix_draft
+    with target(threads, pair.target, drafts=[drafter.address]) as running:
+        (link,) = running.client.server_info().draft_links
+        assert link.kind == kind
         completions = serve(running, work)
         assert num_accepted(completions) > 0
 

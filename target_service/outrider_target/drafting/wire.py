@@ -59,6 +59,7 @@ def _open(update: OpenSession) -> draft_pb2.Open:
         sample_index=update.sample_index,
         draft_temperature=update.request.speculation.draft_temperature,
         limits=_limits(update.limits),
+        tenant=update.request.speculation.tenant,
     )
 
 
