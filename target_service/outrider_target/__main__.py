@@ -31,6 +31,7 @@ from outrider_runtime.settings import (
     startup_errors,
 )
 
+from outrider_target.drafting.links import NAME_PREFIX
 from outrider_target.drafting.window import SCHEDULES
 from outrider_target.requests.request import DraftMethod
 from outrider_target.settings import (
@@ -53,6 +54,14 @@ def _schedule(value: str) -> str:
     return value
 
 
+def _drafts(values: list[str] | None) -> list[str] | None:
+    for value in values or ():
+        host, _, port = value.removeprefix(NAME_PREFIX).rpartition(":")
+        if not host or not port.isdecimal():
+            raise typer.BadParameter(f"{value!r} is not HOST:PORT or {NAME_PREFIX}NAME:PORT")
+    return values
+
+
 def _draft_method(value: DraftMethod | None) -> DraftMethod | None:
     if value is DraftMethod.EARLY_EXIT:
         raise typer.BadParameter("early-exit is for requests: they say after which layer")
@@ -72,7 +81,11 @@ def serve(
     model: Annotated[str, flag("--model", "The target model: a local folder, or a hub id.")],
     draft: Annotated[
         list[str] | None,
-        flag("--draft", "Address of a draft service, HOST:PORT. May repeat, or be absent."),
+        flag(
+            "--draft",
+            "Draft service, HOST:PORT, or dns:///NAME:PORT for all behind a name. May repeat.",
+            callback=_drafts,
+        ),
     ] = None,
     host: Host = "127.0.0.1",
     port: Port = 50051,

@@ -30,6 +30,7 @@ from outrider_target.drafting.combined import CombinedDrafter
 from outrider_target.drafting.drafter import NullDrafter
 from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.link import DraftLink
+from outrider_target.drafting.links import Connect, DraftLinks
 from outrider_target.drafting.lookup import LookupDrafter
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.drafting.prediction import PredictionDrafter
@@ -139,9 +140,8 @@ class TargetService:
         self._resources.push_async_callback(
             asyncio.to_thread, self.serving.engine.stop, _STOP_SECONDS
         )
-        for index, link in enumerate(self.serving.links):
-            link.start(index, self.serving.engine.report_link)
-            self._resources.push_async_callback(link.stop)
+        self.serving.links.start(self.serving.engine.report_link)
+        self._resources.push_async_callback(self.serving.links.stop)
         if settings.metrics_port is not None:
             exporter = MetricsExporter(
                 registry, host=settings.server.host, port=settings.metrics_port
@@ -183,23 +183,9 @@ class TargetService:
         )
         print_of_tokenizer = fingerprint(text.tokenizer) if text.tokenizer else ""
         fleet = DraftFleet(vocab_size=loaded.vocab_size, round_pace=round_pace)
-        certificates = _draft_certificates(settings)
-        links = [
-            DraftLink(
-                address,
-                draft_pb2.Hello(
-                    protocol_version=PROTOCOL_VERSION,
-                    tokenizer_fingerprint=print_of_tokenizer,
-                    model_id=loaded.name,
-                    vocab_size=loaded.vocab_size,
-                ),
-                certificates=certificates,
-                api_key=settings.draft_api_key,
-            )
-            for address in settings.drafts
-        ]
-        for link in links:
-            fleet.add_link(post=link.post, expel=link.expel)
+        links = DraftLinks(
+            settings.drafts, _connector(settings, loaded, tokenizer_fingerprint=print_of_tokenizer)
+        )
         requests = LiveRequests(
             max_requests=settings.batch.max_num_seqs + settings.batch.max_waiting_requests
         )
@@ -292,6 +278,30 @@ def _served_model(
             max_bytes=settings.batch.max_tensor_bytes,
         ),
     )
+
+
+def _connector(
+    settings: TargetSettings, loaded: LoadedModel, *, tokenizer_fingerprint: str
+) -> Connect:
+    """What makes a link to a draft service."""
+    certificates = _draft_certificates(settings)
+    hello = draft_pb2.Hello(
+        protocol_version=PROTOCOL_VERSION,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        model_id=loaded.name,
+        vocab_size=loaded.vocab_size,
+    )
+
+    def connect(address: str, name: str | None) -> DraftLink:
+        return DraftLink(
+            address,
+            hello,
+            certificates=certificates,
+            certified_name=name,
+            api_key=settings.draft_api_key,
+        )
+
+    return connect
 
 
 def _draft_certificates(settings: TargetSettings) -> ChannelCertificates | None:

@@ -112,7 +112,7 @@ class TargetSettings:
     speculation: SpeculationDefaults = field(default_factory=SpeculationDefaults)
 
     drafts: tuple[str, ...] = ()
-    """Addresses of draft services."""
+    """Draft services: addresses, HOST:PORT, and names, dns:///NAME:PORT, for all behind one."""
 
     draft_ca_certs: Path | None = None
     """Authorities of the draft services' certificates, PEM; None: plaintext."""

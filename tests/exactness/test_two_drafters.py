@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
+from draft.harness import RunningDrafter
 from exactness.loop_thread import ServiceThreads
 from exactness.model_pairs import ModelPair
 from exactness.option_mixes import cases
@@ -19,7 +20,9 @@ from exactness.running import (
     num_accepted,
     outcome,
     target,
+    wait_until,
 )
+from outrider_client import DraftLinkState
 from outrider_demo.processes import Service
 
 OPTIONS = {"max_new_tokens": 40, "num_assistant_tokens": 4}
@@ -134,3 +137,17 @@ def accepted_alone(threads: ServiceThreads, pair: ModelPair, kind: str) -> int:
         target(threads, pair.target, drafts=[steady.address]) as running,
     ):
         return accepted(running, REQUESTS)
+
+
+def test_a_drafter_is_found_by_name(
+    threads: ServiceThreads, pair: ModelPair, lookup_draft: RunningDrafter
+) -> None:
+    port = lookup_draft.port
+    with target(threads, pair.target, drafts=[f"dns:///localhost:{port}"]) as running:
+        wait_until(lambda: link_at(running, f"127.0.0.1:{port}") is DraftLinkState.READY)
+        assert accepted(running, REQUESTS[:1]) > 0
+
+
+def link_at(running: RunningTarget, address: str) -> DraftLinkState | None:
+    links = running.client.server_info().draft_links
+    return next((link.state for link in links if link.address == address), None)

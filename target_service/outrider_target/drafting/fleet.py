@@ -21,6 +21,7 @@ from outrider_target.drafting.patience import LinkPace, RoundPace
 from outrider_target.drafting.remote_session import RemoteSession
 from outrider_target.drafting.updates import (
     CloseSession,
+    LinkAdded,
     LinkDown,
     LinkEvent,
     LinkFrame,
@@ -64,6 +65,10 @@ class DraftFleet:
         self.links.append(LinkState(len(self.links), post, expel))
         return len(self.links) - 1
 
+    def state(self, index: int) -> LinkState | None:
+        """A link's; None where it was not added yet. Any thread."""
+        return self.links[index] if index < len(self.links) else None
+
     def open(
         self,
         request: GenerationRequest,
@@ -96,6 +101,9 @@ class DraftFleet:
 
     def handle(self, event: LinkEvent) -> None:
         """Take in what a link reports. A fault here costs the link, never the round."""
+        if isinstance(event, LinkAdded):
+            self.add_link(post=event.post, expel=event.expel)
+            return
         link = self.links[event.link]
         try:
             if isinstance(event, LinkUp):

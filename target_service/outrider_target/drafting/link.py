@@ -96,8 +96,18 @@ class DraftLink:
         hello: draft_pb2.Hello,
         *,
         certificates: ChannelCertificates | None = None,
+        certified_name: str | None = None,
         api_key: str | None = None,
     ) -> None:
+        """Nothing is connected before `start`.
+
+        Args:
+            address: HOST:PORT.
+            hello: What the target says first.
+            certificates: For TLS; None: plaintext.
+            certified_name: Name that the drafter's certificate bears, where it is not the host.
+            api_key: What the drafter knows its callers by.
+        """
         self.address = address
         self.status = LinkStatus.CONNECTING
         self.reason = "not connected yet"
@@ -105,6 +115,7 @@ class DraftLink:
         self.traffic = LinkTraffic()
         self._hello = hello
         self._certificates = certificates
+        self._certified_name = certified_name
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else None
         self._loop = asyncio.get_running_loop()
         self._frames: asyncio.Queue[draft_pb2.SpeculateRequest] = asyncio.Queue()
@@ -265,8 +276,11 @@ class DraftLink:
     def _channel(self) -> grpc.aio.Channel:
         if self._certificates is None:
             return grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
+        options: list[tuple[str, int | str]] = [*_CHANNEL_OPTIONS]
+        if self._certified_name is not None:
+            options.append(("grpc.ssl_target_name_override", self._certified_name))
         credentials = self._certificates.credentials()
-        return grpc.aio.secure_channel(self.address, credentials, options=_CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self.address, credentials, options=options)
 
 
 _FATAL = frozenset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from outrider_runtime.draft_tree import Limits, Proposal
@@ -64,6 +64,16 @@ class Resync(NamedTuple):
     reason: str
 
 
+class LinkAdded(NamedTuple):
+    """There is a link more; it is not up yet. Reported in the order of the indices."""
+
+    link: int
+    post: Callable[[Sequence[Update]], None]
+    """Hands a round's updates to the link. Never blocks."""
+    expel: Callable[[str], None]
+    """Closes the link for a while because the drafter misbehaves."""
+
+
 class LinkUp(NamedTuple):
     """A link is ready."""
 
@@ -88,4 +98,4 @@ class LinkFrame(NamedTuple):
     resyncs: Sequence[Resync]
 
 
-LinkEvent = LinkUp | LinkDown | LinkFrame
+LinkEvent = LinkAdded | LinkUp | LinkDown | LinkFrame

@@ -13,6 +13,7 @@ from outrider_target.capabilities import CAPABILITIES, Support
 from outrider_target.decoding.beams.beam import BeamScore
 from outrider_target.decoding.tensors import TokenTensor
 from outrider_target.drafting.link import DraftLink, LinkStatus
+from outrider_target.drafting.link_state import LinkState
 from outrider_target.engine.events import BeamProgress, RequestCompleted
 from outrider_target.engine.statistics import SpeculationCounters
 from outrider_target.plugins import Plugin, PluginKind
@@ -219,18 +220,16 @@ def _tensor_parts(tensor: TokenTensor) -> Iterator[tensors_pb2.TensorPart]:
         )
 
 
-def link_info(
-    link: DraftLink, *, num_sessions: int, latency: float, num_offences: int
-) -> generation_pb2.DraftLinkInfo:
-    """The state of a link."""
+def link_info(link: DraftLink, state: LinkState | None) -> generation_pb2.DraftLinkInfo:
+    """The state of a link; None: the engine has not heard of it yet."""
     return generation_pb2.DraftLinkInfo(
         address=link.address,
         state=_LINK_STATES[link.status],
         reason=link.reason,
         kind=link.kind,
-        num_sessions=num_sessions,
-        latency_seconds=latency,
-        num_offences=num_offences,
+        num_sessions=len(state.sessions) if state else 0,
+        latency_seconds=state.pace.latency if state else 0.0,
+        num_offences=state.offences if state else 0,
     )
 
 

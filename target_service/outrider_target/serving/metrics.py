@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from outrider_target.drafting.link import DraftLink, LinkTraffic
+from outrider_target.drafting.link import LinkTraffic
+from outrider_target.drafting.links import DraftLinks
 from outrider_target.engine.events import RequestCompleted
 from outrider_target.engine.statistics import DrafterCounters
 from outrider_target.engine.thread import Loads
@@ -149,7 +150,7 @@ class LinkCollector(Collector):
     Over `outrider_drafter_num_accepted_tokens_total{method="remote"}`: bytes per accepted token.
     """
 
-    def __init__(self, links: Sequence[DraftLink]) -> None:
+    def __init__(self, links: DraftLinks) -> None:
         self._links = links
 
     def collect(self) -> Iterator[Metric]:
@@ -168,6 +169,6 @@ class LinkCollector(Collector):
         }
         for name, (text, count) in counters.items():
             family = CounterMetricFamily(f"outrider_draft_link_{name}", text, labels=["address"])
-            for link in self._links:
+            for _, link in self._links.present:
                 family.add_metric([link.address], count(link.traffic))
             yield family

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 from outrider.v1 import generation_pb2 as pb
@@ -12,7 +11,7 @@ from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 from outrider_target.constraints.grammar import GrammarCompiler
 from outrider_target.decoding.healing import Healer
 from outrider_target.drafting.fleet import DraftFleet
-from outrider_target.drafting.link import DraftLink
+from outrider_target.drafting.links import DraftLinks
 from outrider_target.engine.admission import LiveRequests
 from outrider_target.engine.thread import Engine
 from outrider_target.plugins import PluginRegistry
@@ -49,7 +48,7 @@ class Serving:
     batch: BatchSettings
     speculation_defaults: SpeculationDefaults
     fleet: DraftFleet
-    links: SequenceOf[DraftLink]
+    links: DraftLinks
     num_blocks: int
     block_size: int
     metrics: RequestMetrics
@@ -73,13 +72,8 @@ class Serving:
             version=importlib.metadata.version("outrider"),
             draft_protocol_version=PROTOCOL_VERSION,
             draft_links=[
-                messages.link_info(
-                    link,
-                    num_sessions=len(state.sessions),
-                    latency=state.pace.latency,
-                    num_offences=state.offences,
-                )
-                for link, state in zip(self.links, self.fleet.links, strict=True)
+                messages.link_info(link, self.fleet.state(index))
+                for index, link in self.links.present
             ],
             capabilities=messages.capabilities(),
             max_num_seqs=self.batch.max_num_seqs,
