@@ -56,6 +56,14 @@ _SUFFIX = SuffixSettings()
 Model = Annotated[
     str | None, flag("--model", "Draft model: a local folder or a hub id; safetensors only.")
 ]
+TargetTokenizer = Annotated[
+    list[str] | None,
+    flag(
+        "--target-tokenizer",
+        "Tokenizer of a target that has another than the draft model: a local folder or a hub id. "
+        "Drafts are translated for it. May repeat.",
+    ),
+]
 Method = Annotated[
     DraftMethod | None,
     flag("--method", "What proposes: a draft model, or the text itself. Default: model."),
@@ -117,6 +125,7 @@ def serve(
     *,
     model: Model = None,
     method: Method = None,
+    target_tokenizer: TargetTokenizer = None,
     host: Host = "127.0.0.1",
     port: Port = 50052,
     dtype: Dtype = "auto",
@@ -153,6 +162,10 @@ def serve(
     with startup_errors("outrider-draft"):
         if method not in (None, DraftMethod.MODEL) and model is not None:
             raise StartupError(f"--model and --method {method} exclude each other")
+        if method not in (None, DraftMethod.MODEL) and target_tokenizer:
+            raise StartupError(
+                f"--target-tokenizer is for a draft model; {method} copies ids of any kind"
+            )
         if method is DraftMethod.SUFFIX:
             proposer = SuffixSettings(cache_tokens=suffix_cache_tokens)
         elif method is DraftMethod.PROMPT_LOOKUP:
@@ -172,6 +185,7 @@ def serve(
                 cpu_kernels=cpu_kernels,
                 max_model_len=max_model_len,
                 kv_cache_tokens=kv_cache_tokens,
+                target_tokenizers=tuple(target_tokenizer or ()),
             )
         settings = DraftSettings(
             server=ServerSettings(

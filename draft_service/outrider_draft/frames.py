@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from outrider.v1 import draft_pb2, generation_config_pb2
+from outrider_contract.generation_config import GLOBAL_DEFAULTS
 from outrider_runtime.conversion import sampling_parameters
 from outrider_runtime.draft_tree import Limits
 from outrider_runtime.errors import InvalidRequest
@@ -38,6 +39,13 @@ MAX_SAMPLE_INDEX = 2**24
 """Sample indices from here on do not fit the noise's counter."""
 
 
+LookbehindField = Literal["assistant_lookbehind", "target_lookbehind"]
+
+
+MAX_LOOKBEHIND = 256
+"""Most tokens that are read again, whatever a request says: it costs time in every step."""
+
+
 class Bounds(NamedTuple):
     """What a stream's updates are checked against."""
 
@@ -50,6 +58,8 @@ class Bounds(NamedTuple):
     """Longest sequence, in tokens."""
     scope: bytes = b""
     """Tenants of streams of different scopes are different, whatever they are called."""
+    tokenizer: str = ""
+    """Fingerprint of the target's tokenizer where its ids are not the drafter's own."""
 
 
 class _Malformed(Exception):
@@ -111,6 +121,7 @@ def describe(
         tokenizer_fingerprint=description.tokenizer_fingerprint,
         max_sessions=max_sessions,
         max_length=max_length,
+        translated_fingerprints=sorted(description.translates),
     )
 
 
@@ -159,6 +170,9 @@ def _opened(key: SessionKey, opened: draft_pb2.Open, bounds: Bounds) -> Opened:
         vocab_size=bounds.target_vocab_size,
         max_matching_ngram_size=config.max_matching_ngram_size or None,
         tenant=opened.tenant and bounds.scope + opened.tenant,
+        tokenizer=bounds.tokenizer,
+        assistant_lookbehind=_lookbehind(config, "assistant_lookbehind"),
+        target_lookbehind=_lookbehind(config, "target_lookbehind"),
     )
     return Opened(key, token_ids, request, _limits(opened.limits))
 
@@ -186,6 +200,14 @@ def _parameters(
             f"generation_config: token id {highest} lies outside the target's vocabulary"
         )
     return parameters
+
+
+def _lookbehind(config: generation_config_pb2.GenerationConfig, name: LookbehindField) -> int:
+    """Tokens read again; as in transformers where nothing is said, and never very many."""
+    if not config.HasField(name):
+        return cast("int", GLOBAL_DEFAULTS[name])
+    said: int = getattr(config, name)
+    return min(said, MAX_LOOKBEHIND)
 
 
 def _ids_named(parameters: SamplingParameters) -> Iterator[int]:

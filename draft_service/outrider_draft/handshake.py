@@ -12,13 +12,19 @@ from outrider_runtime.errors import InvalidRequest, PreconditionFailed
 
 from outrider_draft.proposer import Description
 
+TRANSLATED = "translated"
+"""Kind of a drafter on a link over which it speaks another tokenizer's ids."""
 
-def check(
+
+def agree(
     drafter: Description, *, protocol_version: int, tokenizer_fingerprint: str, vocab_size: int
-) -> None:
+) -> Description:
     """Compare what a target says in its hello with what the drafter is.
 
     Vocabulary sizes may differ: models of one family pad their embeddings differently.
+
+    Returns:
+        What the drafter is to that target.
 
     Raises:
         PreconditionFailed: Version or tokenizer do not fit.
@@ -32,13 +38,19 @@ def check(
         )
     if vocab_size < 1:
         raise InvalidRequest("hello.vocab_size", "must be at least 1")
-    works_on_ids_alone = drafter.vocab_size == 0
-    if works_on_ids_alone:
-        return
     own = drafter.tokenizer_fingerprint
-    if not tokenizer_fingerprint or tokenizer_fingerprint != own:
-        raise PreconditionFailed(
-            f"the target's tokenizer ({tokenizer_fingerprint or 'none'}) is not that of the draft "
-            f"model {drafter.model_id} ({own or 'none'}); use a draft model of the same family",
-            reason=Reason.TOKENIZER_MISMATCH,
+    works_on_ids_alone = drafter.vocab_size == 0
+    if works_on_ids_alone or (own and tokenizer_fingerprint == own):
+        return drafter
+    if tokenizer_fingerprint in drafter.translates:
+        # On this link it speaks the target's ids: any of them.
+        return drafter._replace(
+            kind=TRANSLATED, tokenizer_fingerprint=tokenizer_fingerprint, vocab_size=0
         )
+    known = f" or the {len(drafter.translates)} it translates to" if drafter.translates else ""
+    raise PreconditionFailed(
+        f"the target's tokenizer ({tokenizer_fingerprint or 'none'}) is not that of the draft "
+        f"model {drafter.model_id} ({own or 'none'}){known}; use a draft model of the same family, "
+        "or start the drafter with --target-tokenizer",
+        reason=Reason.TOKENIZER_MISMATCH,
+    )

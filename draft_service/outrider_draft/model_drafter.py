@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import structlog
 import torch
 from outrider_runtime.errors import StartupError
 from outrider_runtime.metrics import DraftMetrics
@@ -13,6 +17,15 @@ from outrider_draft.drafter import Drafter
 from outrider_draft.model_proposer import ModelProposer
 from outrider_draft.proposer import Description
 from outrider_draft.settings import ModelSettings
+from outrider_draft.translation.lexicon import Lexicon
+from outrider_draft.translation.proposer import TranslatingProposer
+from outrider_draft.translation.routing import RoutingProposer
+from outrider_draft.translation.shared_items import SharedItems
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+log = structlog.get_logger(__name__)
 
 
 def build(settings: ModelSettings, metrics: DraftMetrics) -> Drafter:
@@ -40,19 +53,67 @@ def build(settings: ModelSettings, metrics: DraftMetrics) -> Drafter:
     if settings.max_model_len is not None:
         limits.append(settings.max_model_len)
     tokenizer = load_tokenizer(loaded.folder)
+    vocab_size = min(loaded.vocab_size, runner.vocab_size)
+    items = shared_items(
+        settings.target_tokenizers, tokenizer, model=loaded.name, vocab_size=vocab_size
+    )
     description = Description(
         kind="model",
         model_id=loaded.name,
-        vocab_size=min(loaded.vocab_size, runner.vocab_size),
+        vocab_size=vocab_size,
         tokenizer_fingerprint="" if tokenizer is None else fingerprint(tokenizer),
         max_length=min(limits),
+        translates=frozenset(items),
+    )
+    cheap = loaded.model.device.type != "cpu" or runner.kernels
+    title = f"model {loaded.name}, {millions:.1f}M parameters"
+    own = ModelProposer(runner, description, metrics, rows_are_cheap=cheap)
+    if not items:
+        return Drafter(own, title)
+    translating = TranslatingProposer(
+        runner, description, metrics, items=items, rows_are_cheap=cheap
     )
     return Drafter(
-        ModelProposer(
-            runner,
-            description,
-            metrics,
-            rows_are_cheap=loaded.model.device.type != "cpu" or runner.kernels,
-        ),
-        f"model {loaded.name}, {millions:.1f}M parameters",
+        RoutingProposer(own, translating), f"{title}, translating to {len(items)} more tokenizers"
     )
+
+
+def shared_items(
+    folders: Sequence[str],
+    own: PreTrainedTokenizerFast | None,
+    *,
+    model: str,
+    vocab_size: int,
+) -> dict[str, SharedItems]:
+    """What the draft model has in common with the targets of other tokenizers.
+
+    Args:
+        folders: Folders or hub ids of the targets' tokenizers. The draft model's own may be among
+            them: it needs no translation.
+        own: The draft model's tokenizer.
+        model: Its name, for errors.
+        vocab_size: Token ids the model knows.
+
+    Raises:
+        StartupError: A tokenizer cannot be had, or the draft model has none.
+    """
+    if folders and own is None:
+        raise StartupError(f"--target-tokenizer: the draft model {model} has no tokenizer itself")
+    items: dict[str, SharedItems] = {}
+    for folder in folders:
+        tokenizer = load_tokenizer(folder)
+        if tokenizer is None:
+            raise StartupError(f"--target-tokenizer: {folder} holds no tokenizer")
+        assert own is not None
+        if fingerprint(tokenizer) == fingerprint(own):
+            continue
+        found = SharedItems(Lexicon(tokenizer), Lexicon(own), vocab_size=vocab_size)
+        items[found.target.fingerprint] = found
+        log.info(
+            "tokenizer_added",
+            tokenizer=folder,
+            fingerprint=found.target.fingerprint,
+            shared=len(found.to_draft),
+            only_draft=len(found.only_draft),
+        )
+    return items

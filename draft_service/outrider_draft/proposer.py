@@ -27,6 +27,9 @@ class Description(NamedTuple):
     max_length: int = 0
     """Longest sequence it can extend, in tokens; 0: any."""
 
+    translates: frozenset[str] = frozenset()
+    """Fingerprints of other tokenizers whose ids it understands and proposes."""
+
 
 class Share(NamedTuple):
     """A session's part of a step."""

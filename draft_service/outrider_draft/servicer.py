@@ -56,9 +56,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         """
         self._description = description
         self._max_length = max_length
-        self._drafter = frames.describe(
-            description, max_sessions=max_sessions, max_length=max_length
-        )
+        self._max_sessions = max_sessions
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._worker: DraftWorker | None = None
@@ -84,7 +82,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         if self._draining:
             raise Draining
         try:
-            bounds = await self._hello(request_iterator)
+            bounds, drafter = await self._hello(request_iterator)
         except OutriderError as error:
             self._metrics.links_refused.labels(error.reason).inc()
             raise
@@ -93,7 +91,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         reader = asyncio.create_task(self._read(request_iterator, link, bounds))
         try:
             yield draft_pb2.SpeculateResponse(
-                welcome=draft_pb2.Welcome(protocol_version=PROTOCOL_VERSION, drafter=self._drafter)
+                welcome=draft_pb2.Welcome(protocol_version=PROTOCOL_VERSION, drafter=drafter)
             )
             while True:
                 try:
@@ -119,7 +117,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         return draft_pb2.DescribeResponse(
             min_protocol_version=MIN_PROTOCOL_VERSION,
             max_protocol_version=MAX_PROTOCOL_VERSION,
-            drafter=self._drafter,
+            drafter=self._describe(self._description),
             num_sessions=self._running.num_sessions,
         )
 
@@ -153,27 +151,34 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
 
     async def _hello(
         self, request_iterator: AsyncIterator[draft_pb2.SpeculateRequest]
-    ) -> frames.Bounds:
+    ) -> tuple[frames.Bounds, draft_pb2.DrafterDescription]:
         first = await anext(aiter(request_iterator), None)
         if first is None or not first.HasField("hello"):
             raise InvalidRequest("hello", "must be the first frame of a link")
         if first.opens or first.commits or first.closes:
             raise InvalidRequest("hello", "stands alone; updates come in later frames")
         hello = first.hello
-        handshake.check(
+        agreed = handshake.agree(
             self._description,
             protocol_version=hello.protocol_version,
             tokenizer_fingerprint=hello.tokenizer_fingerprint,
             vocab_size=hello.vocab_size,
         )
         stream = next(self._streams)
-        log.info("draft_link_opened", stream=stream, target=hello.model_id[:128])
-        return frames.Bounds(
+        log.info("draft_link_opened", stream=stream, target=hello.model_id[:128], kind=agreed.kind)
+        bounds = frames.Bounds(
             stream=stream,
             target_vocab_size=hello.vocab_size,
-            own_vocab_size=self._description.vocab_size,
+            own_vocab_size=agreed.vocab_size,
             max_length=self._max_length,
             scope=_scope(hello),
+            tokenizer=hello.tokenizer_fingerprint if agreed.kind == handshake.TRANSLATED else "",
+        )
+        return bounds, self._describe(agreed)
+
+    def _describe(self, description: Description) -> draft_pb2.DrafterDescription:
+        return frames.describe(
+            description, max_sessions=self._max_sessions, max_length=self._max_length
         )
 
     async def _read(

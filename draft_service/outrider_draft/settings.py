@@ -82,6 +82,10 @@ class ModelSettings:
     block_size: int = 16
     """Tokens per block of the cache."""
 
+    target_tokenizers: tuple[str, ...] = ()
+    """Folders or hub ids of the tokenizers of targets whose ids are not the draft model's: what it
+    writes is translated for them."""
+
 
 @dataclass(frozen=True, slots=True)
 class LookupSettings:

@@ -46,6 +46,15 @@ class SessionRequest:
     tenant: bytes = b""
     """Opaque name of those whose texts may be drafted from; empty: none but its own."""
 
+    tokenizer: str = ""
+    """Fingerprint of the target's tokenizer where its ids are not the drafter's own."""
+
+    assistant_lookbehind: int = 10
+    """Draft tokens that are read again when what follows them becomes target ids."""
+
+    target_lookbehind: int = 10
+    """Target tokens that are read again when what follows them becomes draft ids."""
+
 
 class Opened(NamedTuple):
     """A session to open, or to replace."""

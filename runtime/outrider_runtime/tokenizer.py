@@ -115,16 +115,30 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._silent = _special_ids(tokenizer) if skip_special_tokens else frozenset()
+        self._begin(context)
+
+    def _begin(self, context: Sequence[int]) -> None:
         # The window: tokens whose text is out already, as far as they shape what follows, then
         # those whose text is not.
         self._ids = self._audible(context)
         self._num_settled = len(self._ids)
         self._num_emitted = len(self._decode(self._ids))
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether tokens were added whose text is not out: a character is not finished."""
+        return self._num_settled < len(self._ids)
+
     def copy(self) -> StreamDecoder:
         """Returns another that goes on from here."""
         other = copy.copy(self)
         other._ids = [*self._ids]
+        return other
+
+    def anew(self, context: Sequence[int] = ()) -> StreamDecoder:
+        """Returns another of the same tokenizer, for a text of its own."""
+        other = copy.copy(self)
+        other._begin(context)
         return other
 
     def push(self, token_ids: Sequence[int]) -> str:

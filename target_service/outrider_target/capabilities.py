@@ -151,8 +151,12 @@ CAPABILITIES: dict[str, Capability] = {
         "drafts with so many of the target's own first layers; before prompt lookup, as in "
         "transformers"
     ),
-    "assistant_lookbehind": _honoured("without effect: drafters have the target's tokenizer"),
-    "target_lookbehind": _honoured("without effect: drafters have the target's tokenizer"),
+    "assistant_lookbehind": _honoured(
+        "tokens of a drafter with another tokenizer that are read again with its draft; default 10"
+    ),
+    "target_lookbehind": _honoured(
+        "tokens that such a drafter reads again with those decided since; default 10"
+    ),
     "assistant_ensemble_weight": _refused(
         "would let the drafter change the text, which nothing here does"
     ),

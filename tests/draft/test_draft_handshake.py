@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 from draft.harness import FINGERPRINT, ScriptedProposer, counting, draft_service, target
@@ -9,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from outrider.v1 import draft_pb2
 from outrider_conformance.streams import LinkEnded
 from outrider_contract.errors import DOMAIN, Reason
-from outrider_draft.handshake import check
+from outrider_draft.handshake import TRANSLATED, agree
 from outrider_draft.proposer import Description
 from outrider_runtime.draft_protocol import MAX_PROTOCOL_VERSION, PROTOCOL_VERSION
 from outrider_runtime.errors import PreconditionFailed
@@ -113,7 +115,7 @@ async def test_a_frame_with_too_many_updates_ends_the_link() -> None:
 
 def test_vocabularies_of_different_size_go_together() -> None:
     for vocab_size in (1, 39, 40, 41, 10_000):
-        check(
+        agree(
             MODEL,
             protocol_version=PROTOCOL_VERSION,
             tokenizer_fingerprint=FINGERPRINT,
@@ -124,9 +126,32 @@ def test_vocabularies_of_different_size_go_together() -> None:
 def test_a_model_without_a_tokenizer_goes_with_no_target() -> None:
     for fingerprint in ("", FINGERPRINT):
         with pytest.raises(PreconditionFailed, match="tokenizer"):
-            check(
+            agree(
                 MODEL._replace(tokenizer_fingerprint=""),
                 protocol_version=PROTOCOL_VERSION,
                 tokenizer_fingerprint=fingerprint,
                 vocab_size=40,
             )
+
+
+def test_on_a_translated_link_the_drafter_speaks_the_targets_ids() -> None:
+    drafter = MODEL._replace(translates=frozenset(["one", "another"]))
+    for fingerprint in ("one", "another"):
+        agreed = agree(
+            drafter,
+            protocol_version=PROTOCOL_VERSION,
+            tokenizer_fingerprint=fingerprint,
+            vocab_size=40,
+        )
+        assert (agreed.kind, agreed.tokenizer_fingerprint) == (TRANSLATED, fingerprint)
+        assert agreed.vocab_size == 0  # any of the target's
+
+
+def test_a_drafter_that_translates_goes_with_its_own_kind_as_ever() -> None:
+    drafter = MODEL._replace(translates=frozenset(["one"]))
+    said: dict[str, Any] = {"protocol_version": PROTOCOL_VERSION, "vocab_size": 40}
+    assert agree(drafter, tokenizer_fingerprint=FINGERPRINT, **said) == drafter
+    with pytest.raises(PreconditionFailed, match=r"or the 1 it translates to.*--target-tokenizer"):
+        agree(drafter, tokenizer_fingerprint="a third", **said)
+    with pytest.raises(PreconditionFailed):
+        agree(drafter, tokenizer_fingerprint="", **said)

@@ -244,7 +244,7 @@ CHANGES: dict[str, tuple[dict[str, Any], object, Observe]] = {
     ),
 }
 NO_EFFECT = ("without effect", "without meaning", "nothing is compiled", "informative")
-FOR_A_DRAFT_MODEL = ("assistant_confidence_threshold",)
+FOR_A_DRAFT_MODEL = ("assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind")
 """Nothing to be seen in a service without one."""
 
 

@@ -181,6 +181,8 @@ RANGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "assistant_confidence_threshold": ((-TINY, 1 + 1e-6), (0.0, 1.0)),
     "prompt_lookup_num_tokens": ((0,), (1, MAX_UINT32)),
     "max_matching_ngram_size": ((0,), (1, MAX_UINT32)),
+    "assistant_lookbehind": ((257, MAX_UINT32), (0, 1, 256)),
+    "target_lookbehind": ((257, MAX_UINT32), (0, 1, 256)),
     "num_assistant_tokens_schedule": (
         ("", "linear", "Constant"),
         ("constant", "heuristic", "heuristic_transient"),

@@ -28,6 +28,9 @@ MAX_STOP_STRINGS = 64
 MAX_PHRASE_TOKENS = 32_768
 """Tokens in all phrases of a field together: each round looks at them, for everybody's time."""
 
+MAX_LOOKBEHIND = 256
+"""Tokens that a drafter with another tokenizer reads again in each of its steps."""
+
 _ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id", "eos_token_id")
 _FLOATS = (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE)
 
@@ -40,6 +43,7 @@ class _Range:
         self.holds = holds
 
 
+_LOOKBEHIND = _Range(f"must be at most {MAX_LOOKBEHIND}", lambda v: v <= MAX_LOOKBEHIND)
 _RANGES: dict[str, _Range] = {
     "max_length": _Range("must be at least 1", lambda v: v >= 1),
     "max_new_tokens": _Range("must be at least 1", lambda v: v >= 1),
@@ -66,6 +70,8 @@ _RANGES: dict[str, _Range] = {
     "assistant_confidence_threshold": _Range("must lie in [0, 1]", lambda v: 0 <= v <= 1),
     "prompt_lookup_num_tokens": _Range("must be at least 1", lambda v: v >= 1),
     "max_matching_ngram_size": _Range("must be at least 1", lambda v: v >= 1),
+    "assistant_lookbehind": _LOOKBEHIND,
+    "target_lookbehind": _LOOKBEHIND,
 }
 
 _FIXED_LENGTH = "has a fixed length, for compiled graphs; the cache here grows with the text"

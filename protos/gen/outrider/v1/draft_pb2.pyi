@@ -178,18 +178,25 @@ class DrafterDescription(_message.Message):
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
     MAX_SESSIONS_FIELD_NUMBER: _builtins.int
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    TRANSLATED_FINGERPRINTS_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """"model", "prompt-lookup" or "suffix"."""
+    """"model", "prompt-lookup" or "suffix"; in a Welcome also "translated": a draft model with another tokenizer, which on
+    this link takes and proposes the target's ids all the same.
+    """
     model_id: _builtins.str
     """Name of the draft model; empty without one."""
     vocab_size: _builtins.int
     """Number of token ids the drafter knows; 0 when any."""
     tokenizer_fingerprint: _builtins.str
-    """Fingerprint of its tokenizer; empty when it works on ids alone."""
+    """Fingerprint of its tokenizer, in the Welcome of a translated link of the target's; empty when it works on ids alone."""
     max_sessions: _builtins.int
     """Sessions it can hold at once for one target; more are answered with Resync and `refused`."""
     max_length: _builtins.int
     """Longest sequence it can extend, in tokens; longer sessions get no proposals. 0 when any."""
+    @_builtins.property
+    def translated_fingerprints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fingerprints of other tokenizers, whose ids it translates to and from its own."""
+
     def __init__(
         self,
         *,
@@ -199,10 +206,11 @@ class DrafterDescription(_message.Message):
         tokenizer_fingerprint: _builtins.str = ...,
         max_sessions: _builtins.int = ...,
         max_length: _builtins.int = ...,
+        translated_fingerprints: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "max_length", b"max_length", "max_sessions", b"max_sessions", "model_id", b"model_id", "tokenizer_fingerprint", b"tokenizer_fingerprint", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "max_length", b"max_length", "max_sessions", b"max_sessions", "model_id", b"model_id", "tokenizer_fingerprint", b"tokenizer_fingerprint", "translated_fingerprints", b"translated_fingerprints", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

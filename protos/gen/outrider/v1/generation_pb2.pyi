@@ -850,7 +850,7 @@ class DraftLinkInfo(_message.Message):
     reason: _builtins.str
     """Why it is not ready, for people."""
     kind: _builtins.str
-    """What the drafter is, such as "model" or "prompt-lookup"."""
+    """What the drafter is, such as "model", "prompt-lookup", or "translated": a draft model with another tokenizer."""
     num_sessions: _builtins.int
     """Sequences that use it now."""
     latency_seconds: _builtins.float
