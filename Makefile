@@ -57,7 +57,11 @@ bench-links: kernels ## Compare pacings of drafts over slow links with a slowed 
 	$(BIN)/python -m benchmarks.links
 
 .PHONY: check
-check: lint type proto-check field-table-check ## Everything that is checked without running: lint, types, contract, imports
+check: lint type proto-check field-table-check audit ## Everything that is checked without running: lint, types, contract, imports
+
+.PHONY: audit
+audit: setup ## Look the pinned dependencies up in the advisories, where there are any
+	$(BIN)/python tools/audit.py
 
 .PHONY: lint
 lint: setup ## Lint and format-check the code and the contract
