@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 from exactness.loop_thread import PATIENCE
 from exactness.running import PLAIN, RunningTarget, outcome
@@ -18,9 +19,10 @@ from outrider_client import (
     StreamInterruptedError,
     TokenLogProb,
 )
-from parity.configurations import MODES, Configuration
+from parity.configurations import Configuration
 from parity.drafter import Traitor
-from parity.oracle import Expected, NothingToChoose, Oracle
+from parity.oracle import Expected, Law, Oracle
+from parity.seeded import NothingToChoose
 
 Answer = Completion | InvalidRequestError | StreamInterruptedError
 
@@ -30,6 +32,8 @@ class Tally:
 
     def __init__(self) -> None:
         self.modes: Counter[str] = Counter()
+        self.by_transformers: Counter[str] = Counter()
+        """Modes of those that transformers had an answer to."""
         self.num_refused = 0
         self.num_drafted = 0
         self.accepted: Counter[str] = Counter()
@@ -38,6 +42,7 @@ class Tally:
     def count(self, configuration: Configuration, answer: Answer) -> None:
         """A configuration that was compared, and how it was drafted."""
         self.modes[configuration.mode] += 1
+        self.by_transformers[configuration.mode] += configuration.compared
         if not isinstance(answer, Completion):
             self.num_refused += 1
             return
@@ -98,7 +103,7 @@ class Comparison:
 
     def _expected(self, configuration: Configuration) -> list[Expected] | None:
         """transformers' answer; empty if its options contradict each other, None if it has none."""
-        if not MODES[configuration.mode].compared:
+        if not configuration.compared:
             return None
         try:
             return self._oracle.sequences(configuration.request)
@@ -155,15 +160,24 @@ def assert_as_expected(
     assert isinstance(answer, Completion), (answer, configuration)
     token_ids = [each.token_ids for each in answer.sequences]
     assert token_ids == [each.token_ids for each in expected], configuration
-    if configuration.num_top_log_probs is not None:
-        for sequence, right in zip(answer.sequences, expected, strict=True):
-            assert_same_chances(sequence, right, num_top=configuration.num_top_log_probs)
+    for sequence, right in zip(answer.sequences, expected, strict=True):
+        if right.law is None:
+            assert_found_alike(sequence, right)
+        elif configuration.num_top_log_probs is not None:
+            assert_same_chances(sequence, right.law, num_top=configuration.num_top_log_probs)
 
 
-def assert_same_chances(sequence: GeneratedSequence, expected: Expected, *, num_top: int) -> None:
+def assert_found_alike(sequence: GeneratedSequence, expected: Expected) -> None:
+    """By the same beams, with the same score."""
+    assert sequence.score == pytest.approx(expected.score, rel=1e-5, abs=1e-5)
+    # Of beams that were never possible all are equally bad, and any may come first.
+    assert sequence.beam_indices == expected.beam_indices or expected.score < -1e7
+
+
+def assert_same_chances(sequence: GeneratedSequence, law: Law, *, num_top: int) -> None:
     """The law that each token was drawn from: of the token, and of the most probable ones."""
-    raw, processed = (rows.double().softmax(-1) for rows in (expected.logits, expected.scores))
-    chosen = torch.tensor(expected.token_ids)[:, None]
+    raw, processed = (rows.double().softmax(-1) for rows in (law.logits, law.scores))
+    chosen = torch.tensor(sequence.token_ids)[:, None]
     told = sequence.log_probs
     close([each.raw for each in told], raw.gather(1, chosen)[:, 0])
     close([each.processed for each in told], processed.gather(1, chosen)[:, 0])

@@ -43,6 +43,14 @@ class Configuration(NamedTuple):
     """Alternatives to ask log-probabilities of; None: do not ask for any."""
 
     @property
+    def compared(self) -> bool:
+        """Whether transformers has a right answer."""
+        # Its SynthID keeps what it has seen by row, and rows are other beams after every step.
+        mark = self.request.options.get("watermarking_config", {})
+        astray = "num_beams" in self.request.options and "ngram_len" in mark
+        return MODES[self.mode].compared and not astray
+
+    @property
     def asks_the_drafter(self) -> bool:
         """Whether rounds wait for it: it drafts for certain."""
         of_another = {"prompt_lookup_num_tokens", "assistant_early_exit"}
@@ -182,7 +190,7 @@ class Fields:
         return {
             "early_stopping": st.sampled_from([False, True, "never"]),
             "length_penalty": _floats(-1, 2),
-            "num_return_sequences": st.integers(1, 2),
+            "num_return_sequences": st.integers(1, 4),
         }
 
     def quiet(self) -> Strategies:
@@ -213,7 +221,7 @@ class Mode(NamedTuple):
     """How many of a batch are in this mode."""
     compared: bool = True
     """Whether texts are compared with transformers' here, not only those with and without drafts.
-    Beams are in tests of their own; DoLa and contrastive search are in transformers no more."""
+    DoLa and contrastive search are in transformers no more."""
     drafted: bool = True
     """Whether anything is drafted in it."""
     reported: bool = True
@@ -230,7 +238,12 @@ MODES: Mapping[str, Mode] = {
     "beam search": Mode(
         {"num_beams": st.integers(2, 4)},
         [Fields.truncations, Fields.beams],
-        compared=False,
+        drafted=False,
+        reported=False,
+    ),
+    "beam sampling": Mode(
+        {"num_beams": st.integers(2, 4), "do_sample": st.just(True)},
+        [Fields.truncations, Fields.beams],
         drafted=False,
         reported=False,
     ),
@@ -316,6 +329,9 @@ def consistent(options: Options, text: Text) -> Options:
     forced = options.get("forced_eos_token_id")
     if options.get("do_sample") and isinstance(forced, list):
         options["forced_eos_token_id"] = forced[:1]  # of equals, a truncation keeps any
+    if "num_beams" in options and "num_return_sequences" in options:
+        several = min(options["num_beams"], options["num_return_sequences"])
+        options["num_return_sequences"] = several
     if "eos_token_id" not in options:
         options.pop("exponential_decay_length_penalty", None)
     return options

@@ -1,7 +1,12 @@
 """Any configuration, of any mode, gives what transformers' plain `generate` gives.
 
-Greedy and sampled texts token for token, and the law of each token where its log-probabilities are
-asked for; on several architectures, in mixed batches, with a drafter that does its worst.
+Greedy and sampled texts and beams token for token, with the law of each token where its
+log-probabilities are asked for and the scores and indices of beams; on several architectures, in
+mixed batches, with a drafter that does its worst.
+
+DoLa and contrastive search are in transformers 5 no more: among the others they are served with
+drafts and without, which must be the same, and golden files of transformers 4.55 say what it is
+(`exactness/test_dola.py`, `exactness/test_contrastive.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from outrider_target.capabilities import CAPABILITIES, Support
 from parity.comparison import Comparison, Tally
-from parity.configurations import BATCH, Configuration, batches, fields_tried
+from parity.configurations import BATCH, MODES, Configuration, batches, fields_tried
 
 NOT_TRIED = {
     "max_time": "what fits into a time is not always the same",
@@ -28,7 +33,7 @@ def test_every_field_that_is_honoured_is_tried() -> None:
     assert honoured == fields_tried() | NOT_TRIED.keys()
 
 
-def compared(comparison: Comparison, count: int) -> Tally:
+def tallied(comparison: Comparison, count: int) -> Tally:
     """Compare so many batches, always the same ones."""
     tally = Tally()
 
@@ -57,8 +62,10 @@ def compared(comparison: Comparison, count: int) -> Tally:
 )
 def test_any_configuration_gives_what_generate_gives(comparison: Comparison, share: int) -> None:
     count = comparison.num_batches * share
-    tally = compared(comparison, count)
+    tally = tallied(comparison, count)
     assert tally.modes.total() >= count * len(BATCH)
+    compared = {name for name, mode in MODES.items() if mode.compared}
+    assert {name for name, number in tally.by_transformers.items() if number} == compared
     assert tally.num_refused < tally.modes.total() / 10
     assert tally.accepted["remote"] > 0  # who else drafts is a question of time, now and then
     assert tally.accepted.total() < tally.num_drafted
