@@ -161,17 +161,17 @@ def assert_as_expected(
     token_ids = [each.token_ids for each in answer.sequences]
     assert token_ids == [each.token_ids for each in expected], configuration
     for sequence, right in zip(answer.sequences, expected, strict=True):
-        if right.law is None:
-            assert_found_alike(sequence, right)
-        elif configuration.num_top_log_probs is not None:
+        if right.score is not None:
+            assert_found_alike(sequence, right.score, right.beam_indices)
+        elif right.law is not None and configuration.num_top_log_probs is not None:
             assert_same_chances(sequence, right.law, num_top=configuration.num_top_log_probs)
 
 
-def assert_found_alike(sequence: GeneratedSequence, expected: Expected) -> None:
+def assert_found_alike(sequence: GeneratedSequence, score: float, indices: Sequence[int]) -> None:
     """By the same beams, with the same score."""
-    assert sequence.score == pytest.approx(expected.score, rel=1e-5, abs=1e-5)
+    assert sequence.score == pytest.approx(score, rel=1e-5, abs=1e-5)
     # Of beams that were never possible all are equally bad, and any may come first.
-    assert sequence.beam_indices == expected.beam_indices or expected.score < -1e7
+    assert sequence.beam_indices == indices or score < -1e7
 
 
 def assert_same_chances(sequence: GeneratedSequence, law: Law, *, num_top: int) -> None:
@@ -185,8 +185,8 @@ def assert_same_chances(sequence: GeneratedSequence, law: Law, *, num_top: int) 
         assert len(each.top_raw) == num_top
         # Tokens whose chance is too small for a number may be listed or not.
         assert len(each.top_processed) >= min(num_top, int((processed[row] > 0).sum()))
-        for top, law in ((each.top_raw, raw[row]), (each.top_processed, processed[row])):
-            assert_most_probable(top, law)
+        for top, right in ((each.top_raw, raw[row]), (each.top_processed, processed[row])):
+            assert_most_probable(top, right)
 
 
 def assert_most_probable(top: Sequence[TokenLogProb], law: torch.Tensor) -> None:

@@ -42,9 +42,8 @@ def seeded(seed: int, index: int, length: int) -> Iterator[None]:
         if not probabilities.isfinite().all():
             raise NothingToChoose
         row = NoiseRow(seed, index, next(positions))
-        return (probabilities.double().log() + _noise(probabilities.shape[-1], row)).argmax(
-            -1, keepdim=True
-        )
+        keys = probabilities.double().log() + _noise(probabilities.shape[-1], row)
+        return keys.argmax(-1, keepdim=True)
 
     with mock.patch.object(torch, "multinomial", choose):
         yield
@@ -70,7 +69,8 @@ def seeded_beams(seed: int) -> Iterator[None]:
         def draw(probabilities: torch.Tensor, num_samples: int) -> torch.Tensor:
             rows = [NoiseRow(seed, beam, step["cur_len"]) for beam in range(num_beams)]
             noise = _noise(totals.shape[-1] // num_beams, *rows)
-            return (totals.double() + noise.flatten()).topk(num_samples).indices
+            keys: torch.Tensor = totals.double() + noise.flatten()
+            return keys.topk(num_samples).indices
 
         with mock.patch.object(torch, "multinomial", draw):
             return original(self, **step)
