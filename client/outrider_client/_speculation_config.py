@@ -44,7 +44,12 @@ _WORDS: Mapping[str, Mapping[str, int]] = {
     "lookup_rule": _LOOKUP_RULES,
 }
 _MAX_SALT = 256
-_RANGES = {"max_assistant_tokens": (1, 64), "run_ahead": (0, 64), "draft_timeout_ms": (0, 60_000)}
+_RANGES = {
+    "max_assistant_tokens": (1, 64),
+    "run_ahead": (0, 64),
+    "draft_fan_out": (1, 16),
+    "draft_timeout_ms": (0, 60_000),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +94,9 @@ class SpeculationConfig:
 
     run_ahead: int | None = None
     """Tokens drafted beyond the window while the target verifies, in [0, 64]."""
+
+    draft_fan_out: int | None = None
+    """Guesses for each position of the draft that are continued meanwhile, in [1, 16]."""
 
     draft_timeout_ms: int | None = None
     """Longest wait for the drafter in one round, in milliseconds, in [0, 60000]."""
@@ -147,6 +155,7 @@ class SpeculationConfig:
             pacing=_PACINGS.get(self.pacing or unset, speculation_pb2.DRAFT_PACING_UNSPECIFIED),
             max_assistant_tokens=self.max_assistant_tokens,
             run_ahead=self.run_ahead,
+            draft_fan_out=self.draft_fan_out,
             draft_timeout_ms=self.draft_timeout_ms,
             draft_temperature=self.draft_temperature,
             report_rounds=self.report_rounds,

@@ -121,6 +121,7 @@ class Target:
         config: Mapping[str, object] | None = None,
         confidence_threshold: float = 0.0,
         max_nodes: int = MAX_NODES,
+        fan_out: int = 1,
         num_prompt_tokens: int | None = None,
         **fields: Any,
     ) -> draft_pb2.Open:
@@ -134,6 +135,7 @@ class Target:
             config: Options of GenerationConfig; None: `UNBOUNDED`.
             confidence_threshold: See `Limits`.
             max_nodes: See `Limits`.
+            fan_out: See `Limits`.
             num_prompt_tokens: How many of the tokens are the prompt; None: all.
             fields: Further fields of the message.
         """
@@ -143,7 +145,9 @@ class Target:
             token_ids=token_ids,
             num_prompt_tokens=num_prompt_tokens or len(token_ids),
             generation_config=from_json_dict(dict(config or UNBOUNDED)),
-            limits=wire_limits(Limits(window, window + run_ahead, max_nodes, confidence_threshold)),
+            limits=wire_limits(
+                Limits(window, window + run_ahead, max_nodes, confidence_threshold, fan_out)
+            ),
             **fields,
         )
 

@@ -77,6 +77,14 @@ MaxNumSeqs = Annotated[int, flag("--max-num-seqs", "Sessions per draft step.", m
 MaxNumBatchedTokens = Annotated[
     int, flag("--max-num-batched-tokens", "Rows per draft step spent on long prompts.", min=1)
 ]
+EnumerationRows = Annotated[
+    int,
+    flag(
+        "--enumeration-rows",
+        "Lines per draft step up to which guesses beside the chains are grown.",
+        min=1,
+    ),
+]
 MaxSessions = Annotated[
     int, flag("--max-sessions", "Sessions held, of all targets together.", min=1)
 ]
@@ -134,6 +142,7 @@ def serve(
     cpu_kernels: KernelsOnCpu = CpuKernels.AUTO,
     max_num_seqs: MaxNumSeqs = _STEP.max_num_seqs,
     max_num_batched_tokens: MaxNumBatchedTokens = _STEP.max_num_batched_tokens,
+    enumeration_rows: EnumerationRows = _STEP.enumeration_rows,
     max_sessions: MaxSessions = _SESSIONS.max_sessions,
     max_sessions_per_target: MaxSessionsPerTarget = _SESSIONS.max_sessions_per_target,
     max_model_len: MaxModelLen = None,
@@ -205,7 +214,9 @@ def serve(
                 max_length=max_model_len or _SESSIONS.max_length,
             ),
             step=StepSettings(
-                max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                enumeration_rows=enumeration_rows,
             ),
             proposer=proposer,
             metrics_port=metrics_port,

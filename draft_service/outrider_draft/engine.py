@@ -14,7 +14,7 @@ from outrider_runtime.metrics import DraftMetrics
 
 from outrider_draft import growth
 from outrider_draft.proposer import Outcome, OutOfRoom, Proposer, Share
-from outrider_draft.session import Session
+from outrider_draft.session import Session, Walk
 from outrider_draft.session_table import SessionTable
 from outrider_draft.settings import SessionSettings, StepSettings
 from outrider_draft.updates import (
@@ -90,13 +90,23 @@ class DraftEngine:
 
     def step(self) -> None:
         """Grow the sessions that precede the others by one step of the proposer."""
-        wanting = [(session, self._proposer.pending(session)) for session in self._growing.values()]
+        wanting = [
+            growth.Want(session, self._proposer.pending(session))
+            for session in self._growing.values()
+            if session.room()
+        ]
+        wanting += [
+            growth.Want(session, self._proposer.pending(side), side)
+            for session in self._growing.values()
+            if session.sides
+            for side in session.growing_sides()
+        ]
         shares = growth.plan(wanting, self._steps, rows_are_cheap=self._proposer.rows_are_cheap)
         growth.age(wanting, shares)
         shares, outcomes = self._extend(shares)
         for share, outcome in zip(shares, outcomes, strict=True):
-            if self._is_held(share.session):  # it may have made room for one served after it
-                self._take(share.session, outcome)
+            if self._takes_part(share):  # it may have made room for one served after it
+                self._take(share, outcome)
 
     def take_messages(self) -> list[Message]:
         """What the targets should be told now; it counts as told."""
@@ -151,7 +161,7 @@ class DraftEngine:
         self._table.touch(session, now=self._clock())
         held_length = session.tree.committed_length
         try:
-            unchanged = session.commit(committed.base_length, committed.token_ids, committed.limits)
+            walk = session.commit(committed.base_length, committed.token_ids, committed.limits)
         except CommitGap as gap:
             self._resync(committed.key, gap.held_length, str(gap))
             return
@@ -159,8 +169,21 @@ class DraftEngine:
         if session.tree.committed_length > self.max_length:
             self._refuse_too_long(committed.key)
             return
-        self._proposer.rewind(session.key, unchanged)
+        self._follow(session, walk)
         self._settle(session)
+
+    def _follow(self, session: Session, walk: Walk) -> None:
+        """Let the proposer know what is true now."""
+        for line in walk.dropped:
+            self._proposer.forget(line)
+        if walk.adopted is not None:
+            self._proposer.adopt(session.key, walk.adopted)
+        else:
+            self._proposer.rewind(session.key, walk.unchanged)
+        if walk.agreed is not None:
+            answer = "followed" if walk.agreed else "corrected"
+            ready = "ready" if session.chain else "missing"
+            self._metrics.answers.labels(answer, ready).inc()
 
     def _extend(self, shares: list[Share]) -> tuple[list[Share], list[Outcome]]:
         """Do a step, making room where it does not fit."""
@@ -184,18 +207,28 @@ class DraftEngine:
         served: list[Share] = []
         outcomes: list[Outcome] = []
         for share in shares:
-            if self._is_held(share.session):
+            if self._takes_part(share):
                 alone, outcome = self._extend([share])
                 served += alone
                 outcomes += outcome
         return served, outcomes
 
     def _make_room(self, shares: list[Share]) -> list[Share]:
-        """Let go of one session that takes part or takes room; returns the shares that are left."""
-        if not self._push_out_idle():
+        """Let go of what takes part or takes room; returns the shares that are left.
+
+        Guesses beside the chains first: no session loses its place for them.
+        """
+        if not self._drop_sides() and not self._push_out_idle():
             taking_part = {share.session.key for share in shares}
             self._refuse(self._newest(taking_part).key, Refusal.NO_ROOM, "no room in the cache")
-        return [share for share in shares if self._is_held(share.session)]
+        return [share for share in shares if self._takes_part(share)]
+
+    def _drop_sides(self) -> bool:
+        """Let go of all side lines; returns whether there were any."""
+        dropped = [line for session in self._table for line in session.drop_sides()]
+        for line in dropped:
+            self._proposer.forget(line)
+        return bool(dropped)
 
     def _newest(self, taking_part: Container[SessionKey]) -> Session:
         """The session that was opened last, of those that take part or take room."""
@@ -228,24 +261,35 @@ class DraftEngine:
         self._outbox.append(Resynced(key, held_length, reason=why))
 
     def _forget(self, key: SessionKey) -> None:
-        if self._table.remove(key) is not None:
+        if (session := self._table.remove(key)) is not None:
+            for line in session.drop_sides():
+                self._proposer.forget(line)
             self._growing.pop(key, None)
             self._due.pop(key, None)
             self._proposer.forget(key)
             self._metrics.num_sessions.set(self.num_sessions)
 
-    def _is_held(self, session: Session) -> bool:
-        return self._table.get(session.key) is session
+    def _takes_part(self, share: Share) -> bool:
+        """Whether a share's line is still there."""
+        session = share.session
+        held = self._table.get(session.key) is session
+        return held and (share.side is None or share.side in session.sides)
 
-    def _take(self, session: Session, outcome: Outcome) -> None:
+    def _take(self, share: Share, outcome: Outcome) -> None:
         """Add what a step brought to a session's tree."""
-        self._metrics.proposed_tokens.inc(session.extend(outcome.proposed))
-        session.exhausted = outcome.exhausted
+        session = share.session
+        if share.side is None:
+            added = session.extend(outcome.proposed, outcome.siblings)
+            session.exhausted = outcome.exhausted
+        else:
+            added = session.extend_side(share.side, outcome.proposed, outcome.siblings)
+            share.side.exhausted = outcome.exhausted
+        self._metrics.proposed_tokens.inc(added)
         self._settle(session)
 
     def _settle(self, session: Session) -> None:
         """Note what a changed session wants next."""
-        if session.room():
+        if session.may_grow:
             self._growing[session.key] = session
         else:
             self._growing.pop(session.key, None)

@@ -34,6 +34,8 @@ MAX_DEPTH = 256
 
 MAX_TENANT_SIZE = 64
 """Bytes in the name of a tenant."""
+MAX_FAN_OUT = 16
+"""Most proposals for one position, whatever a target grants."""
 
 MAX_SAMPLE_INDEX = 2**24
 """Sample indices from here on do not fit the noise's counter."""
@@ -238,6 +240,7 @@ def _limits(limits: draft_pb2.Limits) -> Limits:
         depth=min(limits.depth, MAX_DEPTH),
         max_nodes=limits.max_nodes,
         confidence_threshold=threshold,
+        fan_out=min(max(1, limits.fan_out), MAX_FAN_OUT),
     )
 
 

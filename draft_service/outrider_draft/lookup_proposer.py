@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from outrider_runtime.prompt_lookup import PromptLookup
 
 from outrider_draft.proposer import Description, Outcome, Share
-from outrider_draft.session import Proposed, Session
+from outrider_draft.session import Line, Proposed, Session
 from outrider_draft.settings import LookupSettings
 from outrider_draft.updates import SessionKey
 
@@ -30,7 +30,7 @@ class LookupProposer:
         """A lookup is."""
         return True
 
-    def pending(self, session: Session) -> int:
+    def pending(self, line: Line) -> int:
         """Always one: looking up costs the same whatever is new."""
         return 1
 
@@ -42,6 +42,9 @@ class LookupProposer:
         """Forget tokens that are no longer true. The chain is never indexed, so this is rare."""
         if (lookup := self._lookups.get(key)) is not None:
             lookup.truncate(length)
+
+    def adopt(self, key: SessionKey, line: SessionKey) -> None:
+        """Nothing to learn: it has no side lines."""
 
     def holds(self, key: SessionKey) -> bool:
         """Whether there is an index of the session."""

@@ -2,7 +2,7 @@
 
 Knows nothing of threads or gRPC. The only module of the draft service that needs torch.
 
-What is in the cache of a session is a prefix of its `tokens`, always. A commit shortens it to what
+What is in the cache of a line is a prefix of its `tokens`, always. A commit shortens it to what
 the tokens before and after have in common, and that is all the rollback there is. The last token of
 a chain is not in the cache before the next step: after full acceptance the drafter has two tokens
 to catch up with, the last it proposed and the bonus.
@@ -22,17 +22,18 @@ from outrider_runtime.model.runner import Runner, SequenceRows
 from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
 
 from outrider_draft.proposer import Description, Outcome, OutOfRoom, Share
-from outrider_draft.session import Proposed, Session
+from outrider_draft.session import Line, Proposed
+from outrider_draft.side_line import SideLine
 from outrider_draft.updates import SessionKey
 
 
 @dataclass(slots=True)
 class _Cached:
-    """A session's part of the cache."""
+    """A line's part of the cache."""
 
     handle: int
     length: int = 0
-    """So many of the session's tokens are in the cache."""
+    """So many of the line's tokens are in the cache."""
 
 
 class ModelProposer:
@@ -71,10 +72,9 @@ class ModelProposer:
         """On the CPU, two rows cost nearly twice what one costs, unless the kernels are ours."""
         return self._rows_are_cheap
 
-    def pending(self, session: Session) -> int:
+    def pending(self, line: Line) -> int:
         """How many tokens are not in the cache; the last one, whose scores are needed, counts."""
-        cached = self._cached.get(session.key)
-        return len(session.tokens) - (self._known(cached, session) if cached else 0)
+        return len(line.tokens) - self._num_known(line)
 
     def extend(self, shares: Sequence[Share]) -> list[Outcome]:
         """Do one forward and choose a token for every session that has caught up.
@@ -90,13 +90,11 @@ class ModelProposer:
             raise OutOfRoom(str(error)) from error
         self._observe(time.monotonic() - started)
         for share, rows in zip(shares, batch, strict=True):
-            self._cached[share.session.key].length += len(rows.token_ids)
-        ready = [
-            share.session for share, rows in zip(shares, batch, strict=True) if rows.num_logits
-        ]
+            self._cached[share.line.key].length += len(rows.token_ids)
+        ready = [share for share, rows in zip(shares, batch, strict=True) if rows.num_logits]
         chosen = self._choose(ready, logits)
         return [
-            chosen[share.session.key] if rows.num_logits else Outcome()
+            chosen[share.line.key] if rows.num_logits else Outcome()
             for share, rows in zip(shares, batch, strict=True)
         ]
 
@@ -107,78 +105,106 @@ class ModelProposer:
             self._pool.truncate(cached.handle, length)
             cached.length = length
 
+    def adopt(self, key: SessionKey, line: SessionKey) -> None:
+        """Let the session go on with the line's blocks, if it has any."""
+        if (cached := self._cached.pop(line, None)) is not None:
+            self.forget(key)
+            self._cached[key] = cached
+
     def holds(self, key: SessionKey) -> bool:
-        """Whether the session has blocks."""
+        """Whether the line has blocks."""
         return key in self._cached
 
     def forget(self, key: SessionKey) -> None:
-        """Free a session's blocks."""
+        """Free a line's blocks."""
         if (cached := self._cached.pop(key, None)) is not None:
             self._pool.free(cached.handle)
 
-    def _known(self, cached: _Cached, session: Session) -> int:
-        return min(cached.length, len(session.tokens) - 1)
+    def _num_known(self, line: Line) -> int:
+        """How many of a line's tokens are in the cache, its own or the one it is forked off."""
+        if (cached := self._cached.get(line.key)) is not None:
+            return min(cached.length, len(line.tokens) - 1)
+        if isinstance(line, SideLine) and (source := self._cached.get(line.source)) is not None:
+            return min(source.length, line.num_shared)
+        return 0
+
+    def _place(self, line: Line) -> _Cached:
+        """The line's part of the cache. A side line shares the blocks of what it has in common."""
+        cached = self._cached.get(line.key)
+        if cached is None:
+            known = self._num_known(line)
+            if isinstance(line, SideLine) and known:
+                handle = self._pool.fork(self._cached[line.source].handle, known)
+            else:
+                handle = self._pool.create()
+            cached = self._cached[line.key] = _Cached(handle, known)
+        return cached
 
     def _rows(self, share: Share) -> SequenceRows:
-        """The next tokens of a session, and whether its scores are wanted behind them."""
-        session = share.session
-        cached = self._cached.get(session.key)
-        if cached is None:
-            cached = self._cached[session.key] = _Cached(self._pool.create())
-        start = self._known(cached, session)
+        """The next tokens of a line, and whether its scores are wanted behind them."""
+        line = share.line
+        cached = self._place(line)
+        start = self._num_known(line)
         # Only after a failed step are all tokens in the cache, their scores lost.
-        self.rewind(session.key, start)
-        stop = min(len(session.tokens), start + share.num_rows)
-        caught_up = stop == len(session.tokens)
-        return SequenceRows(cached.handle, session.tokens[start:stop], int(caught_up))
+        self.rewind(line.key, start)
+        stop = min(len(line.tokens), start + share.num_rows)
+        caught_up = stop == len(line.tokens)
+        return SequenceRows(cached.handle, line.tokens[start:stop], int(caught_up))
 
     def _observe(self, seconds: float) -> None:
         self._metrics.num_forwards.inc()
         self._metrics.forward_time.observe(seconds)
         self._metrics.kv_cache_usage.set(1 - self._pool.num_free_blocks / self._pool.num_blocks)
 
-    def _choose(
-        self, sessions: Sequence[Session], logits: torch.Tensor
-    ) -> dict[SessionKey, Outcome]:
+    def _choose(self, shares: Sequence[Share], logits: torch.Tensor) -> dict[SessionKey, Outcome]:
         """Choose a token per row, with the noise that the target will use at its position."""
         by_vocabulary: dict[int, list[int]] = defaultdict(list)  # target's size -> rows
-        for row, session in enumerate(sessions):
-            by_vocabulary[session.request.vocab_size].append(row)
+        for row, share in enumerate(shares):
+            by_vocabulary[share.session.request.vocab_size].append(row)
         chosen: dict[SessionKey, Outcome] = {}
         for vocab_size, rows in by_vocabulary.items():
-            own = logits if len(rows) == len(sessions) else logits[rows]
-            members = [sessions[row] for row in rows]
+            own = logits if len(rows) == len(shares) else logits[rows]
+            members = [shares[row] for row in rows]
             chosen |= _choose_alike(members, _as_wide_as(own, vocab_size))
         return chosen
 
 
-def _choose_alike(sessions: list[Session], logits: torch.Tensor) -> dict[SessionKey, Outcome]:
-    """Choose a token per row for sessions of targets with equal vocabularies."""
+def _choose_alike(shares: list[Share], logits: torch.Tensor) -> dict[SessionKey, Outcome]:
+    """Choose a token per row for lines of targets with equal vocabularies."""
     chosen: dict[SessionKey, Outcome] = {}
-    while sessions:
+    while shares:
         try:
-            selection = select_tokens(logits, [_row_group(session) for session in sessions])
+            selection = select_tokens(
+                logits,
+                [_row_group(share.line) for share in shares],
+                num_runners_up=max(share.num_siblings for share in shares),
+            )
         except InvalidScores as error:
             # The request allows the drafter no token here; what the target makes of it is its own
             # business. The others go on without that row.
             barren = error.group_index
-            chosen[sessions[barren].key] = Outcome(exhausted=True)
-            sessions = sessions[:barren] + sessions[barren + 1 :]
+            chosen[shares[barren].line.key] = Outcome(exhausted=True)
+            shares = shares[:barren] + shares[barren + 1 :]
             logits = torch.cat([logits[:barren], logits[barren + 1 :]])
             continue
         proposed = map(Proposed, selection.token_ids, selection.log_probs)
-        chosen |= {s.key: Outcome([p]) for s, p in zip(sessions, proposed, strict=True)}
+        for row, (share, first) in enumerate(zip(shares, proposed, strict=True)):
+            siblings = [
+                Proposed(other.token_id, first.log_prob - other.margin)
+                for other in (selection.runners_up[row] if share.num_siblings else ())
+            ]
+            chosen[share.line.key] = Outcome([first], siblings[: share.num_siblings])
         break
     return chosen
 
 
-def _row_group(session: Session) -> RowGroup:
-    request = session.request
+def _row_group(line: Line) -> RowGroup:
+    request = line.request
     return RowGroup(
         parameters=request.parameters,
         seed=request.seed,
         sample_index=request.sample_index,
-        token_ids=session.tokens,
+        token_ids=line.tokens,
         num_rows=1,
         num_prompt_tokens=request.num_prompt_tokens,
         draft_temperature=request.draft_temperature,

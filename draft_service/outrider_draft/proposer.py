@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from outrider_draft.session import Proposed, Session
+from outrider_draft.session import Line, Proposed, Session
+from outrider_draft.side_line import SideLine
 from outrider_draft.updates import SessionKey
 
 
@@ -37,13 +38,25 @@ class Share(NamedTuple):
     session: Session
     num_rows: int
     """How many of the tokens it has yet to see are processed, at most what `pending` says."""
+    side: SideLine | None = None
+    """The line that grows; None: its chain."""
+    num_siblings: int = 0
+    """Guesses wanted for the next position of the line, beside the first."""
+
+    @property
+    def line(self) -> Line:
+        """What grows."""
+        return self.side or self.session
 
 
 class Outcome(NamedTuple):
     """What a step brought for a session."""
 
     proposed: Sequence[Proposed] = ()
-    """Tokens that extend the session's chain; none while it catches up."""
+    """Tokens that extend the line; none while it catches up."""
+
+    siblings: Sequence[Proposed] = ()
+    """Further guesses for the position of the first of them, the best first."""
 
     exhausted: bool = False
     """Nothing more will come until tokens are committed."""
@@ -64,7 +77,7 @@ class Proposer(Protocol):
     def rows_are_cheap(self) -> bool:
         """Whether another row in a step costs next to nothing, as on a GPU, or a good deal."""
 
-    def pending(self, session: Session) -> int:
+    def pending(self, line: Line) -> int:
         """How many tokens, at least 1, it has yet to see before it can propose the next."""
 
     def extend(self, shares: Sequence[Share]) -> list[Outcome]:
@@ -77,8 +90,11 @@ class Proposer(Protocol):
     def rewind(self, key: SessionKey, length: int) -> None:
         """Learn that a session's tokens from position `length` on are no longer what they were."""
 
+    def adopt(self, key: SessionKey, line: SessionKey) -> None:
+        """Learn that a session goes on with the tokens of one of its side lines."""
+
     def holds(self, key: SessionKey) -> bool:
         """Whether forgetting a session would make room."""
 
     def forget(self, key: SessionKey) -> None:
-        """Drop whatever is held for a session; unknown ones are ignored."""
+        """Drop whatever is held for a line; unknown ones are ignored."""

@@ -53,6 +53,11 @@ class StepSettings:
     """Rows per step for sessions that have much to catch up with (new prompts). The others wait
     that long."""
 
+    enumeration_rows: int = 6
+    """Lines of a step up to which guesses beside the chains are grown. Shared by the sessions that
+    grow, so that there are fewer guesses under load. Six rows cost little more than one on the
+    CPU's kernels; a GPU has room for more."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:

@@ -10,7 +10,7 @@ from outrider_runtime.recent_texts import RecentTexts
 from outrider_runtime.suffix_lookup import SuffixLookup
 
 from outrider_draft.proposer import Description, Outcome, Share
-from outrider_draft.session import Proposed, Session
+from outrider_draft.session import Line, Proposed, Session
 from outrider_draft.settings import SuffixSettings
 from outrider_draft.updates import SessionKey
 
@@ -33,7 +33,7 @@ class SuffixProposer:
         """A look into the tree is."""
         return True
 
-    def pending(self, session: Session) -> int:
+    def pending(self, line: Line) -> int:
         """Always one: what is new is indexed in passing."""
         return 1
 
@@ -46,6 +46,9 @@ class SuffixProposer:
         lookup = self._lookups.get(key)
         if lookup is not None and length < len(lookup):
             del self._lookups[key]
+
+    def adopt(self, key: SessionKey, line: SessionKey) -> None:
+        """Nothing to learn: it has no side lines."""
 
     def holds(self, key: SessionKey) -> bool:
         """Whether there is an index of the session."""

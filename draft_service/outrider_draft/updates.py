@@ -16,6 +16,8 @@ class SessionKey(NamedTuple):
 
     stream: int
     number: int
+    line: int = 0
+    """Which of its lines: 0 is the chain, and names the session as a whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,12 +24,14 @@ class Limits(NamedTuple):
         depth: Greatest depth of the tree, at least `window`; the excess is run-ahead.
         max_nodes: Most nodes in the tree. The same for the whole session.
         confidence_threshold: A path ends after a token of lower draft probability. 0 is off.
+        fan_out: Most proposals for one position of the most probable path, at least 1.
     """
 
     window: int
     depth: int
     max_nodes: int
     confidence_threshold: float
+    fan_out: int = 1
 
 
 class Node(NamedTuple):
@@ -96,6 +98,10 @@ class DraftTree:
     def __len__(self) -> int:
         """Number of nodes below the root."""
         return len(self._nodes)
+
+    def __contains__(self, node_id: int) -> bool:
+        """Whether a node is below the root."""
+        return node_id in self._nodes
 
     @property
     def committed_length(self) -> int:

@@ -85,6 +85,13 @@ class DraftMetrics:
         self.links_refused = counter("links_refused", "Links refused, by reason.", "reason")
         self.committed_tokens = counter("committed_tokens", "Tokens targets committed.")
         self.proposed_tokens = counter("proposed_tokens", "Tokens proposed.")
+        self.answers = counter(
+            "answers",
+            "Commits of targets by whether they went along the chain or left it, and whether "
+            "something to go on with was there already.",
+            "answer",
+            "next",
+        )
         self.num_forwards = counter("num_forwards", "Forwards of the draft model.")
         self.forward_time = Histogram(
             "outrider_draft_forward_seconds",

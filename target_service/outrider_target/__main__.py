@@ -160,6 +160,15 @@ def serve(
         int,
         flag("--run-ahead", "Tokens drafted beyond the window meanwhile.", min=0, max=64),
     ] = _SPECULATION.run_ahead,
+    draft_fan_out: Annotated[
+        int,
+        flag(
+            "--draft-fan-out",
+            "Guesses for each position of a draft that are continued meanwhile.",
+            min=1,
+            max=16,
+        ),
+    ] = _SPECULATION.draft_fan_out,
     draft_timeout_ms: Annotated[
         int,
         flag("--draft-timeout-ms", "Longest wait for a drafter in a round.", min=0, max=60_000),
@@ -241,6 +250,7 @@ def serve(
             assistant_confidence_threshold=assistant_confidence_threshold,
             max_assistant_tokens=max_assistant_tokens,
             run_ahead=run_ahead,
+            draft_fan_out=draft_fan_out,
             draft_timeout_ms=draft_timeout_ms,
         ),
         drafts=tuple(draft or ()),

@@ -47,7 +47,12 @@ from outrider_target.requests.request import DraftMethod
 from outrider_target.requests.room import Room
 from outrider_target.requests.tensor_rules import TensorSizes
 from outrider_target.requests.validation import ServedModel
-from outrider_target.serving.metrics import EngineCollector, LinkCollector, RequestMetrics
+from outrider_target.serving.metrics import (
+    EngineCollector,
+    ForesightCollector,
+    LinkCollector,
+    RequestMetrics,
+)
 from outrider_target.serving.served import ModelIdentity, Serving
 from outrider_target.serving.servicer import GenerationServicer
 from outrider_target.serving.text import TextCodec
@@ -215,6 +220,7 @@ class TargetService:
         )
         metrics = RequestMetrics(registry)
         registry.register(EngineCollector(lambda: engine.loads, num_blocks=num_blocks))
+        registry.register(ForesightCollector(fleet.foresight))
         registry.register(LinkCollector(links))
         return Serving(
             engine=engine,

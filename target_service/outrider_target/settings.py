@@ -90,6 +90,9 @@ class SpeculationDefaults:
     run_ahead: int = 0
     """Tokens beyond the window that are drafted while the target verifies."""
 
+    draft_fan_out: int = 1
+    """Guesses for each position of a draft that are continued meanwhile, the first included."""
+
     draft_timeout_ms: int = 1000
     """Longest wait for a drafter in one round."""
 

@@ -15,8 +15,9 @@ from outrider_conformance.target import TIMEOUT, Target
 from outrider_draft.drafter import Drafter
 from outrider_draft.proposer import Description, Outcome, OutOfRoom, Proposer, Share
 from outrider_draft.service import DraftService
-from outrider_draft.session import Proposed, Session
+from outrider_draft.session import Line, Proposed
 from outrider_draft.settings import DraftSettings, SessionSettings, StepSettings
+from outrider_draft.side_line import SideLine
 from outrider_draft.updates import SessionKey
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 from outrider_runtime.metrics import DraftMetrics
@@ -31,6 +32,7 @@ class ScriptedProposer:
 
     Args:
         follow: Tokens to what follows: a token, or a token and its log-probability.
+        guess: Tokens to further guesses at what follows.
         capacity: Tokens it can hold at once, as if they were cached.
         description: What it says of itself.
     """
@@ -39,10 +41,12 @@ class ScriptedProposer:
         self,
         follow: Callable[[Sequence[int]], int | tuple[int, float]],
         *,
+        guess: Callable[[Sequence[int]], Sequence[int]] = lambda tokens: (),
         capacity: int | None = None,
         description: Description | None = None,
     ) -> None:
         self.follow = follow
+        self.guess = guess
         self.capacity = capacity
         self.description = description or Description(kind="prompt-lookup")
         self.rows_are_cheap = False
@@ -50,24 +54,32 @@ class ScriptedProposer:
         self.steps: list[list[Share]] = []
         self.forgotten: list[SessionKey] = []
 
-    def pending(self, session: Session) -> int:
-        known = min(self.held.get(session.key, 0), len(session.tokens) - 1)
-        return len(session.tokens) - known
+    def pending(self, line: Line) -> int:
+        held = self.held.get(line.key)
+        if held is None:
+            held = 0
+            if isinstance(line, SideLine):
+                held = min(self.held.get(line.source, 0), line.num_shared)
+        return len(line.tokens) - min(held, len(line.tokens) - 1)
 
     def extend(self, shares: Sequence[Share]) -> list[Outcome]:
         held = dict(self.held)
         for share in shares:
-            start = len(share.session.tokens) - self.pending(share.session)
-            held[share.session.key] = start + share.num_rows
+            start = len(share.line.tokens) - self.pending(share.line)
+            held[share.line.key] = start + share.num_rows
         if self.capacity is not None and sum(held.values()) > self.capacity:
             raise OutOfRoom("scripted")
         self.held = held
         self.steps.append(list(shares))
-        return [self._outcome(share.session) for share in shares]
+        return [self._outcome(share) for share in shares]
 
     def rewind(self, key: SessionKey, length: int) -> None:
         if key in self.held:
             self.held[key] = min(self.held[key], length)
+
+    def adopt(self, key: SessionKey, line: SessionKey) -> None:
+        if line in self.held:
+            self.held[key] = self.held.pop(line)
 
     def holds(self, key: SessionKey) -> bool:
         return key in self.held
@@ -76,12 +88,18 @@ class ScriptedProposer:
         if self.held.pop(key, None) is not None:
             self.forgotten.append(key)
 
-    def _outcome(self, session: Session) -> Outcome:
-        if self.held[session.key] < len(session.tokens):
+    def _outcome(self, share: Share) -> Outcome:
+        line = share.line
+        if self.held[line.key] < len(line.tokens):
             return Outcome()
-        followed = self.follow(session.tokens)
+        followed = self.follow(line.tokens)
         token_id, log_prob = followed if isinstance(followed, tuple) else (followed, 0.0)
-        return Outcome([Proposed(token_id, log_prob)])
+        others = [token for token in self.guess(line.tokens) if token != token_id]
+        siblings = [
+            Proposed(other, log_prob - 0.5 * place)
+            for place, other in enumerate(others[: share.num_siblings], start=1)
+        ]
+        return Outcome([Proposed(token_id, log_prob)], siblings)
 
 
 def counting(tokens: Sequence[int]) -> int:

@@ -41,6 +41,11 @@ def scrambled(tokens: Sequence[int]) -> tuple[int, float]:
     return mixed % VOCAB_SIZE, -(mixed % 7) / 4
 
 
+def other_guesses(tokens: Sequence[int]) -> list[int]:
+    """Whatever it was not, in an order that depends on the text."""
+    return [(hash(tuple(tokens)) + shift) % VOCAB_SIZE for shift in (2, 1, 4, 3)]
+
+
 def engine_of(
     proposer: Proposer, *, sessions: SessionSettings | None = None, step: StepSettings | None = None
 ) -> DraftEngine:
@@ -117,20 +122,28 @@ events = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(events, st.integers(1, 4), st.integers(0, 4), st.integers(1, 4), st.integers(1, 6))
+@given(
+    events,
+    st.integers(1, 4),
+    st.integers(0, 4),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 6),
+)
 def test_in_any_order_of_events_every_target_ends_up_with_the_drafters_own_chain(
     script: list[tuple[str, int, int, int, int]],
     window: int,
     run_ahead: int,
+    fan_out: int,
     max_num_seqs: int,
     max_num_batched_tokens: int,
 ) -> None:
-    proposer = ScriptedProposer(scrambled)
+    proposer = ScriptedProposer(scrambled, guess=other_guesses)
     engine = engine_of(
         proposer,
         step=StepSettings(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens),
     )
-    limits = Limits(window, window + run_ahead, MAX_NODES, 0.3)
+    limits = Limits(window, window + run_ahead, MAX_NODES, 0.3, fan_out)
     targets = []
     for number in range(4):
         prompt = [number % VOCAB_SIZE] * (1 + 30 * number)
@@ -175,9 +188,25 @@ def test_in_any_order_of_events_every_target_ends_up_with_the_drafters_own_chain
             if log_prob < -1.21:  # log 0.3, up to rounding; probabilities are quarters apart
                 break
         assert [node.token_id for node in target.tree.best_path()] == expected
-        assert len(target.tree) == len(expected)
+        if fan_out == 1:
+            assert len(target.tree) == len(expected)
+        check_tree(target.tree, fan_out)
         assert target.complete_at == target.tree.committed_length
         event(f"chain of {len(expected)}")
+
+
+def check_tree(tree: DraftTree, fan_out: int) -> None:
+    """Whatever follows a node, the drafter's own choice there is in it and ranks first."""
+    pending = [(0, list(tree.token_ids))]
+    while pending:
+        node_id, tokens = pending.pop()
+        children = tree.children(node_id)
+        assert len(children) <= fan_out
+        if children:
+            first = max(children, key=lambda node: node.log_prob)
+            assert first.token_id == scrambled(tokens)[0]
+            assert len({node.token_id for node in children}) == len(children)
+        pending += [(node.id, [*tokens, node.token_id]) for node in children]
 
 
 def grown_by(engine: DraftEngine) -> list[Message]:

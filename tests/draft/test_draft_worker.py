@@ -14,7 +14,7 @@ from outrider_draft import link as links
 from outrider_draft.link import Link, LinkClosed
 from outrider_draft.proposer import Outcome, Share
 from outrider_draft.service import DraftingStopped
-from outrider_draft.session import Session
+from outrider_draft.session import Line
 from outrider_draft.updates import Grown, SessionKey
 from outrider_runtime.errors import Draining, Overloaded
 
@@ -72,10 +72,10 @@ async def test_reading_waits_for_the_drafting_thread() -> None:
 class Doomed(ScriptedProposer):
     """Breaks outside of any session's step."""
 
-    def pending(self, session: Session) -> int:
-        if 13 in session.tokens:
+    def pending(self, line: Line) -> int:
+        if 13 in line.tokens:
             raise ZeroDivisionError
-        return super().pending(session)
+        return super().pending(line)
 
 
 async def test_a_thread_that_cannot_go_on_takes_the_service_down_with_it() -> None:

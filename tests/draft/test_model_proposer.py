@@ -120,6 +120,39 @@ async def test_the_draft_temperature_divides_the_scores_before_the_noise(
             assert await scripted.grown(number) == expected
 
 
+async def test_guesses_beside_a_chain_are_the_runners_up_under_the_shared_noise(
+    reference: Reference,
+) -> None:
+    tokens, seed = prompt(6), 77
+    async with (
+        draft_service(proposer()) as drafter,
+        target(drafter, vocab_size=VOCAB_SIZE) as scripted,
+    ):
+        session = await scripted.open(
+            1, tokens, window=3, run_ahead=3, fan_out=3, config=SAMPLED, seed=seed
+        )
+        await scripted.grown(1)
+        # Each of the four positions has two guesses, continued by a window at most.
+        await scripted.until(lambda: len(session.tree) > 20)
+        text = list(tokens)
+        for node in [None, *session.tree.best_path(3)]:
+            if node is not None:
+                text.append(node.token_id)
+            own = reference.log_probs(text) + gumbel(seed, 0, len(text), VOCAB_SIZE)
+            best = own.topk(3)
+            children = session.tree.children(0 if node is None else node.id)
+            ranked = sorted(children, key=lambda child: -child.log_prob)
+            assert [child.token_id for child in ranked] == best.indices.tolist()
+            margins = [ranked[0].log_prob - child.log_prob for child in ranked]
+            assert margins == pytest.approx((best.values[0] - best.values).tolist(), abs=1e-3)
+            for child in ranked[1:]:
+                after = session.tree.children(child.id)
+                if after:
+                    behind = [*text, child.token_id]
+                    own = reference.log_probs(behind) + gumbel(seed, 0, len(behind), VOCAB_SIZE)
+                    assert after[0].token_id == int(own.argmax())
+
+
 async def test_a_session_that_was_interrupted_goes_on_with_the_same_noise(
     reference: Reference,
 ) -> None:
@@ -142,21 +175,25 @@ async def test_a_session_that_was_interrupted_goes_on_with_the_same_noise(
             assert await scripted.grown(1) == expected[cut:]
 
 
+@pytest.mark.parametrize("fan_out", [1, 3])
 async def test_whatever_was_committed_the_chain_is_that_of_a_fresh_start(
-    reference: Reference,
+    reference: Reference, fan_out: int
 ) -> None:
     """Accepted in part, in full, not at all, with run-ahead and without: the cache is right."""
     choice = random.Random(5)
     model = proposer()
     async with (
-        draft_service(model) as drafter,
+        draft_service(model, step=StepSettings(enumeration_rows=16)) as drafter,
         target(drafter, vocab_size=VOCAB_SIZE) as scripted,
     ):
         texts: dict[int, list[int]] = {}
         outcomes = set()
+        num_foreseen = 0
         for number, run_ahead in enumerate((0, 0, 3, 6)):
             texts[number] = prompt(4 + number, seed=number)
-            await scripted.open(number, texts[number], window=4, run_ahead=run_ahead)
+            await scripted.open(
+                number, texts[number], window=4, run_ahead=run_ahead, fan_out=fan_out
+            )
         for _ in range(14):
             for number, text in texts.items():
                 chain = await scripted.grown(number)
@@ -164,6 +201,12 @@ async def test_whatever_was_committed_the_chain_is_that_of_a_fresh_start(
                 accepted = choice.choice([0, 1, 2, 3, 4, 4, 4])
                 own = chain[accepted] if accepted < len(chain) and choice.random() < 0.6 else None
                 own = choice.randrange(1, VOCAB_SIZE) if own is None else own
+                tree = scripted.sessions[number].tree
+                path = [0, *(node.id for node in tree.best_path())]
+                others = [n.token_id for n in tree.children(path[accepted])][1:]
+                if others and choice.random() < 0.5:
+                    own = choice.choice(others)
+                    num_foreseen += 1
                 text += [*window[:accepted], own]
                 outcomes.add((accepted, own in chain[accepted : accepted + 1]))
                 await scripted.commit(number, [*window[:accepted], own])
@@ -171,6 +214,7 @@ async def test_whatever_was_committed_the_chain_is_that_of_a_fresh_start(
                 depth = 4 + (0, 0, 3, 6)[number]
                 assert await scripted.grown(number) == reference.greedy(text, depth)
         assert len(outcomes) >= 8  # the walk took many turns
+        assert (num_foreseen > 5) == (fan_out > 1)
         for number in texts:
             await scripted.close(number)
         await drafter.until(lambda: drafter.service.worker.num_sessions == 0)
@@ -200,7 +244,7 @@ def test_after_full_acceptance_two_tokens_are_new_to_the_cache() -> None:
         session.extend(outcome.proposed)
     chain = [node.token_id for node in session.chain]
     assert len(chain) == 4
-    unchanged = session.commit(6, [*chain, 1], None)
+    unchanged = session.commit(6, [*chain, 1], None).unchanged
     model.rewind(session.key, unchanged)
     assert model.pending(session) == 2
     # None accepted: the same again, but with only the target's own token to process.
@@ -208,7 +252,7 @@ def test_after_full_acceptance_two_tokens_are_new_to_the_cache() -> None:
     model.rewind(session.key, 11)
     model.extend([Share(session, model.pending(session))])
     session.extend([Proposed(5, 0.0), Proposed(6, 0.0)])
-    model.rewind(session.key, session.commit(12, [9], None))
+    model.rewind(session.key, session.commit(12, [9], None).unchanged)
     assert model.pending(session) == 1
 
 

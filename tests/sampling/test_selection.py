@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from outrider_runtime.model.scores import processed_scores
-from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
+from outrider_runtime.model.selection import InvalidScores, RowGroup, Selection, select_tokens
 from outrider_runtime.sampling_parameters import SamplingParameters
 
 pytestmark = pytest.mark.usefixtures("either_side")
@@ -93,8 +93,8 @@ def test_an_infinite_score_wins_when_greedy_and_cannot_be_sampled(kind: str) -> 
     logits = random_rows(1, 300)
     logits[0, 7] = math.inf
     if kind == "greedy":
-        assert select_tokens(logits, [group(GREEDY)]) == ([7], [0.0])
-        assert select_tokens(logits, [group(GREEDY)], with_log_probs=False) == ([7], [])
+        assert select_tokens(logits, [group(GREEDY)]) == Selection([7], [0.0])
+        assert select_tokens(logits, [group(GREEDY)], with_log_probs=False) == Selection([7], [])
     else:
         with pytest.raises(InvalidScores, match="infinite"):
             select_tokens(logits, [group(KINDS[kind])])
@@ -198,4 +198,4 @@ def test_rows_and_groups_must_add_up() -> None:
 
 
 def test_a_batch_without_rows_is_empty() -> None:
-    assert select_tokens(torch.empty(0, 10), []) == ([], [])
+    assert select_tokens(torch.empty(0, 10), []) == Selection([], [])

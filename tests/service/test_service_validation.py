@@ -19,7 +19,7 @@ from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_contract.errors import Reason
 from outrider_runtime.watermarks import MAX_KEYS, MAX_NGRAM_LEN, MAX_TABLE_SIZE
 from outrider_target.requests.field_rules import MAX_PHRASE_TOKENS, MAX_STOP_STRINGS
-from outrider_target.requests.speculation_rules import MAX_DRAFT_TIMEOUT_MS, MAX_WINDOW
+from outrider_target.requests.speculation_rules import MAX_DRAFT_TIMEOUT_MS, MAX_FAN_OUT, MAX_WINDOW
 from outrider_target.requests.validation import MAX_STOP_STRING_LENGTH
 from outrider_target.serving.text import MAX_TEXT_LENGTH
 from service.asking import LOOKUP, Config, ask, collect
@@ -327,6 +327,7 @@ def test_the_debugging_aid_of_synthid_is_refused_as_not_served(caller: Caller) -
 SPECULATION_RANGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "max_assistant_tokens": ((0, MAX_WINDOW + 1, MAX_UINT32), (1, MAX_WINDOW)),
     "run_ahead": ((MAX_WINDOW + 1, MAX_UINT32), (0, MAX_WINDOW)),
+    "draft_fan_out": ((0, MAX_FAN_OUT + 1, MAX_UINT32), (1, MAX_FAN_OUT)),
     "draft_timeout_ms": ((MAX_DRAFT_TIMEOUT_MS + 1, MAX_UINT32), (0, MAX_DRAFT_TIMEOUT_MS)),
     "draft_temperature": ((0.0, -1.0), (TINY, 3e38)),
     "method": ((9, 99, -1), (0, 1, 2, 3, 4, 6, 7)),

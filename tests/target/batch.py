@@ -49,6 +49,7 @@ SPECULATION = SpeculationSettings(
     schedule="constant",
     max_window=64,
     run_ahead=0,
+    fan_out=1,
     confidence_threshold=0.0,
     timeout_seconds=1.0,
     draft_temperature=1.0,

@@ -17,10 +17,12 @@ Truth = Callable[[Sequence[int]], int]
 
 
 def decode(
-    link: VirtualLink, truth: Truth, *, run_ahead: int, rounds: int = 20
+    link: VirtualLink, truth: Truth, *, run_ahead: int, fan_out: int = 1, rounds: int = 20
 ) -> list[tuple[float, int, int]]:
     """Decode for some rounds; of each how long it waited, what it verified and what it accepted."""
-    speculation = dataclasses.replace(SPECULATION, window=WINDOW, run_ahead=run_ahead)
+    speculation = dataclasses.replace(
+        SPECULATION, window=WINDOW, run_ahead=run_ahead, fan_out=fan_out
+    )
     tokens = [0]
     asked = request(tokens, new_tokens=10_000, speculation=speculation)
     session = link.fleet.open(asked, sample_index=0, token_ids=tokens, window=WINDOW)
@@ -40,10 +42,10 @@ def decode(
             if decided[-1] != proposed:
                 break
         tokens += decided
-        assert tokens == [truth(tokens[:i]) if i else 0 for i in range(len(tokens))]
         session.commit(decided, window=WINDOW)
         link.flush()
         seen.append((waited, len(draft), len(decided) - 1))
+    assert tokens == [truth(tokens[:i]) if i else 0 for i in range(len(tokens))]
     return seen
 
 

@@ -23,6 +23,7 @@ from outrider_draft.updates import (
     Opened,
     SessionKey,
     SessionRequest,
+    StreamEnded,
 )
 from outrider_draft.updates import Update as DrafterUpdate
 from outrider_runtime.metrics import DraftMetrics
@@ -35,6 +36,7 @@ from outrider_target.drafting.updates import (
     CommitTokens,
     DrafterDescription,
     Growth,
+    LinkDown,
     LinkFrame,
     LinkUp,
     OpenSession,
@@ -77,6 +79,7 @@ class VirtualLink:
         self.round_seconds = round_seconds
         self.frames: list[Sequence[Message]] = []
         """What the drafter has sent."""
+        self.num_expulsions = 0
         self._delay = delay
         self._draft_seconds = draft_seconds
         self._ways = ways
@@ -166,7 +169,18 @@ class VirtualLink:
         self.flush()
 
     def _expel(self, reason: str) -> None:
-        raise AssertionError(reason)
+        """The connection ends, with all that is on its way, and another one is made."""
+        self.num_expulsions += 1
+        self._at(0.0, self._connect_again)
+
+    def _connect_again(self) -> None:
+        self._coming = [event for event in self._coming if event[2] == self._end_step]
+        heapq.heapify(self._coming)
+        self.fleet.handle(LinkDown(0, "expelled"))
+        self.engine.apply(StreamEnded(0))
+        self.engine.take_messages()
+        self.fleet.handle(LinkUp(0, DrafterDescription("model", "scripted", 1000)))
+        self.flush()
 
 
 def _as_drafter_reads(update: Update) -> DrafterUpdate:

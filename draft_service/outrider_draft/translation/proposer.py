@@ -23,7 +23,7 @@ from outrider_runtime.model.runner import Runner, SequenceRows
 from outrider_runtime.model.selection import InvalidScores, RowGroup, Selection, select_tokens
 
 from outrider_draft.proposer import Description, Outcome, OutOfRoom, Share
-from outrider_draft.session import Session
+from outrider_draft.session import Line, Session
 from outrider_draft.translation.bilingual_text import BilingualText, Lookbehind
 from outrider_draft.translation.shared_items import SharedItems
 from outrider_draft.updates import SessionKey
@@ -94,9 +94,9 @@ class TranslatingProposer:
         """As for the draft model's own tokenizer."""
         return self._rows_are_cheap
 
-    def pending(self, session: Session) -> int:
+    def pending(self, line: Line) -> int:
         """How many draft tokens are not in the cache; 1 where there is something to propose."""
-        held = self._bring_up(session)
+        held = self._bring_up(line)
         return max(1, len(held.text.draft_ids) - held.cached)
 
     def extend(self, shares: Sequence[Share]) -> list[Outcome]:
@@ -122,6 +122,9 @@ class TranslatingProposer:
         if (held := self._held.get(key)) is not None:
             held.text.rewind(length)
 
+    def adopt(self, key: SessionKey, line: SessionKey) -> None:
+        """Nothing to learn: it has no side lines."""
+
     def holds(self, key: SessionKey) -> bool:
         """Whether the session has blocks."""
         return key in self._held
@@ -131,7 +134,7 @@ class TranslatingProposer:
         if (held := self._held.pop(key, None)) is not None:
             self._pool.free(held.handle)
 
-    def _bring_up(self, session: Session) -> _Held:
+    def _bring_up(self, session: Line) -> _Held:
         """The session's text, with all its target's tokens in it."""
         held = self._held.get(session.key)
         if held is None:

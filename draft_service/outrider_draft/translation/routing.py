@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from outrider_draft.proposer import Description, Outcome, Proposer, Share
-from outrider_draft.session import Session
+from outrider_draft.session import Line
 from outrider_draft.updates import SessionKey
 
 
@@ -29,9 +29,9 @@ class RoutingProposer:
         """Both run the same model."""
         return self._own.rows_are_cheap
 
-    def pending(self, session: Session) -> int:
+    def pending(self, line: Line) -> int:
         """How many tokens it has yet to see."""
-        return self._of(session).pending(session)
+        return self._of(line).pending(line)
 
     def extend(self, shares: Sequence[Share]) -> list[Outcome]:
         """Do one step of each that has sessions in it.
@@ -41,17 +41,22 @@ class RoutingProposer:
         """
         outcomes: dict[SessionKey, Outcome] = {}
         for proposer in (self._own, self._translating):
-            part = [share for share in shares if self._of(share.session) is proposer]
+            part = [share for share in shares if self._of(share.line) is proposer]
             if part:
                 found = proposer.extend(part)
-                keys = [share.session.key for share in part]
+                keys = [share.line.key for share in part]
                 outcomes |= zip(keys, found, strict=True)
-        return [outcomes[share.session.key] for share in shares]
+        return [outcomes[share.line.key] for share in shares]
 
     def rewind(self, key: SessionKey, length: int) -> None:
         """Learn that tokens from `length` on are no longer what they were."""
         self._own.rewind(key, length)
         self._translating.rewind(key, length)
+
+    def adopt(self, key: SessionKey, line: SessionKey) -> None:
+        """Learn that a session goes on with one of its side lines."""
+        self._own.adopt(key, line)
+        self._translating.adopt(key, line)
 
     def holds(self, key: SessionKey) -> bool:
         """Whether forgetting a session would make room."""
@@ -62,5 +67,5 @@ class RoutingProposer:
         self._own.forget(key)
         self._translating.forget(key)
 
-    def _of(self, session: Session) -> Proposer:
-        return self._translating if session.request.tokenizer else self._own
+    def _of(self, line: Line) -> Proposer:
+        return self._translating if line.request.tokenizer else self._own

@@ -44,6 +44,14 @@ class InvalidScores(Exception):
         self.options_at_fault = options_at_fault
 
 
+class RunnerUp(NamedTuple):
+    """A token that was nearly chosen."""
+
+    token_id: int
+    margin: float
+    """By how much it lost: of scores and noise together, at least 0."""
+
+
 class Selection(NamedTuple):
     """One entry per row, in the order of the rows."""
 
@@ -52,6 +60,9 @@ class Selection(NamedTuple):
     log_probs: list[float]
     """Natural logarithm of that token's probability under the processed scores. Empty if not asked
     for."""
+    runners_up: Sequence[Sequence[RunnerUp]] = ()
+    """The tokens that would have been chosen without it, the best first; as many as asked for and
+    possible. Empty if not asked for."""
 
 
 class _Choice(NamedTuple):
@@ -62,10 +73,16 @@ class _Choice(NamedTuple):
     highest_before: list[float]
     """Highest score before temperature and truncation; NaN counts as highest."""
     highest_after: list[float]
+    runners_up: list[list[RunnerUp]]
+    """Empty lists if not asked for."""
 
 
 def select_tokens(
-    logits: torch.Tensor, groups: Sequence[RowGroup], *, with_log_probs: bool = True
+    logits: torch.Tensor,
+    groups: Sequence[RowGroup],
+    *,
+    with_log_probs: bool = True,
+    num_runners_up: int = 0,
 ) -> Selection:
     """Choose every row's token.
 
@@ -74,6 +91,7 @@ def select_tokens(
         groups: whose rows they are.
         with_log_probs: a drafter's confidence. For greedy rows, normalising costs several times
             more than finding the highest score: a verifier does without.
+        num_runners_up: how many further tokens of each row are wanted.
 
     Returns:
         The tokens and their log probabilities.
@@ -85,6 +103,7 @@ def select_tokens(
     placed = place(logits, groups)
     xp, scores = arrays_of(logits)
     token_ids, log_probs = [0] * len(scores), [0.0] * len(scores) * with_log_probs
+    runners_up: list[list[RunnerUp]] = [[] for _ in range(len(scores) if num_runners_up else 0)]
     # numpy would warn of the NaNs and infinities that `_check` looks for.
     with torch.no_grad(), np.errstate(all="ignore"):
         scores = edit_scores(xp, scores, placed)
@@ -93,28 +112,67 @@ def select_tokens(
             part = parts.pop()
             rows = rows_of(xp, scores, part)
             found = part_candidates(xp, rows, part)
-            choice = _choose(xp, rows, found, part, with_log_probs=with_log_probs)
+            choice = _choose(
+                xp,
+                rows,
+                found,
+                part,
+                with_log_probs=with_log_probs,
+                num_runners_up=num_runners_up,
+            )
             _check(part, choice, placed)
             for index, row in enumerate(part.rows):
                 token_ids[row] = choice.token_ids[index]
                 if with_log_probs:
                     log_probs[row] = choice.log_probs[index]
+                if num_runners_up:
+                    runners_up[row] = choice.runners_up[index]
             parts += part.unfinished(found)
-    return Selection(token_ids, log_probs)
+    return Selection(token_ids, log_probs, runners_up if num_runners_up else ())
 
 
 def _choose(
-    xp: Arrays, scores: Array, found: Candidates, part: Part, *, with_log_probs: bool
+    xp: Arrays,
+    scores: Array,
+    found: Candidates,
+    part: Part,
+    *,
+    with_log_probs: bool,
+    num_runners_up: int,
 ) -> _Choice:
     values, padded = found.values, found.token_ids is not None
     best = xp.argmax(values)
     after = xp.pick(values, best)
-    places = best if part.kind is Kind.GREEDY else xp.argmax(_noisy(xp, found, part))
+    noisy = values if part.kind is Kind.GREEDY else _noisy(xp, found, part)
+    places = best if part.kind is Kind.GREEDY else xp.argmax(noisy)
     token_ids = xp.pick(found.token_ids, places) if padded else places
     # Truncation can hide a NaN, so the scores before it are looked at as well.
     before = after if values is scores else xp.pick(scores, xp.argmax(scores))
     log_probs = xp.log_prob(values, places, after, padded=padded) if with_log_probs else after
-    return _Choice(*xp.lists(token_ids, log_probs, before, after))
+    runners_up: list[list[RunnerUp]] = []
+    if num_runners_up:
+        runners_up = _runners_up(xp, noisy, found, places, num_runners_up)
+    lists = xp.lists(token_ids, log_probs, before, after)
+    return _Choice(lists[0], lists[1], lists[2], lists[3], runners_up)
+
+
+def _runners_up(
+    xp: Arrays, noisy: Array, found: Candidates, places: Array, number: int
+) -> list[list[RunnerUp]]:
+    """The next best tokens of each row. Few are wanted: looking again beats sorting a row."""
+    tops = xp.pick(noisy, places)
+    columns = xp.arange(noisy.shape[-1])
+    runners_up: list[list[RunnerUp]] = [[] for _ in range(len(noisy))]
+    for _ in range(number):
+        noisy = xp.where(columns == places[:, None], -math.inf, noisy)
+        places = xp.argmax(noisy)
+        token_ids = places if found.token_ids is None else xp.pick(found.token_ids, places)
+        for row, (token_id, margin) in enumerate(
+            zip(*xp.lists(token_ids, tops - xp.pick(noisy, places)), strict=True)
+        ):
+            if math.isfinite(margin):
+                runners_up[row].append(RunnerUp(token_id, margin))
+    return runners_up
 
 
 def _noisy(xp: Arrays, found: Candidates, part: Part) -> Array:

@@ -160,7 +160,8 @@ class EarlyExitDrafter:
             while pending := [one for one in growing if not one.done]:
                 logits = self._runner.forward([one.rows() for one in pending], num_layers=depth)
                 chosen = select_tokens(logits, [one.group() for one in pending])
-                for one, token_id, log_prob in zip(pending, *chosen, strict=True):
+                found = zip(pending, chosen.token_ids, chosen.log_probs, strict=True)
+                for one, token_id, log_prob in found:
                     one.take(token_id, log_prob)
         except (OutOfBlocks, InvalidScores, InvalidRequest):
             pass  # what there is will do

@@ -16,6 +16,7 @@ import structlog
 
 from outrider_target.drafting import placement
 from outrider_target.drafting.agreement import SHARED_MEMORY, Agreement
+from outrider_target.drafting.foresight import Foresight
 from outrider_target.drafting.link_state import LinkState
 from outrider_target.drafting.patience import LinkPace, RoundPace
 from outrider_target.drafting.remote_session import RemoteSession
@@ -50,6 +51,8 @@ class DraftFleet:
         self._vocab_size = vocab_size
         self._round_pace = round_pace
         self._agreement = Agreement(memory=SHARED_MEMORY)
+        self.foresight = Foresight()
+        """How often drafts were there in time."""
         self.links: list[LinkState] = []
         self._sessions: dict[int, RemoteSession] = {}
         self._numbers = itertools.count(1)
@@ -86,6 +89,7 @@ class DraftFleet:
             vocab_size=self._vocab_size,
             round_pace=self._round_pace,
             agreement=self._agreement,
+            foresight=self.foresight,
             forget=self._forget,
         )
         self._sessions[session.number] = session

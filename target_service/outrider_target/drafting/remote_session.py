@@ -15,6 +15,7 @@ from outrider_runtime.draft_tree import DraftTree, Limits
 from outrider_target.drafting.agreement import Agreement
 from outrider_target.drafting.confidence import ConfidenceThreshold
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
+from outrider_target.drafting.foresight import Foresight
 from outrider_target.drafting.link_state import LinkState
 from outrider_target.drafting.patience import Question, RoundPace, decide, patience
 from outrider_target.drafting.updates import CommitTokens, Growth, OpenSession
@@ -44,6 +45,7 @@ class RemoteSession:
         vocab_size: int,
         round_pace: RoundPace,
         agreement: Agreement,
+        foresight: Foresight,
         forget: Callable[[RemoteSession], None],
     ) -> None:
         self.number = number
@@ -58,6 +60,7 @@ class RemoteSession:
         self._told_length = 0  # so much of the sequence the drafter has heard of
         self.agreement = Agreement(agreement)
         """Of its drafts with what was decided."""
+        self._foresight = foresight
         self._confidence = ConfidenceThreshold(request.speculation.confidence_threshold)
         self._window = 1
         self._asked: dict[int, float] = {}  # committed length told -> when, until answered
@@ -88,6 +91,9 @@ class RemoteSession:
             self.link.pace.missed()  # the round gave up on it
         self._waiting = False
         self._tree.commit(base_length, token_ids)
+        if draft:
+            followed = draft == list(token_ids[: len(draft)])
+            self._foresight.observe(followed=followed, ready=bool(self._tree.children()))
         if window == 0 or self.link is None:
             return  # a last token needs no draft, and nothing is asked afterwards
         self._window = window
@@ -226,4 +232,5 @@ class RemoteSession:
             depth=self._window + speculation.run_ahead,
             max_nodes=MAX_NODES,
             confidence_threshold=self._confidence.value,
+            fan_out=speculation.fan_out,
         )

@@ -69,6 +69,7 @@ def _limits(limits: Limits) -> draft_pb2.Limits:
         depth=limits.depth,
         max_nodes=limits.max_nodes,
         confidence_threshold=limits.confidence_threshold,
+        fan_out=limits.fan_out,
     )
 
 

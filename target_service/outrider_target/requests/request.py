@@ -64,6 +64,9 @@ class SpeculationSettings:
     """Upper bound of the window."""
     run_ahead: int
     """Tokens beyond the window that may be drafted while the target verifies."""
+    fan_out: int
+    """Guesses for each position of the draft that may be continued meanwhile, the first included.
+    """
     confidence_threshold: float
     """A draft ends after a token of lower draft probability. 0 is off."""
     timeout_seconds: float

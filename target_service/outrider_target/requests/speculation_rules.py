@@ -20,6 +20,7 @@ from outrider_target.requests.sharing import NOBODY, Sharing
 from outrider_target.settings import SpeculationDefaults
 
 MAX_WINDOW = 64
+MAX_FAN_OUT = 16
 MAX_DRAFT_TIMEOUT_MS = 60_000
 
 
@@ -85,6 +86,7 @@ def speculation_settings(
     if config.HasField("prompt_lookup_num_tokens") and method is not DraftMethod.EARLY_EXIT:
         window, schedule = config.prompt_lookup_num_tokens, "constant"  # as in transformers
     run_ahead = _bounded(message, "run_ahead", defaults.run_ahead, 0, MAX_WINDOW)
+    fan_out = _bounded(message, "draft_fan_out", defaults.draft_fan_out, 1, MAX_FAN_OUT)
     return SpeculationSettings(
         method=method,
         synchronous=synchronous,
@@ -92,6 +94,7 @@ def speculation_settings(
         schedule=schedule,
         max_window=max_window,
         run_ahead=0 if synchronous else run_ahead,
+        fan_out=1 if synchronous else fan_out,
         confidence_threshold=config.assistant_confidence_threshold,
         timeout_seconds=timeout_ms / 1000,
         draft_temperature=message.draft_temperature

@@ -263,6 +263,7 @@ def _speculation(settings: SpeculationSettings) -> speculation_pb2.SpeculationCo
         else speculation_pb2.DRAFT_PACING_ADAPTIVE,
         max_assistant_tokens=settings.max_window,
         run_ahead=settings.run_ahead,
+        draft_fan_out=settings.fan_out,
         draft_timeout_ms=round(settings.timeout_seconds * 1000),
         draft_temperature=settings.draft_temperature,
         report_rounds=settings.report_rounds,

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from outrider_target.drafting.foresight import Foresight
 from outrider_target.drafting.link import LinkTraffic
 from outrider_target.drafting.links import DraftLinks
 from outrider_target.engine.events import RequestCompleted
@@ -142,6 +143,30 @@ def _by_drafter(shares: Mapping[DraftMethod, DrafterCounters]) -> Iterator[Metri
         accepted.add_metric([method.value], share.num_accepted_tokens)
     yield drafted
     yield accepted
+
+
+class ForesightCollector(Collector):
+    """How often the next draft was there before it was asked for."""
+
+    def __init__(self, foresight: Foresight) -> None:
+        self._foresight = foresight
+
+    def collect(self) -> Iterator[Metric]:
+        """One snapshot in Prometheus' form; counters get their `_total` there."""
+        seen = self._foresight
+        family = CounterMetricFamily(
+            "outrider_draft_answers",
+            "Rounds with a remote draft, by whether the target followed or corrected it, and "
+            "whether something to verify next was there already.",
+            labels=["answer", "next"],
+        )
+        for answer, count, ready in (
+            ("followed", seen.followed, seen.followed_ready),
+            ("corrected", seen.corrected, seen.corrected_ready),
+        ):
+            family.add_metric([answer, "ready"], ready)
+            family.add_metric([answer, "missing"], count - ready)
+        yield family
 
 
 class LinkCollector(Collector):

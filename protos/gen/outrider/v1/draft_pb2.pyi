@@ -226,6 +226,7 @@ class Limits(_message.Message):
     DEPTH_FIELD_NUMBER: _builtins.int
     MAX_NODES_FIELD_NUMBER: _builtins.int
     CONFIDENCE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    FAN_OUT_FIELD_NUMBER: _builtins.int
     window: _builtins.int
     """Most tokens below the last committed one that are wanted for the next round, at least 1. A Grow is sent as soon as
     the tree is that deep, or can grow no further.
@@ -238,6 +239,11 @@ class Limits(_message.Message):
     """Most nodes in the tree, at least `depth`."""
     confidence_threshold: _builtins.float
     """A path ends after a token whose draft probability is below this, in [0, 1]. 0 is off."""
+    fan_out: _builtins.int
+    """Most proposals for one position of the most probable path; 0 means 1. Those beyond the first are the drafter's next
+    guesses at what the target may say there, and how it would go on from each: after most answers something to verify
+    is then at the target already. A drafter may grow fewer, or none.
+    """
     def __init__(
         self,
         *,
@@ -245,10 +251,11 @@ class Limits(_message.Message):
         depth: _builtins.int = ...,
         max_nodes: _builtins.int = ...,
         confidence_threshold: _builtins.float = ...,
+        fan_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence_threshold", b"confidence_threshold", "depth", b"depth", "max_nodes", b"max_nodes", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence_threshold", b"confidence_threshold", "depth", b"depth", "fan_out", b"fan_out", "max_nodes", b"max_nodes", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -394,7 +401,9 @@ class Grow(_message.Message):
     base_length: _builtins.int
     """Committed length the drafter knew. A node whose parent is 0 is a child of the committed token at base_length - 1."""
     complete: _builtins.bool
-    """Whether nothing more will come before the next Commit: the limits are reached or the drafter is not sure enough."""
+    """Whether the most probable path gets no longer before the next Commit: the limits are reached or the drafter is not
+    sure enough. Nodes beside it may still come where `fan_out` grants them.
+    """
     @_builtins.property
     def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ids of the nodes, at least 1, ascending, never used again in the session."""
@@ -409,7 +418,10 @@ class Grow(_message.Message):
 
     @_builtins.property
     def log_probs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """For each node the drafter's log-probability of its token. Advice for ordering; never part of acceptance."""
+        """For each node the drafter's log-probability of its token. Advice for ordering; never part of acceptance. Of nodes
+        with one parent the drafter's own choice, under the shared noise, has the highest; its next guesses are lower by as
+        much as they lost to it.
+        """
 
     def __init__(
         self,

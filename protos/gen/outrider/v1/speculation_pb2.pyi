@@ -184,6 +184,7 @@ class SpeculationConfig(_message.Message):
     PREDICTION_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     LOOKUP_RULE_FIELD_NUMBER: _builtins.int
+    DRAFT_FAN_OUT_FIELD_NUMBER: _builtins.int
     enabled: _builtins.bool
     """Whether to speculate at all. Default true. False is plain decoding: not even what a form forces is drafted."""
     method: Global___DraftMethod.ValueType
@@ -222,6 +223,11 @@ class SpeculationConfig(_message.Message):
     """
     lookup_rule: Global___LookupRule.ValueType
     """Which earlier occurrence prompt lookup inside the target service continues."""
+    draft_fan_out: _builtins.int
+    """Guesses for each position of the draft that the drafter may continue while the target verifies, the first included,
+    in [1, 16]: the next draft is then there after most answers, whichever it is. They go as deep as `run_ahead` allows.
+    Default: the server's `--draft-fan-out`. Always 1 when pacing is synchronous.
+    """
     @_builtins.property
     def prediction_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Likewise as token ids; not both."""
@@ -242,11 +248,14 @@ class SpeculationConfig(_message.Message):
         prediction_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         cache_salt: _builtins.str = ...,
         lookup_rule: Global___LookupRule.ValueType = ...,
+        draft_fan_out: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_temperature", b"_draft_temperature", "_draft_timeout_ms", b"_draft_timeout_ms", "_enabled", b"_enabled", "_max_assistant_tokens", b"_max_assistant_tokens", "_report_rounds", b"_report_rounds", "_run_ahead", b"_run_ahead", "draft_temperature", b"draft_temperature", "draft_timeout_ms", b"draft_timeout_ms", "enabled", b"enabled", "max_assistant_tokens", b"max_assistant_tokens", "report_rounds", b"report_rounds", "run_ahead", b"run_ahead"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_fan_out", b"_draft_fan_out", "_draft_temperature", b"_draft_temperature", "_draft_timeout_ms", b"_draft_timeout_ms", "_enabled", b"_enabled", "_max_assistant_tokens", b"_max_assistant_tokens", "_report_rounds", b"_report_rounds", "_run_ahead", b"_run_ahead", "draft_fan_out", b"draft_fan_out", "draft_temperature", b"draft_temperature", "draft_timeout_ms", b"draft_timeout_ms", "enabled", b"enabled", "max_assistant_tokens", b"max_assistant_tokens", "report_rounds", b"report_rounds", "run_ahead", b"run_ahead"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_temperature", b"_draft_temperature", "_draft_timeout_ms", b"_draft_timeout_ms", "_enabled", b"_enabled", "_max_assistant_tokens", b"_max_assistant_tokens", "_report_rounds", b"_report_rounds", "_run_ahead", b"_run_ahead", "cache_salt", b"cache_salt", "draft_temperature", b"draft_temperature", "draft_timeout_ms", b"draft_timeout_ms", "enabled", b"enabled", "lookup_rule", b"lookup_rule", "max_assistant_tokens", b"max_assistant_tokens", "method", b"method", "pacing", b"pacing", "prediction_text", b"prediction_text", "prediction_token_ids", b"prediction_token_ids", "report_rounds", b"report_rounds", "run_ahead", b"run_ahead", "verification", b"verification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_fan_out", b"_draft_fan_out", "_draft_temperature", b"_draft_temperature", "_draft_timeout_ms", b"_draft_timeout_ms", "_enabled", b"_enabled", "_max_assistant_tokens", b"_max_assistant_tokens", "_report_rounds", b"_report_rounds", "_run_ahead", b"_run_ahead", "cache_salt", b"cache_salt", "draft_fan_out", b"draft_fan_out", "draft_temperature", b"draft_temperature", "draft_timeout_ms", b"draft_timeout_ms", "enabled", b"enabled", "lookup_rule", b"lookup_rule", "max_assistant_tokens", b"max_assistant_tokens", "method", b"method", "pacing", b"pacing", "prediction_text", b"prediction_text", "prediction_token_ids", b"prediction_token_ids", "report_rounds", b"report_rounds", "run_ahead", b"run_ahead", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__draft_fan_out: _TypeAlias = _typing.Literal["draft_fan_out"]  # noqa: Y015
+    _WhichOneofArgType__draft_fan_out: _TypeAlias = _typing.Literal["_draft_fan_out", b"_draft_fan_out"]  # noqa: Y015
     _WhichOneofReturnType__draft_temperature: _TypeAlias = _typing.Literal["draft_temperature"]  # noqa: Y015
     _WhichOneofArgType__draft_temperature: _TypeAlias = _typing.Literal["_draft_temperature", b"_draft_temperature"]  # noqa: Y015
     _WhichOneofReturnType__draft_timeout_ms: _TypeAlias = _typing.Literal["draft_timeout_ms"]  # noqa: Y015
@@ -259,6 +268,8 @@ class SpeculationConfig(_message.Message):
     _WhichOneofArgType__report_rounds: _TypeAlias = _typing.Literal["_report_rounds", b"_report_rounds"]  # noqa: Y015
     _WhichOneofReturnType__run_ahead: _TypeAlias = _typing.Literal["run_ahead"]  # noqa: Y015
     _WhichOneofArgType__run_ahead: _TypeAlias = _typing.Literal["_run_ahead", b"_run_ahead"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__draft_fan_out) -> _WhichOneofReturnType__draft_fan_out | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__draft_temperature) -> _WhichOneofReturnType__draft_temperature | None: ...
     @_typing.overload
