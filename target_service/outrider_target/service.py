@@ -51,6 +51,7 @@ from outrider_target.serving.metrics import (
     EngineCollector,
     ForesightCollector,
     LinkCollector,
+    MemoryCollector,
     RequestMetrics,
 )
 from outrider_target.serving.served import ModelIdentity, Serving
@@ -222,6 +223,7 @@ class TargetService:
         registry.register(EngineCollector(lambda: engine.loads, num_blocks=num_blocks))
         registry.register(ForesightCollector(fleet.foresight))
         registry.register(LinkCollector(links))
+        registry.register(MemoryCollector(texts))
         return Serving(
             engine=engine,
             requests=requests,

@@ -133,6 +133,19 @@ class Reference:
             token_ids = self._generate(prompt, options, assistant_model=assistant.model)
         return Assisted(token_ids, rounds, thresholds[-1])
 
+    def looked_up(
+        self, prompt: Sequence[int], options: Mapping[str, Any]
+    ) -> tuple[list[int], list[Round]]:
+        """Greedy decoding with transformers' own prompt lookup, and its rounds."""
+        rounds: list[Round] = []
+
+        def spy(self: Any, input_ids: Any, scores: Any, num_matches: Any) -> None:
+            rounds.append(Round(scores.shape[1] - 1, int(num_matches)))
+
+        generator = candidate_generator.PromptLookupCandidateGenerator
+        with mock.patch.object(generator, "update_candidate_strategy", spy):
+            return self._generate(prompt, options), rounds
+
     def _generate(
         self, prompt: Sequence[int], options: Mapping[str, Any], **extras: Any
     ) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import urllib.request
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from outrider_contract.errors import Reason
 from outrider_target.requests.sharing import MAX_SALT_BYTES
 from outrider_target.serving.text import MAX_TEXT_LENGTH
 from service.asking import ENDLESS, ask, collect
-from service.harness import Caller, RunningService, settings_for
+from service.harness import PATIENCE, Caller, RunningService, settings_for, until
 from service.refusals import refused
 from service.tiny_folder import MAX_MODEL_LEN, VOCAB_SIZE
 
@@ -43,6 +45,26 @@ def test_what_was_written_is_drafted_to_the_same_tenant_again_and_to_no_other(
     assert again[2] > 40 > first[2]
     assert write(client, "bert") == first, "as to anybody who comes for the first time"
     assert write(client, "bert")[2] > 40
+
+
+def test_what_is_remembered_is_counted(folder: Path) -> None:
+    settings = replace(settings_for(folder), metrics_port=0, suffix_cache_tokens=100)
+    with RunningService(settings) as service, Client(service.address) as client:
+        url = f"http://127.0.0.1:{service.metrics_port}/metrics"
+
+        def remembered() -> dict[str, float]:
+            with urllib.request.urlopen(url, timeout=PATIENCE) as page:
+                found = re.findall(
+                    r"^outrider_suffix_cache_(\w+) (\S+)$", page.read().decode(), re.M
+                )
+            return {name: float(value) for name, value in found}
+
+        assert remembered() == {"tokens": 0, "tenants": 0}
+        for number in range(4):
+            write(client, str(number % 3), seed=number)
+        figures = until(remembered, lambda found: found["tenants"] > 0)
+        assert figures["tokens"] <= 2 * 100
+        assert figures["tenants"] <= 3
 
 
 def test_callers_of_different_keys_are_different_tenants(folder: Path, tmp_path: Path) -> None:

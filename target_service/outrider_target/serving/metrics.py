@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from outrider.v1 import generation_pb2 as pb
 from outrider_runtime.metrics import LATENCY_BUCKETS
+from outrider_runtime.recent_texts import RecentTexts
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -167,6 +168,26 @@ class ForesightCollector(Collector):
             family.add_metric([answer, "ready"], ready)
             family.add_metric([answer, "missing"], count - ready)
         yield family
+
+
+class MemoryCollector(Collector):
+    """What is remembered to draft from."""
+
+    def __init__(self, texts: RecentTexts) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterator[Metric]:
+        """One snapshot in Prometheus' form."""
+        yield GaugeMetricFamily(
+            "outrider_suffix_cache_tokens",
+            "Tokens of recent outputs that are remembered to draft from.",
+            value=len(self._texts),
+        )
+        yield GaugeMetricFamily(
+            "outrider_suffix_cache_tenants",
+            "Tenants of whom something is remembered.",
+            value=self._texts.num_tenants,
+        )
 
 
 class LinkCollector(Collector):
