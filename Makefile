@@ -56,6 +56,10 @@ bench: kernels ## Compare with transformers on the shipped pair; prints a table,
 bench-links: kernels ## Compare pacings of drafts over slow links with a slowed target; prints tables, writes JSON
 	$(BIN)/python -m benchmarks.links
 
+.PHONY: bench-control
+bench-control: kernels ## Whether drafting ever costs, and how near to the best it comes: useless, perfect and real drafters
+	$(BIN)/python -m benchmarks.control
+
 .PHONY: check
 check: lint type proto-check field-table-check audit ## Everything that is checked without running: lint, types, contract, imports
 

@@ -6,11 +6,11 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import transformers
@@ -111,10 +111,14 @@ class Outrider:
     name: str
     client: Client
     speculation: SpeculationConfig | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of GenerationConfig beyond those of the workload."""
 
     def run(self, work: Workload) -> Outcome:
         """Streams run at the same time, as clients do."""
-        config = GenerationConfig(max_new_tokens=work.new_tokens, do_sample=work.sampled)
+        config = GenerationConfig(
+            max_new_tokens=work.new_tokens, do_sample=work.sampled, **self.options
+        )
         if work.sampled:
             config.top_p = 0.9
         completions, seconds = generate_together(

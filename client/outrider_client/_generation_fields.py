@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-Schedule = Literal["constant", "heuristic", "heuristic_transient"]
+Schedule = Literal["constant", "heuristic", "heuristic_transient", "auto"]
 
 
 class WatermarkingConfig(TypedDict, total=False):

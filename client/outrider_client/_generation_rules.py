@@ -83,7 +83,7 @@ INTERVALS: Mapping[str, Interval] = {
 
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "early_stopping": ("never",),
-    "num_assistant_tokens_schedule": ("constant", "heuristic", "heuristic_transient"),
+    "num_assistant_tokens_schedule": ("constant", "heuristic", "heuristic_transient", "auto"),
     "dola_layers": ("low", "high"),
     # Those of transformers 4.57 and 5.23 together.
     "cache_implementation": (

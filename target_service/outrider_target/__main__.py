@@ -139,7 +139,7 @@ def serve(
         str,
         flag(
             "--num-assistant-tokens-schedule",
-            "constant, heuristic or heuristic_transient, when nobody says.",
+            "constant, heuristic, heuristic_transient or auto, when nobody says.",
             callback=_schedule,
         ),
     ] = _SPECULATION.num_assistant_tokens_schedule,

@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry
 from outrider_target.constraints.grammar import GrammarCompiler
 from outrider_target.decoding.healing import Healer
 from outrider_target.drafting.combined import CombinedDrafter
+from outrider_target.drafting.control import Control
 from outrider_target.drafting.drafter import NullDrafter
 from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.link import DraftLink
@@ -34,9 +35,11 @@ from outrider_target.drafting.links import Connect, DraftLinks
 from outrider_target.drafting.lookup import LookupDrafter
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.drafting.prediction import PredictionDrafter
+from outrider_target.drafting.step_costs import RowCurve
 from outrider_target.drafting.suffix import SuffixDrafter
 from outrider_target.engine.admission import LiveRequests
 from outrider_target.engine.cache_size import size_cache
+from outrider_target.engine.forward_times import time_forwards
 from outrider_target.engine.outbox import Outbox
 from outrider_target.engine.round import Rounds
 from outrider_target.engine.scheduler import Scheduler
@@ -181,14 +184,16 @@ class TargetService:
         )
         texts = RecentTexts(settings.suffix_cache_tokens)
         round_pace = RoundPace()
+        control = Control(RowCurve(time_forwards(runner)))
         scheduler = Scheduler(
             runner.pool,
             round_pace,
             max_num_seqs=settings.batch.max_num_seqs,
             max_batched_tokens=settings.batch.max_num_batched_tokens,
+            control=control,
         )
         print_of_tokenizer = fingerprint(text.tokenizer) if text.tokenizer else ""
-        fleet = DraftFleet(vocab_size=loaded.vocab_size, round_pace=round_pace)
+        fleet = DraftFleet(vocab_size=loaded.vocab_size, round_pace=round_pace, control=control)
         links = DraftLinks(
             settings.drafts, _connector(settings, loaded, tokenizer_fingerprint=print_of_tokenizer)
         )
@@ -210,6 +215,7 @@ class TargetService:
             },
             outbox.put,
             round_pace,
+            control,
         )
         engine = Engine(
             rounds,

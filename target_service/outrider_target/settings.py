@@ -79,7 +79,7 @@ class SpeculationDefaults:
     """Window of the first round."""
 
     num_assistant_tokens_schedule: str = "heuristic"
-    """How the window moves: constant, heuristic or heuristic_transient."""
+    """How the window moves: constant, heuristic, heuristic_transient or auto."""
 
     assistant_confidence_threshold: float = 0.4
     """A draft ends after a token of lower draft probability."""

@@ -90,7 +90,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "is_assistant": st.booleans(),
     "num_assistant_tokens": _COUNT,
     "num_assistant_tokens_schedule": st.sampled_from(
-        ["constant", "heuristic", "heuristic_transient"]
+        ["constant", "heuristic", "heuristic_transient", "auto"]
     ),
     "assistant_confidence_threshold": _SHARE,
     "prompt_lookup_num_tokens": _SIZE,

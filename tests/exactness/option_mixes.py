@@ -37,7 +37,7 @@ def _case(chance: random.Random) -> Case:
     options |= {
         "num_assistant_tokens": chance.randint(1, 16),
         "num_assistant_tokens_schedule": chance.choice(
-            ["constant", "heuristic", "heuristic_transient"]
+            ["constant", "heuristic", "heuristic_transient", "auto"]
         ),
         "assistant_confidence_threshold": chance.choice([0.0, 0.0, 0.1, 0.4]),
     }

@@ -184,7 +184,7 @@ def test_a_prediction_changes_nothing(
         lambda speculation: replace(speculation, method=method, prediction_token_ids=next(each)),
     )
     num_tokens = sum(len(work.plain_token_ids(number)) for number in range(len(work.cases)))
-    assert accepted_by_drafter(completions)["prediction"] > num_tokens / 4
+    assert accepted_by_drafter(completions)["prediction"] > num_tokens / 6
 
 
 def test_both_drafters_side_by_side_change_nothing(

@@ -185,7 +185,7 @@ RANGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "target_lookbehind": ((257, MAX_UINT32), (0, 1, 256)),
     "num_assistant_tokens_schedule": (
         ("", "linear", "Constant"),
-        ("constant", "heuristic", "heuristic_transient"),
+        ("constant", "heuristic", "heuristic_transient", "auto"),
     ),
     "exponential_decay_length_penalty": (([0, -TINY],), ([0, 0.0], [MAX_UINT32, 3e38], [0, 3e38])),
     "top_k": ((), (0, 1, VOCAB_SIZE + 1, MAX_UINT32)),

@@ -23,6 +23,16 @@ SHARED_MEMORY = 1000.0
 """Tokens that what all sequences share remembers."""
 
 
+def num_agreeing(draft: Sequence[int], decided: Sequence[int]) -> int:
+    """How many tokens of a draft were the target's own, up to the first that was not."""
+    agreed = 0
+    for proposed, own in zip(draft, decided, strict=False):
+        if proposed != own:
+            break
+        agreed += 1
+    return agreed
+
+
 class Agreement:
     """A forgetful rate of agreement, of one sequence or, as `prior` of several, of all."""
 
@@ -58,13 +68,8 @@ class Agreement:
 
     def observe(self, draft: Sequence[int], decided: Sequence[int]) -> None:
         """Compare a draft with the tokens that the target decided, verified or not."""
-        compared = agreed = 0
-        for proposed, own in zip(draft, decided, strict=False):
-            compared += 1
-            if proposed != own:
-                break
-            agreed += 1
-        self._count(agreed, compared)
+        agreed = num_agreeing(draft, decided)
+        self._count(agreed, min(agreed + 1, len(draft), len(decided)))
 
     def _count(self, agreed: int, compared: int) -> None:
         if compared == 0:

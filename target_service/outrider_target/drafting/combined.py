@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from outrider_runtime.recent_texts import RecentTexts
 
-from outrider_target.drafting.agreement import SHARED_MEMORY, Agreement
+from outrider_target.drafting.agreement import SHARED_MEMORY, Agreement, num_agreeing
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, LocalSession
 from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.lookup import LookupSession
@@ -81,12 +81,14 @@ class CombinedSession:
 
     def commit(self, token_ids: Sequence[int], *, window: int) -> None:
         """Judge all by what was decided, and ask all for more."""
+        best = max(self._local, key=lambda candidate: candidate.worth, default=None)
+        agreed = num_agreeing(best.draft.token_ids, token_ids) if best else 0
         for candidate in self._local:
             candidate.judge(token_ids)
             candidate.session.commit(token_ids, window=window)
         self._look(window)
         at_hand = max((candidate.worth for candidate in self._local), default=0.0)
-        self._remote.commit(token_ids, window=window, rival=at_hand)
+        self._remote.commit(token_ids, window=window, rival=at_hand, rival_accepted=agreed)
 
     def waiting_until(self, window: int, now: float) -> float | None:
         """Until waiting for the remote draft no longer pays."""

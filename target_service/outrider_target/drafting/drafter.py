@@ -21,6 +21,15 @@ class Draft(NamedTuple):
     """For each token, after those before it, how probable its drafter itself takes it to be; None
     when it has no opinion. Not calibrated."""
 
+    def cut(self, count: int) -> Draft:
+        """Its first tokens, at most so many."""
+        if count >= len(self.token_ids):
+            return self
+        if count <= 0:
+            return NO_DRAFT
+        known = None if self.probabilities is None else self.probabilities[:count]
+        return Draft(self.token_ids[:count], self.method, known)
+
 
 NO_DRAFT = Draft((), DraftMethod.NONE)
 

@@ -16,6 +16,8 @@ import structlog
 
 from outrider_target.drafting import placement
 from outrider_target.drafting.agreement import SHARED_MEMORY, Agreement
+from outrider_target.drafting.asking import Asking
+from outrider_target.drafting.control import Control
 from outrider_target.drafting.foresight import Foresight
 from outrider_target.drafting.link_state import LinkState
 from outrider_target.drafting.patience import LinkPace, RoundPace
@@ -47,9 +49,12 @@ _SILENCE_SECONDS = 5.0
 class DraftFleet:
     """All links to draft services, and the sessions spread over them."""
 
-    def __init__(self, *, vocab_size: int, round_pace: RoundPace) -> None:
+    def __init__(
+        self, *, vocab_size: int, round_pace: RoundPace, control: Control | None = None
+    ) -> None:
         self._vocab_size = vocab_size
         self._round_pace = round_pace
+        self._control = control or Control()
         self._agreement = Agreement(memory=SHARED_MEMORY)
         self.foresight = Foresight()
         """How often drafts were there in time."""
@@ -90,6 +95,7 @@ class DraftFleet:
             round_pace=self._round_pace,
             agreement=self._agreement,
             foresight=self.foresight,
+            asking=Asking(self._control.gate, request),
             forget=self._forget,
         )
         self._sessions[session.number] = session
@@ -100,7 +106,8 @@ class DraftFleet:
         """Close a session."""
         self._sessions.pop(session.number, None)
         if session.link is not None:
-            session.link.pending.append(CloseSession(session.number))
+            if session.opened:
+                session.link.pending.append(CloseSession(session.number))
             session.detach()
 
     def handle(self, event: LinkEvent) -> None:
@@ -152,7 +159,8 @@ class DraftFleet:
         # The youngest has the least text to be read again.
         session = move.source.sessions[max(move.source.sessions)]
         if move.destination.index not in session.refused_by:
-            move.source.pending.append(CloseSession(session.number))
+            if session.opened:
+                move.source.pending.append(CloseSession(session.number))
             session.detach()
             session.attach(move.destination)
 

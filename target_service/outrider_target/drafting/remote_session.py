@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from outrider_runtime.draft_tree import DraftTree, Limits
 
 from outrider_target.drafting.agreement import Agreement
+from outrider_target.drafting.asking import Asking
 from outrider_target.drafting.confidence import ConfidenceThreshold
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.foresight import Foresight
@@ -46,6 +47,7 @@ class RemoteSession:
         round_pace: RoundPace,
         agreement: Agreement,
         foresight: Foresight,
+        asking: Asking,
         forget: Callable[[RemoteSession], None],
     ) -> None:
         self.number = number
@@ -61,6 +63,9 @@ class RemoteSession:
         self.agreement = Agreement(agreement)
         """Of its drafts with what was decided."""
         self._foresight = foresight
+        self._asking = asking
+        self.opened = False
+        """Whether the link has heard of it: a drafter that may not be asked is told nothing."""
         self._confidence = ConfidenceThreshold(request.speculation.confidence_threshold)
         self._window = 1
         self._asked: dict[int, float] = {}  # committed length told -> when, until answered
@@ -73,7 +78,14 @@ class RemoteSession:
         """Whether a link stands behind it."""
         return self.link is not None
 
-    def commit(self, token_ids: Sequence[int], *, window: int, rival: float | None = None) -> None:
+    def commit(
+        self,
+        token_ids: Sequence[int],
+        *,
+        window: int,
+        rival: float | None = None,
+        rival_accepted: int = 0,
+    ) -> None:
         """Walk the tree and ask the drafter for more, if that pays.
 
         Args:
@@ -81,7 +93,9 @@ class RemoteSession:
             window: Draft tokens wanted for the next.
             rival: Tokens expected to be accepted of another drafter's draft that is there already;
                 None without another drafter.
+            rival_accepted: Tokens of the other drafter's last draft that were the target's own.
         """
+        self._asking.decided(len(token_ids) - 1, rival_accepted)
         base_length = self._tree.committed_length
         path = self._tree.best_path(len(token_ids))
         draft = [node.token_id for node in path]
@@ -97,6 +111,11 @@ class RemoteSession:
         if window == 0 or self.link is None:
             return  # a last token needs no draft, and nothing is asked afterwards
         self._window = window
+        if not self._asking.ask():
+            return
+        if not self.opened:
+            self._open_on(self.link)
+            return
         question = self._question(self.link, rival)
         if question.ask:  # else the drafter hears of these tokens with the next question
             self._ask(self.link, wait=question.wait)
@@ -125,14 +144,15 @@ class RemoteSession:
         self._window = window or self._window
         self.link = link
         link.sessions[self.number] = self
-        self._open_on(link)
+        if self._asking.ask():
+            self._open_on(link)
 
     def detach(self) -> None:
         """Leave the link; what it proposed goes with it."""
         if self.link is not None:
             self.link.sessions.pop(self.number, None)
         self.link = None
-        self._waiting = False
+        self.opened = self._waiting = False
         self._tree = DraftTree(self._tree.token_ids)
 
     def grow(self, growth: Growth, arrived_at: float) -> int:
@@ -192,6 +212,7 @@ class RemoteSession:
         )
 
     def _open_on(self, link: LinkState) -> None:
+        self.opened = True
         self._tree = DraftTree(self._tree.token_ids)
         self._complete_at = -1
         self._asked.clear()

@@ -1,4 +1,4 @@
-"""How many draft tokens a round verifies for a sequence: transformers' schedules.
+"""How many draft tokens a round wants for a sequence: transformers' schedules, and our own.
 
 Source: `AssistedCandidateGenerator.update_candidate_strategy` in transformers. Knows nothing of
 drafters or models.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCHEDULES = ("constant", "heuristic", "heuristic_transient")
+AUTO = "auto"
+"""Ours: asks as "heuristic" does, but only where that pays, and verifies what pays (`control`)."""
+
+SCHEDULES = ("constant", "heuristic", "heuristic_transient", AUTO)
 
 
 @dataclass(slots=True)
@@ -17,8 +20,8 @@ class Window:
 
     Attributes:
         size: Draft tokens wanted in the next round, before the limits of length.
-        schedule: "constant" keeps the size. "heuristic" and "heuristic_transient" add two after
-            full acceptance and otherwise take one away, down to one.
+        schedule: "constant" keeps the size. The others add two after full acceptance and otherwise
+            take one away, down to one.
         maximum: Upper bound whatever the schedule says.
     """
 
@@ -36,6 +39,10 @@ class Window:
         never be kept whole.
         """
         return max(0, min(self.size, max_length - length - 1))
+
+    def cut_to(self, num_paying: int) -> None:
+        """Learn that no more of a draft than this pays: the next need not be much longer."""
+        self.size = min(self.size, num_paying + 1)
 
     def observe(self, num_draft_tokens: int, num_accepted: int) -> None:
         """Move after a round that verified `num_draft_tokens`, as transformers does."""

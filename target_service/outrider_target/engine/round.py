@@ -17,6 +17,7 @@ from outrider_runtime.model.runner import Runner
 from outrider_runtime.model.selection import InvalidScores
 
 from outrider_target.decoding.strategy import Decision
+from outrider_target.drafting.control import Control, RoundTimes
 from outrider_target.drafting.drafter import Draft, Drafter
 from outrider_target.drafting.early_exit import EarlyExitDrafter
 from outrider_target.drafting.forced import ForcedSession
@@ -43,6 +44,7 @@ class Rounds:
         drafters: Mapping[DraftMethod, Drafter],
         deliver: Deliver,
         round_pace: RoundPace,
+        control: Control | None = None,
     ) -> None:
         self._verifier = Verifier(runner)
         self._scheduler = scheduler
@@ -50,6 +52,8 @@ class Rounds:
         self._drafters = {**drafters, DraftMethod.EARLY_EXIT: self._early_exit}
         self._deliver = deliver
         self._round_pace = round_pace
+        self._control = control or Control()
+        self._last_verified: float | None = None  # when; None: nothing ran since
         self.totals = SpeculationCounters()
         self.num_generated_tokens = 0
 
@@ -72,8 +76,11 @@ class Rounds:
                 raise fault
         batch = [work for work in plan.work if work.sequence.finish is None]
         if not batch:
+            if not self._scheduler.running:
+                self._last_verified = None
             return 0.0 if plan.faults else self._come_back_at(plan.wait_until)
-        for work, own in self._verify(batch):
+        verified = self._timed_verify(batch)
+        for work, own in verified:
             with self._contained(work.sequence.state):
                 self._commit(work, own)
         self._round_pace.observe(time.monotonic() - started)
@@ -138,6 +145,27 @@ class Rounds:
             if sequence.constraint is not None and sequence.request.speculation.forced:
                 session = ForcedSession(session, sequence.constraint, window=window)
             sequence.session = session
+            sequence.calibration = self._control.calibration_of(sequence.request)
+
+    def _timed_verify(self, batch: SequenceOf[Work]) -> list[tuple[Work, Any]]:
+        """Verify, and let the control learn what it took."""
+        began = time.monotonic()
+        verified = self._verify(batch)
+        now = time.monotonic()
+        last, self._last_verified = self._last_verified, now
+        self._control.observe(
+            RoundTimes(
+                num_running=len(self._scheduler.running),
+                num_sequences=len(batch),
+                num_rows=sum(len(feed.token_ids) for work in batch for feed in work.feeds),
+                forward_seconds=now - began,
+                cycle_seconds=None if last is None else now - last,
+                only_decodes=all(
+                    work.rows is not None and work.sequence.controlled for work in batch
+                ),
+            )
+        )
+        return verified
 
     def _verify(self, batch: SequenceOf[Work]) -> list[tuple[Work, Any]]:
         """What the round's logits decide. A fault in one request's rows ends that request alone."""
@@ -176,6 +204,9 @@ class Rounds:
         decision = sequence.strategy.commit(work.draft.token_ids, own)
         if not sequence.request.given:
             self._count(sequence, work.draft, decision.num_accepted)
+        if sequence.controlled:
+            self._control.decided(len(decision.token_ids))
+            sequence.calibration.observe(sequence.offered, decision.token_ids)
         # What the form forces is always accepted, which says nothing of a drafter beside it.
         if work.draft.method is not DraftMethod.GRAMMAR or not sequence.session.active:
             sequence.window.observe(len(work.draft.token_ids), decision.num_accepted)

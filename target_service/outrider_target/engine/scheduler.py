@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
+from contextlib import suppress
 from typing import NamedTuple
 
 from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.runner import SequenceRows
 
 from outrider_target.decoding.strategy import Rows
+from outrider_target.drafting.control import Control
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.engine.branch_places import BranchPlaces
@@ -65,10 +67,13 @@ class Scheduler:
         *,
         max_num_seqs: int,
         max_batched_tokens: int,
+        control: Control | None = None,
     ) -> None:
         self._pool = pool
         self._places = BranchPlaces(pool)
         self._round_pace = round_pace
+        self._control = control or Control()
+        self._drafts: dict[Sequence, Draft] = {}  # of the round, as far as they pay
         self._max_num_seqs = max_num_seqs
         self._max_batched_tokens = max_batched_tokens
         self.waiting: deque[Sequence] = deque()
@@ -141,6 +146,7 @@ class Scheduler:
         if deadlines and (until := self._linger_until(ready, min(deadlines), now)) is not None:
             return Plan([], until)
         self._ready_since = None
+        self._drafts = self._paying(ready)
         faults: list[tuple[Sequence, Exception]] = []
         return Plan(list(self._compose(ready, faults)), None, faults)
 
@@ -212,6 +218,23 @@ class Scheduler:
             budget -= sum(len(feed.token_ids) for feed in work.feeds)
             yield work
 
+    def _paying(self, ready: list[Sequence]) -> dict[Sequence, Draft]:
+        """Drafts as far as they pay, of the sequences that leave that to measured costs."""
+        offering: list[Sequence] = []
+        for sequence in ready:
+            sequence.offered = NO_DRAFT
+            if sequence.controlled and self._places.prefilled(sequence.branches):
+                with suppress(Exception):  # its own part of the round will meet it again
+                    sequence.offered = self._draft(sequence, sequence.next_window)
+                    offering.append(sequence)
+        if not any(sequence.offered.token_ids for sequence in offering):
+            return {}
+        allotted = self._control.allot([s.calibration.survival(s.offered) for s in offering])
+        for sequence, count in zip(offering, allotted, strict=True):
+            if count < len(sequence.offered.token_ids) and not self._control.plain:
+                sequence.window.cut_to(count)
+        return {s: s.offered.cut(count) for s, count in zip(offering, allotted, strict=True)}
+
     def _work(self, sequence: Sequence, budget: int) -> Work:
         branches = sequence.branches
         pending = self._places.num_pending(branches)
@@ -220,8 +243,11 @@ class Scheduler:
         if pending is None or pending > max(most, len(branches)):
             return Work(sequence, self._places.chunks(branches, most), None, NO_DRAFT)
         window = min(sequence.next_window, (budget - pending) // len(branches))
-        draft = self._draft(sequence, window) if window > 0 else NO_DRAFT
-        return self._verification(sequence, draft)
+        if window <= 0:
+            return self._verification(sequence, NO_DRAFT)
+        if (paying := self._drafts.get(sequence)) is not None:
+            return self._verification(sequence, paying.cut(window))
+        return self._verification(sequence, self._draft(sequence, window))
 
     def _verification(self, sequence: Sequence, draft: Draft) -> Work:
         rows = sequence.strategy.rows(draft.token_ids)
@@ -231,8 +257,7 @@ class Scheduler:
         """What its drafter proposes, as far as it could be accepted."""
         assert sequence.session is not None
         draft = sequence.session.proposal(window)
-        count = sequence.strategy.admissible(draft.token_ids)
-        return Draft(draft.token_ids[:count], draft.method) if count else NO_DRAFT
+        return draft.cut(sequence.strategy.admissible(draft.token_ids))
 
     def _reserve(self, work: Work, reserved: int) -> int | None:
         """Blocks the work needs, or None when they are not free."""

@@ -21,10 +21,11 @@ from outrider_target.decoding.guidance import GuidedStrategy
 from outrider_target.decoding.stopping import Criteria, StopCheck, StopStrings
 from outrider_target.decoding.strategy import DecodingStrategy, TokenStrategy
 from outrider_target.decoding.tensors import TensorReport
-from outrider_target.drafting.drafter import DraftSession
-from outrider_target.drafting.window import Window
+from outrider_target.drafting.calibration import SequenceCalibration
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
+from outrider_target.drafting.window import AUTO, Window
 from outrider_target.engine.statistics import SpeculationCounters
-from outrider_target.requests.request import Finish, GenerationRequest
+from outrider_target.requests.request import DraftMethod, Finish, GenerationRequest
 
 _arrivals = itertools.count()
 
@@ -62,6 +63,10 @@ class Sequence:
     counters: SpeculationCounters = field(default_factory=SpeculationCounters)
     session: DraftSession | None = None
     """Its drafter's view of it; None until it runs for the first time."""
+    offered: Draft = NO_DRAFT
+    """What its drafter had for the round, more than was verified perhaps."""
+    calibration: SequenceCalibration = field(default_factory=SequenceCalibration)
+    """How its drafts fare."""
     branches: SequenceOf[Branch] = field(init=False)
     """What it holds, or would hold, in the KV pool."""
     finish: Finish | None = None
@@ -91,6 +96,15 @@ class Sequence:
     def placed(self) -> bool:
         """Whether it has a place in the KV pool: it does while it runs."""
         return self.branches[0].handle is not None
+
+    @property
+    def controlled(self) -> bool:
+        """Whether what it verifies is what pays."""
+        return (
+            self.window.schedule == AUTO
+            and not self.request.speculation.synchronous
+            and self.request.speculation.method is not DraftMethod.NONE
+        )
 
     @property
     def next_window(self) -> int:

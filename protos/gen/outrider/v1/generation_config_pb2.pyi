@@ -600,7 +600,9 @@ class GenerationConfig(_message.Message):
     num_assistant_tokens: _builtins.int
     """Number of draft tokens per round at the start, at least 1; its schedule moves it."""
     num_assistant_tokens_schedule: _builtins.str
-    """"constant", "heuristic" or "heuristic_transient"."""
+    """"constant", "heuristic" or "heuristic_transient" as in transformers, or "auto", which is ours: measured costs decide
+    for each round whether the drafter is asked and how much of each draft is verified.
+    """
     assistant_confidence_threshold: _builtins.float
     """Drafting stops after a token whose draft probability is below this, in [0, 1], at the start: as in transformers, each
     sequence moves it by what became of its drafts. 0 is off.

@@ -1,0 +1,114 @@
+"""How much drafting pays at the moment: the one place where its parts meet.
+
+Owned by the engine thread. Rounds tell what they took and what came of them; sequences ask whether
+to ask their drafter, and the scheduler how many tokens of each draft to verify.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from outrider_target.drafting.calibration import (
+    Calibration,
+    SequenceCalibration,
+    temperature_class,
+)
+from outrider_target.drafting.gain import Gain
+from outrider_target.drafting.gate import Gate
+from outrider_target.drafting.rows import allot
+from outrider_target.drafting.runs import Regime
+from outrider_target.drafting.step_costs import RowCurve, StepCosts
+from outrider_target.requests.request import GenerationRequest
+
+_SMOOTHING = 0.05
+_TRIAL_WINDOW = 2
+
+
+class RoundTimes(NamedTuple):
+    """What a round was, and took."""
+
+    num_running: int
+    """Sequences that run."""
+    num_sequences: int
+    """Those that took part."""
+    num_rows: int
+    forward_seconds: float
+    """From the batch to what its rows decide."""
+    cycle_seconds: float | None
+    """From the end of the last round's forward to this one's, waits included; None for a first."""
+    only_decodes: bool
+    """Whether all that took part decoded, each under control."""
+
+
+class Control:
+    """Decides by measured costs what is drafted and verified."""
+
+    def __init__(self, curve: RowCurve | None = None, *, plain_share: float = 0.0) -> None:
+        """Start with what was measured at load.
+
+        Args:
+            curve: What rows cost.
+            plain_share: Share of rounds that run plainly, to measure what drafts gain.
+        """
+        self.costs = StepCosts(curve)
+        self.gate = Gate(plain_share=plain_share)
+        self.calibration = Calibration()
+        self._tokens = Gain()  # a round and sequence, but for plain runs
+        self._beside = 0.0  # seconds of a cycle that are not its forward, smoothed
+
+    def calibration_of(self, request: GenerationRequest) -> SequenceCalibration:
+        """How a new sequence's drafts fare, to begin with: as others' at its temperature."""
+        parameters = request.parameters
+        temperature = temperature_class(
+            do_sample=parameters.do_sample, temperature=parameters.temperature
+        )
+        return SequenceCalibration(self.calibration, temperature)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the next round verifies nothing, to be measured."""
+        return self.gate.regime is Regime.PLAIN
+
+    def observe(self, times: RoundTimes) -> None:
+        """Learn from a round."""
+        if not times.only_decodes or times.cycle_seconds is None:
+            self.costs.interrupted()
+            self.gate.observe(None, times.num_running)
+            return
+        self.costs.observe(times.num_sequences, times.num_rows, times.forward_seconds)
+        beside = max(0.0, times.cycle_seconds - times.forward_seconds)
+        beside = min(beside, times.forward_seconds)  # idle clients are nobody's cost
+        self._beside += _SMOOTHING * (beside - self._beside)
+        # A batch of many costs more than one of few, but not in proportion.
+        alike = times.num_running / self.costs.curve(times.num_running)
+        self.gate.observe(times.cycle_seconds / times.num_sequences * alike, times.num_running)
+
+    def decided(self, num_tokens: int) -> None:
+        """A round decided so many tokens for a sequence."""
+        if self.gate.ended is not Regime.PLAIN:
+            self._tokens.observe(num_tokens)
+
+    def allot(self, survivals: Sequence[Sequence[float]]) -> list[int]:
+        """For each sequence of the next round, how many tokens of its draft to verify.
+
+        Args:
+            survivals: Of each draft, as `rows.allot` takes them.
+        """
+        if self.plain:
+            return [0] * len(survivals)
+        num_sequences = len(survivals)
+        forward, beside = self.costs.seconds(num_sequences), self._beside
+        allotted = allot(survivals, lambda tokens: beside + forward(num_sequences + tokens))
+        if self.gate.regime is not Regime.ASKED:
+            return allotted
+        # A trial of what is thought useless shows nothing where nothing is verified.
+        return [
+            max(count, min(len(draft), _TRIAL_WINDOW))
+            for count, draft in zip(allotted, survivals, strict=True)
+        ]
+
+    def speedup(self, num_sequences: int) -> float | None:
+        """Tokens a second as rounds are, over those of plain ones; None until it was measured."""
+        ratio = self.gate.drafted_over_plain.value(num_sequences)
+        return None if ratio is None else self._tokens.mean / ratio
