@@ -114,6 +114,6 @@ def shared_items(
             tokenizer=folder,
             fingerprint=found.target.fingerprint,
             shared=len(found.to_draft),
-            only_draft=len(found.only_draft),
+            own=len(found.begins_with) - len(found.to_draft) + len(found.without_beginning),
         )
     return items

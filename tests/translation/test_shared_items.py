@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import pytest
-from outrider_draft.translation.lexicon import Lexicon
+from outrider_draft.translation.lexicon import REPLACEMENT, Lexicon
 from outrider_draft.translation.shared_items import SharedItems
 from translation.conftest import KINDS, PAIRS
 
@@ -41,16 +41,34 @@ def test_shared_items_are_the_same_piece_of_text(target: str, draft: str, items_
             assert items.specials[token_id] == draft_id
         else:
             assert ours[token_id] == theirs[draft_id] != ""
-    assert not set(items.only_draft) & set(items.to_draft.values())
-    assert not set(items.only_draft) & set(items.draft.special)
+            assert items.begins_with[draft_id] == token_id
+
+
+@pytest.mark.parametrize(("target", "draft"), PAIRS)
+def test_other_items_begin_with_one_of_the_targets(
+    target: str, draft: str, items_of: Items
+) -> None:
+    items = items_of(target, draft)
+    ours, theirs = items.target.texts(), items.draft.texts()
+    shared = set(items.to_draft.values())
+    own = {d: t for d, t in items.begins_with.items() if d not in shared}
+    lossless = {"bytes", "longer bytes", "fallback"} >= {target, draft}
+    for draft_id, token_id in own.items():
+        assert draft_id not in items.draft.special
+        if lossless and REPLACEMENT not in ours[token_id]:
+            assert theirs[draft_id].startswith(ours[token_id])
+    assert not set(items.without_beginning) & items.begins_with.keys()
+    assert not set(items.without_beginning) & set(items.draft.special)
 
 
 def test_a_vocabulary_shares_all_of_a_larger_one_that_goes_on_from_it(items_of: Items) -> None:
     items = items_of("longer bytes", "bytes")
     assert len(items.to_draft) == items.draft.size
-    assert items.only_draft == []
+    assert items.begins_with.keys() == set(range(items.draft.size))
+    assert items.without_beginning == []
     other_way = items_of("bytes", "longer bytes")
-    assert len(other_way.only_draft) == other_way.draft.size - other_way.target.size
+    assert len(other_way.to_draft) == other_way.target.size
+    assert len(other_way.begins_with) > other_way.target.size + 50
 
 
 def test_ends_of_text_mean_each_other_whatever_they_are_called(items_of: Items) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from outrider_runtime.tokenizer import StreamDecoder, backend, fingerprint
-from tokenizers import Tokenizer, processors
+from tokenizers import Encoding, Tokenizer, processors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,12 +53,11 @@ class Lexicon:
         self.eos_id: int | None = tokenizer.eos_token_id
         self.size = 1 + max(own.get_vocab().values(), default=-1)
         """All its ids are below."""
+        self._opening = self._find_opening()
 
     def encode(self, text: str) -> Encoded:
         """A text, or a part of one."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        spans = encoding.offsets
-        return Encoded(encoding.ids, [start for start, _ in spans], [end for _, end in spans])
+        return _encoded(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ids; unknown and special ones leave none."""
@@ -83,15 +82,35 @@ class Lexicon:
 
         A piece of a character shows as U+FFFD.
         """
-        opening = next((i for i in self._openings() if self.decode([i])), None)
-        if opening is None:
+        if self._opening is None:
             return [""] * self.size
-        ahead = self.decode([opening])
-        pairs = self._tokenizer.decode_batch(
-            [[opening, i] for i in range(self.size)], skip_special_tokens=True
+        token_id, ahead = self._opening
+        found = self._tokenizer.decode_batch(
+            [[token_id, i] for i in range(self.size)], skip_special_tokens=True
         )
-        return [text[len(ahead) :] if text.startswith(ahead) else "" for text in pairs]
+        return [text[len(ahead) :] if text.startswith(ahead) else "" for text in found]
 
-    def _openings(self) -> list[int]:
-        """Ids that a text may begin with, plain ones first."""
-        return [*self.encode("a").ids, *(i for i in range(self.size) if i not in self.special)]
+    def firsts(self, texts: Sequence[str]) -> list[int | None]:
+        """The first token of each text, in the middle of one; None where it cannot be told."""
+        ahead = self._opening[1] if self._opening else ""
+        read = self._tokenizer.encode_batch(
+            [ahead + text for text in texts], add_special_tokens=False
+        )
+        found: list[int | None] = []
+        for encoding in read:
+            place = _encoded(encoding).boundary(len(ahead))
+            if place is None or place == len(encoding.ids):
+                found.append(None)
+            else:
+                found.append(encoding.ids[place])
+        return found
+
+    def _find_opening(self) -> tuple[int, str] | None:
+        """An id that begins a text, a plain one if possible, and what it says."""
+        ids = [*self.encode("~").ids, *(i for i in range(self.size) if i not in self.special)]
+        return next(((i, text) for i in ids if (text := self.decode([i]))), None)
+
+
+def _encoded(encoding: Encoding) -> Encoded:
+    spans = encoding.offsets
+    return Encoded(encoding.ids, [start for start, _ in spans], [end for _, end in spans])

@@ -1,9 +1,9 @@
 """A draft model as a proposer to targets with other tokenizers. Needs torch; no threads, no gRPC.
 
 The model writes on in ids of its own, one token a step; `bilingual_text` makes target ids of that.
-Its next token is chosen among the target's ids, in the target's order, where an item is the same
-piece of text in both: there the request's options and the shared noise are the very ones that the
-target will apply. Items of the model's own stand behind them, with noise of their own.
+Its next token is chosen among the target's: each is as probable as all the draft tokens that are or
+begin with it, and the request's options and the shared noise are the very ones that the target will
+apply to it. Then the most probable of those draft tokens is written.
 
 What is in the cache of a session is a prefix of its draft ids, always.
 """
@@ -14,17 +14,17 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.model.kv_pool import OutOfBlocks
 from outrider_runtime.model.runner import Runner, SequenceRows
-from outrider_runtime.model.selection import InvalidScores, RowGroup, Selection, select_tokens
+from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
 
 from outrider_draft.proposer import Description, Outcome, OutOfRoom, Share
 from outrider_draft.session import Line, Session
 from outrider_draft.translation.bilingual_text import BilingualText, Lookbehind
+from outrider_draft.translation.choices import Choices, ChoicesKey
 from outrider_draft.translation.shared_items import SharedItems
 from outrider_draft.updates import SessionKey
 
@@ -42,15 +42,6 @@ class _Held:
     """So many of the draft ids are in the cache."""
     silent: int = 0
     """Draft tokens since one became a target token."""
-
-
-class _Choices(NamedTuple):
-    """What a session's tokens are chosen from."""
-
-    tokenizer: str
-    vocab_size: int
-    shared_only: bool
-    """A watermark is spread over exactly the target's vocabulary."""
 
 
 class TranslatingProposer:
@@ -82,7 +73,7 @@ class TranslatingProposer:
         self._items = items
         self._rows_are_cheap = rows_are_cheap
         self._held: dict[SessionKey, _Held] = {}
-        self._columns: dict[_Choices, torch.Tensor] = {}
+        self._choices: dict[ChoicesKey, Choices] = {}
 
     @property
     def description(self) -> Description:
@@ -172,7 +163,7 @@ class TranslatingProposer:
         except OutOfBlocks as error:
             raise OutOfRoom(str(error)) from error
         self._observe(time.monotonic() - started)
-        ready: dict[_Choices, list[tuple[int, Session]]] = defaultdict(list)
+        ready: dict[ChoicesKey, list[tuple[int, Session]]] = defaultdict(list)
         outcomes: dict[SessionKey, Outcome] = {}
         row = 0
         for share, rows in zip(shares, batch, strict=True):
@@ -181,11 +172,12 @@ class TranslatingProposer:
             if not rows.num_logits:
                 outcomes[session.key] = Outcome()
                 continue
-            ready[_choices(session)].append((row, session))
+            ready[_choices_key(session)].append((row, session))
             row += 1
-        for choices, members in ready.items():
+        for key, members in ready.items():
             own = logits[[row for row, _ in members]]
-            outcomes |= self._choose([session for _, session in members], own, choices)
+            sessions = [session for _, session in members]
+            outcomes |= self._choose(sessions, own, self._choices_of(key))
         return outcomes
 
     def _rows(self, share: Share) -> SequenceRows:
@@ -201,12 +193,10 @@ class TranslatingProposer:
         self._metrics.kv_cache_usage.set(1 - self._pool.num_free_blocks / self._pool.num_blocks)
 
     def _choose(
-        self, sessions: list[Session], logits: torch.Tensor, choices: _Choices
+        self, sessions: list[Session], logits: torch.Tensor, choices: Choices
     ) -> dict[SessionKey, Outcome]:
-        """Choose a draft token per row and see what it says to the target."""
-        columns = self._columns_of(choices)
-        nowhere = torch.full((len(logits), 1), -torch.inf, dtype=logits.dtype, device=logits.device)
-        scores = torch.cat([logits, nowhere], dim=-1)[:, columns]  # [rows, target's, then others]
+        """Choose a token per row and see what it says to the target."""
+        scores = choices.scores(logits)  # [rows, choices]
         outcomes: dict[SessionKey, Outcome] = {}
         while sessions:
             try:
@@ -217,27 +207,21 @@ class TranslatingProposer:
                 outcomes[sessions[barren].key] = Outcome(exhausted=True)
                 sessions = sessions[:barren] + sessions[barren + 1 :]
                 scores = torch.cat([scores[:barren], scores[barren + 1 :]])
+                logits = torch.cat([logits[:barren], logits[barren + 1 :]])
                 continue
-            return outcomes | self._say(sessions, selection, columns)
+            draft_ids = choices.draft_ids(logits, selection.token_ids)
+            chosen = zip(sessions, selection.token_ids, draft_ids, selection.log_probs, strict=True)
+            return outcomes | {s.key: self._say(s, t, d, p) for s, t, d, p in chosen}
         return outcomes
 
-    def _say(
-        self, sessions: Sequence[Session], selection: Selection, columns: torch.Tensor
-    ) -> dict[SessionKey, Outcome]:
-        outcomes: dict[SessionKey, Outcome] = {}
-        draft_ids = columns[selection.token_ids].tolist()
-        for session, token_id, draft_id, log_prob in zip(
-            sessions, selection.token_ids, draft_ids, selection.log_probs, strict=True
-        ):
-            held = self._held[session.key]
-            if token_id in self._items[session.request.tokenizer].target.special:
-                said = held.text.end(token_id, log_prob, session.tokens)
-                outcomes[session.key] = Outcome(said, exhausted=True)
-                continue
-            held.text.write(draft_id, log_prob)
-            held.silent += 1
-            outcomes[session.key] = self._without_writing(session) or Outcome()
-        return outcomes
+    def _say(self, session: Session, token_id: int, draft_id: int, log_prob: float) -> Outcome:
+        """What the target is told of a choice."""
+        held = self._held[session.key]
+        if token_id in self._items[session.request.tokenizer].target.special:
+            return Outcome(held.text.end(token_id, log_prob, session.tokens), exhausted=True)
+        held.text.write(draft_id, log_prob)
+        held.silent += 1
+        return self._without_writing(session) or Outcome()
 
     def _row_group(self, session: Session) -> RowGroup:
         request = session.request
@@ -251,24 +235,15 @@ class TranslatingProposer:
             draft_temperature=request.draft_temperature,
         )
 
-    def _columns_of(self, choices: _Choices) -> torch.Tensor:
-        """Draft ids in the order in which they are chosen from.
-
-        Returns:
-            int64 [target's vocabulary + what only the draft model has]; the index behind the draft
-            model's last id where it has nothing.
-        """
-        found = self._columns.get(choices)
+    def _choices_of(self, key: ChoicesKey) -> Choices:
+        found = self._choices.get(key)
         if found is None:
-            items = self._items[choices.tokenizer]
-            nothing = self._runner.vocab_size
-            shared = [items.to_draft.get(i, nothing) for i in range(choices.vocab_size)]
-            others = [] if choices.shared_only else items.only_draft
-            found = self._columns[choices] = torch.tensor([*shared, *others])
+            found = Choices(self._items[key.tokenizer], key, num_logits=self._runner.vocab_size)
+            self._choices[key] = found
         return found
 
 
-def _choices(session: Session) -> _Choices:
+def _choices_key(session: Session) -> ChoicesKey:
     request = session.request
     marked = request.parameters.watermark is not None
-    return _Choices(request.tokenizer, request.vocab_size, shared_only=marked)
+    return ChoicesKey(request.tokenizer, request.vocab_size, target_only=marked)

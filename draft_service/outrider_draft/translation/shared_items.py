@@ -1,8 +1,8 @@
 """What two vocabularies have in common. Knows nothing of sequences, models or tensors.
 
-An item is shared when it is the same piece of text in both. A draft model can choose among shared
-items under the very noise and options that the target will apply to them; its other items become
-target ids only through their text.
+An item is shared when it is the same piece of text in both. An item of the draft model's own begins
+with one of the target's, as the target reads it. So the draft model can choose its next token among
+the target's items, under the very options and noise that the target will apply to them.
 """
 
 from __future__ import annotations
@@ -38,16 +38,23 @@ class SharedItems:
         self.to_draft = {texts[text]: i for i, text in meanings.items() if text in texts}
         """Draft id of each shared target id, special ones included."""
         self.to_draft |= {t: d for t, d in self.specials.items() if d < vocab_size}
-        shared = frozenset(self.to_draft.values())
-        self.only_draft = [
-            i for i in range(min(draft.size, vocab_size)) if i in meanings and i not in shared
-        ]
-        """Ordinary ids of the draft model that the target does not have, ascending."""
+        self.begins_with = self._beginnings(meanings)
+        """Target id that each draft id is, or begins with in the middle of a text."""
+        self.without_beginning = sorted(meanings.keys() - self.begins_with.keys())
+        """Draft ids of which that cannot be said, such as those of single bytes."""
         self._lost = sorted(
             text
             for i, text in enumerate(target.texts())
             if text and i not in self.to_draft and i not in target.special
         )
+
+    def _beginnings(self, meanings: dict[int, _Key]) -> dict[int, int]:
+        found = {d: t for t, d in self.to_draft.items()}
+        if self.target.eos_id in self.to_draft:  # it may begin texts as well, but here it ends one
+            found[self.to_draft[self.target.eos_id]] = self.target.eos_id
+        own = {i: text for i, text in meanings.items() if i not in found and isinstance(text, str)}
+        firsts = self.target.firsts(list(own.values()))
+        return found | {i: t for i, t in zip(own, firsts, strict=True) if t is not None}
 
     def may_grow(self, text: str) -> bool:
         """Whether what follows a piece of text can make one target token of it and more.
