@@ -134,6 +134,7 @@ def target(
     batch: BatchSettings | None = None,
     wait_for_links: bool = True,
     draft_method: DraftMethod = DraftMethod.REMOTE,
+    plugins: Sequence[str] = (),
     **model_settings: Any,
 ) -> Iterator[RunningTarget]:
     """Run a target service until the block ends.
@@ -146,6 +147,7 @@ def target(
         batch: How much runs at once.
         wait_for_links: Begin only when all links to drafters are ready.
         draft_method: Who drafts when a request does not say; not both, so that it is known who did.
+        plugins: Names of installed ones that requests may use.
         model_settings: Further fields of the target's `ModelSettings`.
     """
     gate = Gate()
@@ -153,6 +155,7 @@ def target(
         ModelSettings(str(model), dtype=dtype, **{"kv_cache_tokens": 8192, **model_settings}),
         batch=batch or BatchSettings(),
         drafts=tuple(drafts),
+        plugins=tuple(plugins),
         speculation=SpeculationDefaults(draft_method=draft_method),
     )
 

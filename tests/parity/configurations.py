@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from exactness.running import SYNCHRONOUS, Request
 from hypothesis import strategies as st
 from outrider_client import SpeculationConfig
+from parity.additions import Additions, additions
 
 LONGEST_OUTPUT = 12
 
@@ -41,6 +42,7 @@ class Configuration(NamedTuple):
     speculation: SpeculationConfig
     num_top_log_probs: int | None
     """Alternatives to ask log-probabilities of; None: do not ask for any."""
+    additions: Additions = Additions()
 
     @property
     def compared(self) -> bool:
@@ -52,9 +54,10 @@ class Configuration(NamedTuple):
 
     @property
     def asks_the_drafter(self) -> bool:
-        """Whether rounds wait for it: it drafts for certain."""
+        """Whether rounds wait for it, and it knows no form: it drafts for certain."""
         of_another = {"prompt_lookup_num_tokens", "assistant_early_exit"}
         asked = self.speculation is SYNCHRONOUS and MODES[self.mode].drafted
+        asked = asked and self.additions.form is None
         return asked and not of_another & self.request.options.keys()
 
 
@@ -226,6 +229,7 @@ class Mode(NamedTuple):
     """Whether anything is drafted in it."""
     reported: bool = True
     """Whether log-probabilities and tensors may be asked for."""
+    additions: Sequence[str] = ("logits_processors", "stopping_criteria", "form")
 
 
 ANY_MODE: Sequence[Group] = (Fields.ends, Fields.edits, Fields.drafting, Fields.quiet)
@@ -233,19 +237,23 @@ MODES: Mapping[str, Mode] = {
     "greedy": Mode({"do_sample": st.just(False)}, [Fields.truncations], share=3),
     "sampling": Mode({"do_sample": st.just(True)}, [Fields.truncations, Fields.several], share=3),
     "guidance": Mode(
-        {"do_sample": st.booleans(), "guidance_scale": _floats(-0.5, 3.0)}, [Fields.truncations]
+        {"do_sample": st.booleans(), "guidance_scale": _floats(-0.5, 3.0)},
+        [Fields.truncations],
+        additions=("negative_prompt", "logits_processors", "stopping_criteria", "form"),
     ),
     "beam search": Mode(
         {"num_beams": st.integers(2, 4)},
         [Fields.truncations, Fields.beams],
         drafted=False,
         reported=False,
+        additions=("logits_processors", "stopping_criteria"),
     ),
     "beam sampling": Mode(
         {"num_beams": st.integers(2, 4), "do_sample": st.just(True)},
         [Fields.truncations, Fields.beams],
         drafted=False,
         reported=False,
+        additions=("logits_processors", "stopping_criteria"),
     ),
     "DoLa": Mode(
         {
@@ -301,6 +309,8 @@ def configurations(
         strategies = group(fields)
         for field in draw(st.lists(st.sampled_from(sorted(strategies)), max_size=4, unique=True)):
             chosen[field] = strategies[field]
+    values = additions(text.continuation, [each.prompt for each in texts], vocab_size)
+    added = draw(st.lists(st.sampled_from(MODES[name].additions), max_size=2, unique=True))
     reported = MODES[name].reported
     options = {
         field: draw(strategy)
@@ -312,6 +322,7 @@ def configurations(
         Request(text.prompt, consistent(options, text), draw(st.integers(0, 2**64 - 1))),
         SPECULATIONS[draw(st.sampled_from(sorted(SPECULATIONS)))],
         draw(st.none() | st.sampled_from([0, 3])) if reported else None,
+        Additions(**{addition: draw(values[addition]) for addition in added}),
     )
 
 

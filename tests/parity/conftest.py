@@ -11,19 +11,29 @@ from exactness.model_pairs import make_pair
 from exactness.prompts import random_prompts
 from exactness.running import target
 from outrider_demo import TARGET_DIR, held_out_prompts
+from parity.additions import PLUGINS
 from parity.comparison import Comparison
 from parity.drafter import Traitor
 from parity.oracle import Oracle
+from service.plugin_package import installed
 from transformers import AutoTokenizer
 
 SHIPPED = "the shipped pair"
 ARCHITECTURES = ["llama", "gpt2", "gemma2", "qwen3_moe"]
 
 
+@pytest.fixture(scope="session")
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A package of them is installed."""
+    with installed(tmp_path_factory.mktemp("plugins")):
+        yield
+
+
 @pytest.fixture(scope="module", params=[*ARCHITECTURES, SHIPPED])
 def comparison(
     request: pytest.FixtureRequest,
     threads: ServiceThreads,
+    plugins: None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Comparison]:
     if request.param == SHIPPED:
@@ -38,7 +48,7 @@ def comparison(
     traitor = Traitor()
     with (
         threads.drafters.entered(serving(traitor)) as drafter,
-        target(threads, folder, drafts=[drafter.address]) as running,
+        target(threads, folder, drafts=[drafter.address], plugins=PLUGINS) as running,
     ):
         yield Comparison(
             running, traitor, Oracle(folder, tokenizer), prompts, num_batches=num_batches

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from outrider_target.capabilities import CAPABILITIES, Support
+from parity.additions import Additions
 from parity.comparison import Comparison, Tally
 from parity.configurations import BATCH, MODES, Configuration, batches, fields_tried
 
@@ -66,6 +67,7 @@ def test_any_configuration_gives_what_generate_gives(comparison: Comparison, sha
     assert tally.modes.total() >= count * len(BATCH)
     compared = {name for name, mode in MODES.items() if mode.compared}
     assert {name for name, number in tally.by_transformers.items() if number} == compared
+    assert set(Additions._fields) == {name for name, number in tally.additions.items() if number}
     assert tally.num_refused < tally.modes.total() / 10
     assert tally.accepted["remote"] > 0  # who else drafts is a question of time, now and then
     assert tally.accepted.total() < tally.num_drafted
