@@ -338,8 +338,8 @@ def consistent(options: Options, text: Text) -> Options:
     if "forced_bos_token_id" in options or "forced_eos_token_id" in options:
         options.pop("suppress_tokens", None)
     forced = options.get("forced_eos_token_id")
-    if options.get("do_sample") and isinstance(forced, list):
-        options["forced_eos_token_id"] = forced[:1]  # of equals, a truncation keeps any
+    if (options.get("do_sample") or "num_beams" in options) and isinstance(forced, list):
+        options["forced_eos_token_id"] = forced[:1]  # of equals, truncations and beams keep any
     if "num_beams" in options and "num_return_sequences" in options:
         several = min(options["num_beams"], options["num_return_sequences"])
         options["num_return_sequences"] = several
