@@ -13,7 +13,7 @@ from exactness.reference import Reference, own_types
 from exactness.running import Request
 from outrider_runtime.plugins import PluginContext
 from parity.additions import Additions
-from parity.configurations import LONGEST_OUTPUT, NOT_TOLD, Text
+from parity.fields import LONGEST_OUTPUT, NOT_TOLD, Text
 from parity.forms import Followers, pieces_of
 from parity.functions import functions
 from parity.seeded import NothingToChoose, seeded, seeded_beams
