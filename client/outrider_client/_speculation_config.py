@@ -102,7 +102,8 @@ class SpeculationConfig:
     """Longest wait for the drafter in one round, in milliseconds, in [0, 60000]."""
 
     draft_temperature: float | None = None
-    """Calibrates the drafter: its log-probabilities are divided by this; greater than 0."""
+    """Calibrates the drafter: its log-probabilities are divided by this; greater than 0.
+    None: the server takes what has agreed most."""
 
     report_rounds: bool | None = None
     """Whether `SpeculationStats.rounds` lists each round."""

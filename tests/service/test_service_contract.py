@@ -51,7 +51,7 @@ def test_the_first_message_names_the_request_and_what_is_in_force(caller: Caller
     assert in_force.pacing == speculation_pb2.DRAFT_PACING_ADAPTIVE
     assert in_force.max_assistant_tokens == 3
     assert in_force.draft_timeout_ms > 0
-    assert in_force.draft_temperature == 1.0
+    assert not in_force.HasField("draft_temperature"), "it is learned"
 
 
 def test_the_configuration_in_force_is_the_requests_over_the_models_over_the_defaults(

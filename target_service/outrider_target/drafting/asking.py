@@ -14,13 +14,11 @@ class Asking:
 
     def __init__(self, gate: Gate, request: GenerationRequest) -> None:
         """Start; sequences that are not under control are always allowed to ask."""
-        parameters, speculation = request.parameters, request.speculation
+        speculation = request.speculation
         self._gate: Gate | None = None
         if speculation.schedule == AUTO and not speculation.synchronous:
             self._gate = gate
-        self._gain = gate.gain_of(
-            temperature_class(do_sample=parameters.do_sample, temperature=parameters.temperature)
-        )
+        self._gain = gate.gain_of(temperature_class(request.parameters))
         self.allowed = False
         """Whether it may ask for its next round."""
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from outrider_runtime.sampling_parameters import SamplingParameters
+
 from outrider_target.drafting.drafter import Draft
 from outrider_target.requests.request import DraftMethod
 
@@ -132,8 +134,8 @@ class SequenceCalibration:
                 return
 
 
-def temperature_class(*, do_sample: bool, temperature: float) -> int:
+def temperature_class(parameters: SamplingParameters) -> int:
     """Temperatures that are alike: none, to 0.5, to 0.85, to 1.15, above."""
-    if not do_sample:
+    if not parameters.do_sample:
         return 0
-    return 1 + sum(temperature > bound for bound in (0.5, 0.85, 1.15))
+    return 1 + sum(parameters.temperature > bound for bound in (0.5, 0.85, 1.15))

@@ -19,6 +19,7 @@ from outrider_target.drafting.gate import Gate
 from outrider_target.drafting.rows import allot
 from outrider_target.drafting.runs import Regime
 from outrider_target.drafting.step_costs import RowCurve, StepCosts
+from outrider_target.drafting.tempering import DraftTemperatures
 from outrider_target.requests.request import GenerationRequest
 
 _SMOOTHING = 0.05
@@ -54,16 +55,13 @@ class Control:
         self.costs = StepCosts(curve)
         self.gate = Gate(plain_share=plain_share)
         self.calibration = Calibration()
+        self.draft_temperatures = DraftTemperatures()
         self._tokens = Gain()  # a round and sequence, but for plain runs
         self._beside = 0.0  # seconds of a cycle that are not its forward, smoothed
 
     def calibration_of(self, request: GenerationRequest) -> SequenceCalibration:
         """How a new sequence's drafts fare, to begin with: as others' at its temperature."""
-        parameters = request.parameters
-        temperature = temperature_class(
-            do_sample=parameters.do_sample, temperature=parameters.temperature
-        )
-        return SequenceCalibration(self.calibration, temperature)
+        return SequenceCalibration(self.calibration, temperature_class(request.parameters))
 
     @property
     def plain(self) -> bool:

@@ -84,7 +84,7 @@ class _Growing:
             token_ids=[*self.sequence.token_ids, *self.drafted],
             num_rows=1,
             num_prompt_tokens=len(request.prompt),
-            draft_temperature=request.speculation.draft_temperature,
+            draft_temperature=request.speculation.draft_temperature or 1.0,
             processors=request.plugins.processors,
             allowed=self._allowed(),
         )

@@ -95,6 +95,7 @@ class DraftFleet:
             round_pace=self._round_pace,
             agreement=self._agreement,
             foresight=self.foresight,
+            draft_temperatures=self._control.draft_temperatures,
             asking=Asking(self._control.gate, request),
             forget=self._forget,
         )

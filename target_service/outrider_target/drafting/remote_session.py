@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 
 from outrider_runtime.draft_tree import DraftTree, Limits
 
-from outrider_target.drafting.agreement import Agreement
+from outrider_target.drafting.agreement import Agreement, num_agreeing
 from outrider_target.drafting.asking import Asking
+from outrider_target.drafting.calibration import temperature_class
 from outrider_target.drafting.confidence import ConfidenceThreshold
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.foresight import Foresight
 from outrider_target.drafting.link_state import LinkState
 from outrider_target.drafting.patience import Question, RoundPace, decide, patience
+from outrider_target.drafting.tempering import DraftTemperatures
 from outrider_target.drafting.updates import CommitTokens, Growth, OpenSession
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
@@ -48,6 +50,7 @@ class RemoteSession:
         agreement: Agreement,
         foresight: Foresight,
         asking: Asking,
+        draft_temperatures: DraftTemperatures,
         forget: Callable[[RemoteSession], None],
     ) -> None:
         self.number = number
@@ -64,6 +67,12 @@ class RemoteSession:
         """Of its drafts with what was decided."""
         self._foresight = foresight
         self._asking = asking
+        self._draft_temperatures = draft_temperatures
+        self._temperature = temperature_class(request.parameters)
+        asked_for = request.speculation.draft_temperature
+        self._draft_temperature = (
+            draft_temperatures.choose(self._temperature) if asked_for is None else asked_for
+        )
         self.opened = False
         """Whether the link has heard of it: a drafter that may not be asked is told nothing."""
         self._confidence = ConfidenceThreshold(request.speculation.confidence_threshold)
@@ -100,6 +109,7 @@ class RemoteSession:
         path = self._tree.best_path(len(token_ids))
         draft = [node.token_id for node in path]
         self.agreement.observe(draft, token_ids)
+        self._learn_temperature(draft, token_ids)
         self._confidence.observe(draft, [node.log_prob for node in path], token_ids)
         if self._waiting and not self._answered and self.link is not None:
             self.link.pace.missed()  # the round gave up on it
@@ -182,6 +192,16 @@ class RemoteSession:
             self._told_length = held_length
             self._ask(self.link, wait=self._synchronous)
 
+    def _learn_temperature(self, draft: Sequence[int], decided: Sequence[int]) -> None:
+        """What agrees with one draft temperature says something of it, whoever has chosen it."""
+        agreed = num_agreeing(draft, decided)
+        self._draft_temperatures.observe(
+            self._temperature,
+            self._draft_temperature,
+            agreed=agreed,
+            judged=min(agreed + 1, len(draft), len(decided)),
+        )
+
     @property
     def _answered(self) -> bool:
         """Whether the tree is as deep as wanted, or will not get deeper."""
@@ -218,7 +238,12 @@ class RemoteSession:
         self._asked.clear()
         token_ids = tuple(self._tree.token_ids)
         opened = OpenSession(
-            self.number, token_ids, self._request, self._sample_index, self._limits()
+            self.number,
+            token_ids,
+            self._request,
+            self._sample_index,
+            self._draft_temperature,
+            self._limits(),
         )
         # Adaptively, nothing waits: the drafter reads the whole text first, and the first token
         # comes sooner without it.

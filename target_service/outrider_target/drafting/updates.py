@@ -17,6 +17,8 @@ class OpenSession(NamedTuple):
     token_ids: Sequence[int]
     request: GenerationRequest
     sample_index: int
+    draft_temperature: float
+    """Divides the drafter's scores before the shared noise is added."""
     limits: Limits
 
 

@@ -57,7 +57,7 @@ def _open(update: OpenSession) -> draft_pb2.Open:
         generation_config=update.request.effective_config,
         seed=update.request.seed,
         sample_index=update.sample_index,
-        draft_temperature=update.request.speculation.draft_temperature,
+        draft_temperature=update.draft_temperature,
         limits=_limits(update.limits),
         tenant=update.request.speculation.tenant,
     )

@@ -71,8 +71,9 @@ class SpeculationSettings:
     """A draft ends after a token of lower draft probability. 0 is off."""
     timeout_seconds: float
     """Longest wait for the drafter in a round."""
-    draft_temperature: float
-    """Divides the drafter's scores before the shared noise is added."""
+    draft_temperature: float | None
+    """Divides the drafter's scores before the shared noise is added; None leaves it to what has
+    agreed most."""
     max_matching_ngram_size: int
     """Longest n-gram that in-process prompt lookup matches."""
     report_rounds: bool

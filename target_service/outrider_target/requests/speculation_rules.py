@@ -99,7 +99,7 @@ def speculation_settings(
         timeout_seconds=timeout_ms / 1000,
         draft_temperature=message.draft_temperature
         if message.HasField("draft_temperature")
-        else 1.0,
+        else None,
         max_matching_ngram_size=config.max_matching_ngram_size
         if config.HasField("max_matching_ngram_size")
         else 2,

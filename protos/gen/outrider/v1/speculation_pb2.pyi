@@ -207,7 +207,8 @@ class SpeculationConfig(_message.Message):
     """
     draft_temperature: _builtins.float
     """Calibration of an over- or under-confident drafter: its log-probabilities are divided by this before the shared
-    noise is added; greater than 0. Default 1.0.
+    noise is added; greater than 0. Absent, the server takes what has agreed most at about the request's temperature, 1.0
+    to begin with.
     """
     report_rounds: _builtins.bool
     """Report each round in SpeculationStats.rounds. Default false."""
