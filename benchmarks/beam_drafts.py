@@ -94,9 +94,7 @@ class DraftBeams:
         unlike = list(dict.fromkeys(beam.token_ids for beam in live))
         rows = [self._rows(text) for text in unlike]
         logits = self._runner.forward(rows)
-        self._cached |= {
-            text: row.handle for text, row in zip(unlike, rows, strict=True)
-        }
+        self._cached |= {text: row.handle for text, row in zip(unlike, rows, strict=True)}
         log_probs = logits.log_softmax(-1)
         log_probs[:, self._eos_token_ids] = -torch.inf
         scores = {beam.token_ids: beam.score for beam in reversed(live)}

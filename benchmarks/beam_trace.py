@@ -89,7 +89,16 @@ def trace(
     parameters = SamplingParameters(
         max_length=len(prompt) + new_tokens, eos_token_ids=eos_token_ids
     )
-    settings = BeamSettings(num_beams, 1, 1.0, EarlyStopping.NO, progress_interval=0)
+    settings = BeamSettings(
+        num_beams,
+        num_return_sequences=1,
+        length_penalty=1.0,
+        early_stopping=EarlyStopping.NO,
+        num_groups=1,
+        diversity_penalty=0.0,
+        pad_token_id=0,
+        progress_interval=0,
+    )
     ends = Ends(parameters, None)
     rule = _Watched(
         BeamSearch(settings, parameters, HighestScores(), ends, num_prompt_tokens=len(prompt))

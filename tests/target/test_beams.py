@@ -257,7 +257,9 @@ def test_a_search_that_is_ended_returns_the_best_it_has(llama: Pair, by: str) ->
     assert llama.runner.pool.num_free_blocks == llama.runner.pool.num_blocks
     reason = FinishReason.TIME if by == "time" else FinishReason.CANCELLED
     assert [finish and finish.reason for finish in answer.finishes] == [reason] * 2
-    assert [len(token_ids) for token_ids in answer.token_ids] == [8, 8]
+    num_steps = len(answer.progress)  # more than rounds, where guesses were right
+    assert num_steps >= 8
+    assert [len(token_ids) for token_ids in answer.token_ids] == [num_steps] * 2
     assert list(answer.token_ids[0]) == list(answer.progress[-1].token_ids)
     assert answer.counters is not None
 

@@ -39,11 +39,14 @@ class BranchRows(NamedTuple):
         draft: Tokens to feed behind the branch's own.
         num_logits: For how many of the last tokens fed logits are wanted.
         reading: What the selector needs to know of the model's layers.
+        others: Further drafts, each fed behind a copy of the branch; logits are wanted for each of
+            their tokens, behind those of the branch itself.
     """
 
     draft: Sequence[int]
     num_logits: int
     reading: LayerReading | None = None
+    others: Sequence[Sequence[int]] = ()
 
 
 class Rows(Protocol):

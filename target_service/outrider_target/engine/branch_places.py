@@ -6,6 +6,7 @@ Knows nothing of requests, drafts or what a branch is for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.layer_reading import LayerReading
@@ -15,11 +16,19 @@ from outrider_target.decoding.branch import Branch, share_prefixes
 from outrider_target.decoding.strategy import BranchRows
 
 
+class _Fed(NamedTuple):
+    """A draft in the pool: behind a branch or behind a copy of it."""
+
+    handle: int
+    draft: Sequence[int]
+
+
 class BranchPlaces:
     """The branches' side of a KV pool."""
 
     def __init__(self, pool: KVPool) -> None:
         self._pool = pool
+        self._fed: dict[Branch, list[_Fed]] = {}  # of branches with several drafts
 
     def place(self, branches: Sequence[Branch], sources: Sequence[Branch] = ()) -> None:
         """Give branches their places.
@@ -82,11 +91,18 @@ class BranchPlaces:
     def feeds(self, branches: Sequence[Branch], wanted: Sequence[BranchRows]) -> list[SequenceRows]:
         """What each branch has to be fed so that the wanted rows come out."""
         rows: list[SequenceRows] = []
-        for branch, (draft, num_logits, reading) in zip(branches, wanted, strict=True):
+        for branch, (draft, num_logits, reading, others) in zip(branches, wanted, strict=True):
             assert branch.handle is not None
+            self._drop_copies(branch)  # of a round that never was
             cached = self._pool.length(branch.handle)
-            fed = [*branch.token_ids[cached:], *draft]
-            rows.append(_rows(branch, cached, fed, num_logits, reading))
+            own = branch.token_ids[cached:]
+            rows.append(_rows(branch, cached, [*own, *draft], num_logits, reading))
+            if others:
+                fed = self._fed[branch] = [_Fed(branch.handle, draft)]
+                for other in others:
+                    copy = self._pool.fork(branch.handle, cached)
+                    fed.append(_Fed(copy, other))
+                    rows.append(SequenceRows(copy, [*own, *other], len(other)))
         return rows
 
     def follow(self, held: Sequence[Branch], wanted: Sequence[Branch]) -> None:
@@ -96,6 +112,8 @@ class BranchPlaces:
                 if branch.handle is None:
                     self._fork(branch)
             self.free(branch for branch in held if branch not in wanted)
+        for branch in held:
+            self._drop_copies(branch)
         for branch in wanted:
             assert branch.handle is not None
             cached, keep = self._pool.length(branch.handle), len(branch.token_ids) - 1
@@ -105,6 +123,7 @@ class BranchPlaces:
     def free(self, branches: Iterable[Branch]) -> None:
         """Give their places back."""
         for branch in branches:
+            self._drop_copies(branch)
             if branch.handle is not None:
                 self._pool.free(branch.handle)
                 branch.handle = None
@@ -129,10 +148,22 @@ class BranchPlaces:
         if source is None:
             branch.handle = self._pool.create()
             return
-        assert source.handle is not None
-        shared = min(branch.num_shared, self._pool.length(source.handle))
-        branch.handle = self._pool.fork(source.handle, shared)
+        holder = self._holder(source, branch.token_ids[len(source.token_ids) : branch.num_shared])
+        shared = min(branch.num_shared, self._pool.length(holder))
+        branch.handle = self._pool.fork(holder, shared)
         branch.source, branch.num_shared = None, 0
+
+    def _holder(self, source: Branch, draft: list[int]) -> int:
+        """The branch, or that copy of it, behind which this draft was fed."""
+        assert source.handle is not None
+        for handle, fed in self._fed.get(source, ()):
+            if list(fed[: len(draft)]) == draft:
+                return handle
+        return source.handle
+
+    def _drop_copies(self, branch: Branch) -> None:
+        for copy, _ in self._fed.pop(branch, ())[1:]:
+            self._pool.free(copy)
 
 
 def _rows(

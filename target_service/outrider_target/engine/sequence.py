@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from outrider_target.constraints.constraint import Constraint, Form
 from outrider_target.decoding.beams.make import beam_strategy
+from outrider_target.decoding.beams.session import GuessSession
 from outrider_target.decoding.branch import Branch
 from outrider_target.decoding.committed import Committed
 from outrider_target.decoding.contrastive import ContrastiveStrategy
@@ -149,8 +150,11 @@ def new_state(
         strategy: DecodingStrategy
         window = Window(speculation.window, speculation.schedule, speculation.max_window)
         if request.beams:
-            strategy = beam_strategy(request, request.beams, stop_strings)
-            sequence = Sequence(state, index, strategy, window)
+            beams = beam_strategy(request, request.beams, stop_strings)
+            constant = Window(speculation.window, "constant", speculation.max_window)
+            sequence = Sequence(state, index, beams, constant)
+            if speculation.method is not DraftMethod.NONE:
+                sequence.session = GuessSession(beams)
         elif request.given:
             strategy = GivenStrategy(
                 request.parameters,

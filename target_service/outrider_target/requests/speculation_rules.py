@@ -117,6 +117,13 @@ def without_drafts(settings: SpeculationSettings) -> SpeculationSettings:
     return replace(settings, method=DraftMethod.NONE, early_exit=0, forced=False)
 
 
+def with_guesses(settings: SpeculationSettings) -> SpeculationSettings:
+    """The same for beam search: prompt lookup has a form of its own there, other drafters none."""
+    lookup = settings.method in (DraftMethod.PROMPT_LOOKUP, DraftMethod.COMBINED)
+    method = DraftMethod.PROMPT_LOOKUP if lookup else DraftMethod.NONE
+    return replace(settings, method=method, early_exit=0, forced=False)
+
+
 _METHODS = {
     speculation_pb2.DRAFT_METHOD_NONE: DraftMethod.NONE,
     speculation_pb2.DRAFT_METHOD_REMOTE: DraftMethod.REMOTE,

@@ -28,7 +28,11 @@ from outrider_target.requests.guidance_rules import guidance
 from outrider_target.requests.request import GenerationRequest, TensorKind
 from outrider_target.requests.room import Room
 from outrider_target.requests.sharing import NOBODY, Sharing
-from outrider_target.requests.speculation_rules import speculation_settings, without_drafts
+from outrider_target.requests.speculation_rules import (
+    speculation_settings,
+    with_guesses,
+    without_drafts,
+)
 from outrider_target.requests.structured_output_rules import structure
 from outrider_target.requests.tensor_rules import TensorSizes, tensor_wishes
 from outrider_target.settings import SpeculationDefaults
@@ -121,7 +125,9 @@ def validate(
             layers=model.tensors.layers,
             room=model.room,
         )
-    if beams is not None or contrastive is not None:
+    if beams is not None and beams.num_groups == 1 and not config.do_sample:
+        speculation = with_guesses(speculation)
+    elif beams is not None or contrastive is not None:
         speculation = without_drafts(speculation)
     return GenerationRequest(
         id=request_id,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from outrider_target.decoding.beams.draws import HighestScores, SeededSample
 from outrider_target.decoding.beams.ends import Ends
 from outrider_target.decoding.beams.group_search import GroupBeamSearch
+from outrider_target.decoding.beams.guesses import Guesser
 from outrider_target.decoding.beams.rule import BeamRule
 from outrider_target.decoding.beams.search import BeamSearch
 from outrider_target.decoding.beams.settings import BeamSettings
 from outrider_target.decoding.beams.strategy import BeamStrategy
 from outrider_target.decoding.stopping import Criteria, StopStrings
-from outrider_target.requests.request import GenerationRequest
+from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 
 def beam_strategy(
@@ -27,6 +28,9 @@ def beam_strategy(
         request.prompt,
         stop_strings,
         request.plugins.processors,
+        guesser=Guesser(request.prompt, request.parameters)
+        if request.speculation.method is DraftMethod.PROMPT_LOOKUP
+        else None,
     )
 
 

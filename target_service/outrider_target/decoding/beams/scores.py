@@ -19,19 +19,24 @@ from outrider_target.decoding.strategy import BranchRows
 
 
 class BeamRows(NamedTuple):
-    """One row for each branch."""
+    """The last token of each branch, and what is guessed to follow it."""
 
     branches: Sequence[BranchRows]
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits."""
+        return sum(rows.num_logits + sum(map(len, rows.others)) for rows in self.branches)
+
 
 def beam_log_probs(logits: torch.Tensor, wanted: Sequence[BeamRows]) -> list[torch.Tensor]:
-    """The selector: each sequence's float32 log-probabilities, [branches, vocab].
+    """The selector: each sequence's float32 log-probabilities, [rows, vocab].
 
     Raises:
         InvalidScores: A row holds a NaN.
     """
     log_probs = logits.float().log_softmax(-1)
-    pieces = torch.split(log_probs, [len(rows.branches) for rows in wanted])
+    pieces = torch.split(log_probs, [rows.num_rows for rows in wanted])
     if bool(log_probs.isnan().any()):
         index = next(i for i, piece in enumerate(pieces) if bool(piece.isnan().any()))
         raise InvalidScores(index, "the model's scores hold a NaN", options_at_fault=False)
