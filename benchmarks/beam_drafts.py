@@ -7,14 +7,17 @@ The step is at hand if all beams that plain beam search then has are in its set.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Protocol
 
 import torch
 from outrider_runtime.model.runner import RaggedRunner, SequenceRows
 from outrider_runtime.prompt_lookup import PromptLookup
+from outrider_runtime.sampling_parameters import SamplingParameters
+from outrider_target.decoding.beams.beam import Beam
+from outrider_target.decoding.beams.guesses import Guesser
+from outrider_target.decoding.branch import Branch
 
-from benchmarks.beam_trace import Live
+from benchmarks.beam_trace import Live, Step
 
 Guess = list[set[tuple[int, ...]]]
 """For each of the next steps the texts that may be its live beams."""
@@ -26,26 +29,61 @@ class BeamDrafter(Protocol):
     def guess(self, beams: Sequence[Live], depth: int) -> Guess:
         """The live beams of the next steps."""
 
+    def learn(self, step: Step) -> None:
+        """Hear what came of it."""
+
+    def close(self) -> None:
+        """Free what is held."""
+
 
 class LookupChains:
-    """Each beam goes on as its own text did before; optionally as any beam's text did."""
-
-    def __init__(self, *, in_all_beams: bool) -> None:
-        self._in_all_beams = in_all_beams
+    """Each beam goes on as its own text did before."""
 
     def guess(self, beams: Sequence[Live], depth: int) -> Guess:
-        chains: list[tuple[tuple[int, ...], list[int]]] = []
-        for beam in beams:
-            known: list[int] = []
-            if self._in_all_beams:
-                others = (other.token_ids for other in beams if other is not beam)
-                known = list(chain.from_iterable(others))
-            lookup = PromptLookup([*known, *beam.token_ids])
-            chains.append((beam.token_ids, lookup.candidates(depth)))
+        chains = [
+            (beam.token_ids, PromptLookup(beam.token_ids).candidates(depth)) for beam in beams
+        ]
         return [
             {text + tuple(found[:step]) for text, found in chains if len(found) >= step}
             for step in range(1, depth + 1)
         ]
+
+    def learn(self, step: Step) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class OwnGuesses:
+    """What the target guesses by itself."""
+
+    def __init__(
+        self, prompt: Sequence[int], eos_token_ids: tuple[int, ...], new_tokens: int
+    ) -> None:
+        parameters = SamplingParameters(
+            max_length=len(prompt) + new_tokens, eos_token_ids=eos_token_ids
+        )
+        self._guesser = Guesser(prompt, parameters)
+
+    def guess(self, beams: Sequence[Live], depth: int) -> Guess:
+        if beams[0].token_ids == beams[-1].token_ids:
+            return []  # all are the prompt
+        likewise = [Beam(Branch([*beam.token_ids]), beam.score, (), None) for beam in beams]
+        texts: Guess = [set() for _ in range(depth)]
+        for index, path in self._guesser.guess(likewise, 1000).rows:
+            if path:
+                texts[len(path) - 1].add(beams[index].token_ids + path)
+        return texts
+
+    def learn(self, step: Step) -> None:
+        self._guesser.learn(
+            [Beam(Branch([*beam.token_ids]), beam.score, (), None) for beam in step.live],
+            step.log_probs,
+        )
+
+    def close(self) -> None:
+        """Nothing to free."""
 
 
 class DraftBeams:
@@ -84,8 +122,11 @@ class DraftBeams:
             self._runner.pool.free(handle)
         return guess
 
-    def forget(self) -> None:
-        """Free what is cached: another prompt comes."""
+    def learn(self, step: Step) -> None:
+        """Nothing: it is asked again."""
+
+    def close(self) -> None:
+        """Free what is cached."""
         for handle in self._cached.values():
             self._runner.pool.free(handle)
         self._cached = {}

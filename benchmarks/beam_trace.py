@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from outrider_runtime.model.runner import RaggedRunner
 from outrider_runtime.sampling_parameters import SamplingParameters
 from outrider_target.decoding.beams.beam import Beam, Choice, Hypothesis
@@ -28,53 +28,52 @@ class Live(NamedTuple):
     score: float
 
 
-@dataclass
+class Step(NamedTuple):
+    """A step of a beam search.
+
+    Attributes:
+        live: The live beams before it; before the first one all are the prompt.
+        log_probs: Of all their continuations, [beams, vocab].
+        choices: The beams that went on.
+    """
+
+    live: Sequence[Live]
+    log_probs: torch.Tensor
+    choices: Sequence[Choice]
+
+    @property
+    def one_child_each(self) -> bool:
+        """Whether each beam had exactly one child."""
+        parents = [choice.parent for choice in self.choices]
+        return len(set(parents)) == len(parents)
+
+
 class _Watched:
     """A rule, and the live beams it was shown."""
 
-    inner: BeamRule
-    steps: list[list[Live]] = field(default_factory=list)
-    parents: list[list[int]] = field(default_factory=list)
-
-    @property
-    def first_scores(self) -> Sequence[float]:
-        return self.inner.first_scores
-
-    @property
-    def done(self) -> bool:
-        return self.inner.done
+    def __init__(self, inner: BeamRule) -> None:
+        self._inner = inner
+        self.first_scores = inner.first_scores
+        self.done = inner.done
+        self.steps: list[Step] = []
 
     def step(self, beams: Sequence[Beam], scores: BeamScores) -> Sequence[Choice]:
-        self.steps.append([Live(tuple(beam.branch.token_ids), beam.score) for beam in beams])
-        choices = self.inner.step(beams, scores)
-        self.parents.append([choice.parent for choice in choices])
+        live = [Live(tuple(beam.branch.token_ids), beam.score) for beam in beams]
+        # Processors do nothing here: without the beams' own scores these are log-probabilities.
+        own = torch.tensor([beam.score for beam in beams])[:, None]
+        choices = self._inner.step(beams, scores)
+        self.done = self._inner.done
+        self.steps.append(Step(live, scores.totals(range(len(beams))) - own, choices))
         return choices
 
     def close(self, beams: Sequence[Beam], finish: Finish) -> None:
-        self.inner.close(beams, finish)
+        self._inner.close(beams, finish)
 
     def best(self, beams: Sequence[Beam]) -> Hypothesis:
-        return self.inner.best(beams)
+        return self._inner.best(beams)
 
     def found(self) -> Sequence[Hypothesis]:
-        return self.inner.found()
-
-
-class Trace(NamedTuple):
-    """A beam search that is over.
-
-    Attributes:
-        steps: The live beams before each step; before the first one all are the prompt.
-        parents: Of the beams that each step chose.
-    """
-
-    steps: Sequence[Sequence[Live]]
-    parents: Sequence[Sequence[int]]
-
-    @property
-    def num_one_child_each(self) -> int:
-        """Steps in which each beam had exactly one child."""
-        return sum(len(set(parents)) == len(parents) for parents in self.parents)
+        return self._inner.found()
 
 
 def trace(
@@ -84,8 +83,8 @@ def trace(
     num_beams: int,
     new_tokens: int,
     eos_token_ids: tuple[int, ...],
-) -> Trace:
-    """Search to the end."""
+) -> list[Step]:
+    """Search to the end, without speculation."""
     parameters = SamplingParameters(
         max_length=len(prompt) + new_tokens, eos_token_ids=eos_token_ids
     )
@@ -118,4 +117,4 @@ def trace(
         else:
             places.follow(held, strategy.branches)
             held = strategy.branches
-    return Trace(rule.steps, rule.parents)
+    return rule.steps

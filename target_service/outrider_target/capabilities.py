@@ -61,8 +61,8 @@ CAPABILITIES: dict[str, Capability] = {
     "stop_strings": _honoured("exact to the token, also inside an accepted draft"),
     "do_sample": _honoured("sampled with position-keyed noise: same seed, same text"),
     "num_beams": _honoured(
-        "beam search and beam sampling, seeded; decodes plainly, without drafts; not with "
-        "structured output, log-probabilities or `output_*`"
+        "beam search, with speculation under prompt lookup, and beam sampling, seeded, without; "
+        "not with structured output, log-probabilities or `output_*`"
     ),
     "use_mtp": _refused(
         "a model's prediction heads are no part of the model as transformers loads it; attach a "

@@ -34,7 +34,9 @@ class _DraftMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DraftMeth
     DRAFT_METHOD_REMOTE: _DraftMethod.ValueType  # 2
     """A remote draft service."""
     DRAFT_METHOD_PROMPT_LOOKUP: _DraftMethod.ValueType  # 3
-    """Prompt lookup inside the target service."""
+    """Prompt lookup inside the target service. In beam search: guesses at the beams of the next steps, by what the target
+    said behind the same tokens before.
+    """
     DRAFT_METHOD_COMBINED: _DraftMethod.ValueType  # 4
     """All of them side by side (remote, prompt lookup, suffix tree, prediction): each round verifies the draft that is
     expected to be accepted furthest.
@@ -66,7 +68,9 @@ DRAFT_METHOD_NONE: DraftMethod.ValueType  # 1
 DRAFT_METHOD_REMOTE: DraftMethod.ValueType  # 2
 """A remote draft service."""
 DRAFT_METHOD_PROMPT_LOOKUP: DraftMethod.ValueType  # 3
-"""Prompt lookup inside the target service."""
+"""Prompt lookup inside the target service. In beam search: guesses at the beams of the next steps, by what the target
+said behind the same tokens before.
+"""
 DRAFT_METHOD_COMBINED: DraftMethod.ValueType  # 4
 """All of them side by side (remote, prompt lookup, suffix tree, prediction): each round verifies the draft that is
 expected to be accepted furthest.
