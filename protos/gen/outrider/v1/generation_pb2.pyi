@@ -369,7 +369,9 @@ class GenerateChunk(_message.Message):
 
     @_builtins.property
     def drafted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
-        """For each token whether it was proposed by the drafter (accepted) or is the target's own (recovered, bonus, plain)."""
+        """For each token whether it was proposed by the drafter (accepted) or is the target's own (recovered, bonus, plain).
+        False with beams, where steps are drafted, not tokens of what is found.
+        """
 
     @_builtins.property
     def log_probs(self) -> _containers.RepeatedCompositeFieldContainer[_log_probs_pb2.TokenLogProbs]:
