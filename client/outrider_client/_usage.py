@@ -32,6 +32,9 @@ class Usage:
     num_preemptions: int = 0
     """How often a sequence was preempted for lack of memory."""
 
+    cached_prompt_tokens: int = 0
+    """Tokens of the prompt that earlier requests had left in the cache."""
+
     @classmethod
     def from_message(cls, message: generation_pb2.Usage) -> Usage:
         """The usage in a message."""
@@ -42,6 +45,7 @@ class Usage:
             time_to_first_token_seconds=message.time_to_first_token_seconds,
             total_seconds=message.total_seconds,
             num_preemptions=message.num_preemptions,
+            cached_prompt_tokens=message.cached_prompt_tokens,
         )
 
 

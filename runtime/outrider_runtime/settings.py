@@ -24,11 +24,12 @@ def flag(name: str, help: str, **options: Any) -> Any:  # noqa: A002  # typer's 
     """A typer option `--name` that the variable `OUTRIDER_NAME` may set too.
 
     Args:
-        name: Name of the flag with its dashes, such as `--max-num-seqs`.
+        name: Name of the flag with its dashes, such as `--max-num-seqs`; of one that may be turned
+            off, `--on/--off`.
         help: One sentence for `--help`.
         options: Anything else that `typer.Option` takes.
     """
-    variable = "OUTRIDER_" + name.lstrip("-").replace("-", "_").upper()
+    variable = "OUTRIDER_" + name.partition("/")[0].lstrip("-").replace("-", "_").upper()
     return typer.Option(name, help=help, envvar=variable, **options)
 
 

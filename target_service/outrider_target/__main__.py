@@ -110,6 +110,13 @@ def serve(
     max_waiting_requests: Annotated[
         int, flag("--max-waiting-requests", "Requests that may wait; more are refused.", min=0)
     ] = _BATCH.max_waiting_requests,
+    prefix_caching: Annotated[
+        bool,
+        flag(
+            "--prefix-caching/--no-prefix-caching",
+            "Requests of a caller share keys and values of a beginning they have in common.",
+        ),
+    ] = _BATCH.prefix_caching,
     max_tensor_bytes: Annotated[
         int,
         flag("--max-tensor-bytes", "Bytes of tensors that a request may ask for.", min=0),
@@ -241,6 +248,7 @@ def serve(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_waiting_requests=max_waiting_requests,
+            prefix_caching=prefix_caching,
             max_tensor_bytes=max_tensor_bytes,
         ),
         speculation=SpeculationDefaults(

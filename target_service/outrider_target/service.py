@@ -191,6 +191,7 @@ class TargetService:
             max_num_seqs=settings.batch.max_num_seqs,
             max_batched_tokens=settings.batch.max_num_batched_tokens,
             control=control,
+            prefix_caching=settings.batch.prefix_caching,
         )
         print_of_tokenizer = fingerprint(text.tokenizer) if text.tokenizer else ""
         fleet = DraftFleet(vocab_size=loaded.vocab_size, round_pace=round_pace, control=control)

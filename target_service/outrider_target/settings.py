@@ -63,6 +63,10 @@ class BatchSettings:
     max_waiting_requests: int = 256
     """Requests that may wait; more are refused with RESOURCE_EXHAUSTED."""
 
+    prefix_caching: bool = True
+    """Whether requests of a caller share the keys and values of a beginning that they have in
+    common, also with requests that have ended."""
+
     max_tensor_bytes: int = 64 * 2**20
     """Bytes of tensors (scores, logits, hidden states, attention weights) that a request may ask
     for; they are held until its client has read them."""

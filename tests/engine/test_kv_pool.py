@@ -35,6 +35,13 @@ class PoolAgainstPlainLists(RuleBasedStateMachine):
         self.storage = [-1] * (num_blocks * block_size)
         self.tokens: dict[int, list[int]] = {}
         self.next_token = 0
+        self.published: dict[bytes, list[int]] = {}
+
+    def names(self, tokens: list[int]) -> list[bytes]:
+        """Of the full blocks; a name says all tokens up to the block's end."""
+        size = self.pool.block_size
+        ends = range(size, len(tokens) + 1, size)
+        return [repr(tokens[:end]).encode() for end in ends]
 
     def perform(self, copies: list[BlockCopy]) -> None:
         size = self.pool.block_size
@@ -104,6 +111,25 @@ class PoolAgainstPlainLists(RuleBasedStateMachine):
         self.tokens[forked] = self.tokens[handle][:length]
         return forked
 
+    @rule(handle=handles)
+    def publish(self, handle: int) -> None:
+        tokens = self.tokens[handle]
+        for name, end in zip(self.names(tokens), range(1, len(tokens) + 1), strict=False):
+            self.published[name] = tokens[: end * self.pool.block_size]
+        self.pool.publish(handle, self.names(tokens))
+
+    @rule(target=handles, data=st.data(), known=st.booleans())
+    def adopt(self, data: st.DataObject, known: bool) -> int:
+        """What was published and not overwritten since; all of it, or nothing."""
+        tokens = [-5] * self.pool.block_size
+        if known and self.published:
+            tokens = data.draw(st.sampled_from(sorted(self.published.values())))
+        handle = self.pool.create()
+        found = self.pool.adopt(handle, self.names(tokens))
+        assert found % self.pool.block_size == 0
+        self.tokens[handle] = tokens[:found]
+        return handle
+
     @rule(handle=consumes(handles))
     def free(self, handle: int) -> None:
         self.pool.free(handle)
@@ -134,6 +160,56 @@ TestPoolAgainstPlainLists = PoolAgainstPlainLists.TestCase
 TestPoolAgainstPlainLists.settings = settings(
     max_examples=80, stateful_step_count=40, deadline=None
 )
+
+
+def test_what_has_a_name_stays_until_its_block_is_needed() -> None:
+    pool = KVPool(3, 2)
+    first = pool.create()
+    pool.append(first, 4)
+    pool.publish(first, [b"a", b"ab"])
+    table = list(pool.table(first))
+    pool.free(first)
+    assert pool.num_free_blocks == 3
+    second = pool.create()
+    assert pool.adopt(second, [b"a", b"ab", b"abc"]) == 4
+    assert pool.table(second) == table
+    assert pool.num_free_blocks == 1
+    third = pool.create()
+    assert pool.adopt(third, [b"a", b"xy"]) == 2  # two share a block that nobody forked
+    pool.free(third)
+    pool.free(second)
+    # Three blocks for somebody else: the end of the text goes first, then its beginning.
+    other = pool.create()
+    pool.append(other, 4)
+    last = pool.create()
+    assert pool.adopt(last, [b"a", b"ab"]) == 2
+    pool.free(last)
+    pool.append(other, 2)
+    last = pool.create()
+    assert pool.adopt(last, [b"a"]) == 0
+    pool.check_integrity()
+
+
+def test_a_block_that_is_written_again_loses_its_name() -> None:
+    pool = KVPool(4, 2)
+    first = pool.create()
+    pool.append(first, 4)
+    pool.publish(first, [b"a", b"ab"])
+    pool.truncate(first, 3)
+    pool.append(first, 1)
+    second = pool.create()
+    assert pool.adopt(second, [b"a", b"ab"]) == 2
+    pool.check_integrity()
+
+
+def test_only_full_blocks_have_names() -> None:
+    pool = KVPool(4, 2)
+    first = pool.create()
+    pool.append(first, 3)
+    with pytest.raises(ValueError, match="full blocks"):
+        pool.publish(first, [b"a", b"ab"])
+    with pytest.raises(ValueError, match="not empty"):
+        pool.adopt(first, [b"a"])
 
 
 def test_a_fork_shares_blocks_until_one_side_writes_into_the_shared_partial_block() -> None:

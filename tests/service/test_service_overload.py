@@ -28,7 +28,7 @@ def small(folder: Path) -> Iterator[Callable[..., RunningService]]:
     """Makes services with little room; they are gone at the end of the test."""
     with_services: list[RunningService] = []
 
-    def make(*, kv_cache_tokens: int = 4096, **batch: int) -> RunningService:
+    def make(*, kv_cache_tokens: int = 4096, **batch: Any) -> RunningService:
         settings = settings_for(folder)
         settings = dataclasses.replace(
             settings,

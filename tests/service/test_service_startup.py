@@ -256,6 +256,7 @@ VALUES = {
     "--assistant-confidence-threshold": (0.1, 0.2, 0.3),
     "--grace": (1.0, 2.0, 3.0),
     "--insecure": (True, False, True),
+    "--prefix-caching": (False, True, True),
     "--log-level": ("debug", "warning", "error"),
     "--log-format": ("json", "console", "json"),
     **{

@@ -104,6 +104,7 @@ class Answer:
     finishes: list[Finish | None]
     counters: SpeculationCounters | None = None
     num_preemptions: int = 0
+    num_cached_prompt_tokens: int = 0
     tensors: list[TokenTensor] = field(default_factory=list)
     log_probs: list[TokenLogProbs] = field(default_factory=list)
     beams: list[BeamScore] = field(default_factory=list)
@@ -119,6 +120,7 @@ class Batch:
     drafter: Drafter = field(default_factory=NullDrafter)
     max_num_seqs: int = 16
     max_batched_tokens: int = 512
+    prefix_caching: bool = True
     before_round: Callable[[Batch], None] = lambda batch: None
     answers: dict[RequestState, Answer] = field(default_factory=dict)
 
@@ -129,6 +131,7 @@ class Batch:
             round_pace,
             max_num_seqs=self.max_num_seqs,
             max_batched_tokens=self.max_batched_tokens,
+            prefix_caching=self.prefix_caching,
         )
         drafters: dict[DraftMethod, Drafter] = {
             DraftMethod.NONE: NullDrafter(),
@@ -197,5 +200,6 @@ class Batch:
             case RequestCompleted() as end:
                 answer.counters = end.speculation
                 answer.num_preemptions = end.num_preemptions
+                answer.num_cached_prompt_tokens = end.num_cached_prompt_tokens
             case RequestFailed(error):
                 answer.error = error

@@ -1,4 +1,7 @@
-"""Who owns which block of the key/value cache: tables, lengths and reference counts.
+"""Who owns which block of the key/value cache: tables, lengths, reference counts and names.
+
+A full block may have a name, which says what is in it: whoever needs the same shares it. What
+nobody uses any more stays as long as its block is not needed for something else.
 
 Pure bookkeeping. Knows nothing of tensors, layers or models: `append` *names* the copies that copy
 on write needs, and whoever holds the tensors performs them before it writes.
@@ -7,7 +10,7 @@ on write needs, and whoever holds the tensors performs them before it writes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -68,13 +71,17 @@ class KVPool:
         # Where new sequences begin: 0, 1/2, 1/4, 3/4, 1/8... of the pool, as long as there is room.
         self._starts = _spread(num_blocks)
         self._refs = [0] * num_blocks
+        self._block_named: dict[bytes, int] = {}
+        self._names: dict[int, bytes] = {}
+        # Named blocks that no sequence uses, least recently used first.
+        self._idle: dict[int, None] = {}
         self._sequences: dict[int, _Sequence] = {}
         self._next_handle = 0
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that no sequence uses."""
-        return len(self._free)
+        """Blocks that no sequence uses, named ones among them."""
+        return len(self._free) + len(self._idle)
 
     @property
     def num_sequences(self) -> int:
@@ -142,8 +149,8 @@ class KVPool:
         """Makes room in several different sequences at once; all or nothing, as `append`."""
         appends = list(appends)
         needed = self.blocks_needed_for(appends)
-        if needed > len(self._free):
-            raise OutOfBlocks(needed=needed, free=len(self._free))
+        if needed > self.num_free_blocks:
+            raise OutOfBlocks(needed=needed, free=self.num_free_blocks)
         copies: list[BlockCopy] = []
         for handle, count in appends:
             if count == 0:
@@ -155,6 +162,8 @@ class KVPool:
                 self._refs[partial] -= 1
                 sequence.table[-1] = own
                 copies.append(BlockCopy(src=partial, dst=own))
+            elif partial is not None:
+                self._unname(partial)  # what it said is overwritten
             sequence.length += count
             table = sequence.table
             missing = self._blocks_for(sequence.length) - len(table)
@@ -196,6 +205,47 @@ class KVPool:
             self._refs[block] += 1
         return self._add(_Sequence(table=table, length=length))
 
+    def publish(self, handle: int, names: Sequence[bytes], *, start: int = 0) -> None:
+        """Names full blocks of a sequence, from block `start` on. Who has a name first keeps it.
+
+        Args:
+            handle: The sequence.
+            names: One for each block; equal names mean equal content, positions before it included.
+            start: Index of the first of them in the sequence.
+
+        Raises:
+            ValueError: There are fewer full blocks.
+        """
+        sequence = self._sequence(handle)
+        if start + len(names) > sequence.length // self.block_size:
+            raise ValueError(f"sequence {handle} does not have {start + len(names)} full blocks")
+        for block, name in zip(sequence.table[start:], names, strict=False):
+            if name not in self._block_named and block not in self._names:
+                self._block_named[name] = block
+                self._names[block] = name
+
+    def adopt(self, handle: int, names: Iterable[bytes]) -> int:
+        """Lets a new sequence share the blocks that have these names, up to the first that is not.
+
+        Returns:
+            The positions that the sequence holds now.
+
+        Raises:
+            ValueError: The sequence is not empty.
+        """
+        sequence = self._sequence(handle)
+        if sequence.length:
+            raise ValueError(f"sequence {handle} is not empty")
+        for name in names:
+            block = self._block_named.get(name)
+            if block is None:
+                break
+            self._idle.pop(block, None)
+            self._refs[block] += 1
+            sequence.table.append(block)
+            sequence.length += self.block_size
+        return sequence.length
+
     def free(self, handle: int) -> None:
         """Forgets the sequence; blocks that nobody else uses become free."""
         sequence = self._sequence(handle)
@@ -236,10 +286,17 @@ class KVPool:
                 raise RuntimeError(
                     f"block {block}: {self._refs[block]} references, {uses[block]} uses"
                 )
-            if (block in self._free) != (uses[block] == 0):
+            listed = (block in self._free) + (block in self._idle)
+            if listed != (uses[block] == 0):
                 raise RuntimeError(f"block {block}: {uses[block]} uses, yet listed as free or not")
-        if len(self._free) + len(uses) != self.num_blocks:
+            if block in self._idle and block not in self._names:
+                raise RuntimeError(f"block {block} is kept without a name")
+            if block in self._free and block in self._names:
+                raise RuntimeError(f"block {block} has a name and is free")
+        if self.num_free_blocks + len(uses) != self.num_blocks:
             raise RuntimeError("a block outside the pool is free or in use")
+        if {name: block for block, name in self._names.items()} != self._block_named:
+            raise RuntimeError("names and blocks do not belong together")
 
     def _add(self, sequence: _Sequence) -> int:
         handle = self._next_handle
@@ -265,10 +322,24 @@ class KVPool:
         block = after + 1
         if block in self._free:
             del self._free[block]
-        else:
+        elif self._free:
             block, _ = self._free.popitem()
+        else:
+            block = next(iter(self._idle))
+            self._unname(block)
+            del self._free[block]
         self._refs[block] = 1
         return block
+
+    def _unname(self, block: int) -> None:
+        """What is in a block is not known any more."""
+        name = self._names.pop(block, None)
+        if name is None:
+            return
+        del self._block_named[name]
+        if block in self._idle:
+            del self._idle[block]
+            self._free[block] = None
 
     def _take_start(self, count: int) -> int:
         """The first block of a new sequence that will take `count`, with room to grow behind it."""
@@ -278,11 +349,12 @@ class KVPool:
         return self._take(after=-2)  # whichever is free
 
     def _release(self, blocks: list[int]) -> None:
-        # Backwards, so that the lowest is taken first again and runs stay consecutive.
+        # Backwards, so that the lowest is taken first again and runs stay consecutive; and the end
+        # of a text is forgotten before its beginning, without which it is of no use.
         for block in reversed(blocks):
             self._refs[block] -= 1
             if not self._refs[block]:
-                self._free[block] = None
+                (self._idle if block in self._names else self._free)[block] = None
 
 
 def _spread(num_blocks: int) -> list[int]:

@@ -7,7 +7,7 @@ that grew out of one prompt. Knows nothing of pools or models.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from outrider_runtime.model.layer_reading import LayerReading
@@ -39,6 +39,8 @@ class Branch:
     sibling sequence: its positions would not be read."""
     handle: int | None = None
     """Its entry in the KV pool; the scheduler's."""
+    block_names: list[bytes] = field(default_factory=list)
+    """Names of its first full blocks in the KV pool; the scheduler's."""
 
     def continued(self, *token_ids: int) -> Branch:
         """A branch that goes on from this one: shares its blocks, copies what it writes to."""

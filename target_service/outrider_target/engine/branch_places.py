@@ -14,6 +14,7 @@ from outrider_runtime.model.runner import SequenceRows
 
 from outrider_target.decoding.branch import Branch, share_prefixes
 from outrider_target.decoding.strategy import BranchRows
+from outrider_target.engine.prefixes import PrefixNames
 
 
 class _Fed(NamedTuple):
@@ -26,22 +27,32 @@ class _Fed(NamedTuple):
 class BranchPlaces:
     """The branches' side of a KV pool."""
 
-    def __init__(self, pool: KVPool) -> None:
+    def __init__(self, pool: KVPool, prefixes: PrefixNames) -> None:
         self._pool = pool
         self._fed: dict[Branch, list[_Fed]] = {}  # of branches with several drafts
+        self._prefixes = prefixes
 
-    def place(self, branches: Sequence[Branch], sources: Sequence[Branch] = ()) -> None:
+    def place(
+        self, branches: Sequence[Branch], sources: Sequence[Branch] = (), *, scope: bytes = b""
+    ) -> int:
         """Give branches their places.
 
         Args:
             branches: Branches without places.
             sources: For each, one whose tokens begin like its own and are cached; or nothing.
+            scope: Among whom what earlier requests left is shared; empty: with nobody.
+
+        Returns:
+            The tokens that earlier requests left cached.
         """
         for branch, source in zip(branches, sources, strict=False):
             # Its own last token is fed again: that row's logits are its first ones.
             branch.source, branch.num_shared = source, len(branch.token_ids) - 1
+        found = 0
         for branch in branches:
-            self._open(branch)
+            if self._open(branch):
+                found += self._adopt(branch, scope)
+        return found
 
     def blocks_to_place(self, branches: Iterable[Branch], *, shared: bool) -> int:
         """Blocks for tokens not cached yet. `shared`: all but each one's last token are."""
@@ -105,8 +116,14 @@ class BranchPlaces:
                     rows.append(SequenceRows(copy, [*own, *other], len(other)))
         return rows
 
-    def follow(self, held: Sequence[Branch], wanted: Sequence[Branch]) -> None:
-        """Fork new branches off their sources, drop those not wanted, roll back drafts."""
+    def follow(
+        self, held: Sequence[Branch], wanted: Sequence[Branch], *, scope: bytes = b""
+    ) -> None:
+        """Fork new branches off their sources, drop those not wanted, roll back drafts.
+
+        What is left is decided text, and its full blocks are named: by branches that stay, as the
+        names of those that fork in every round are not worth their time.
+        """
         if wanted is not held:
             for branch in wanted:
                 if branch.handle is None:
@@ -119,6 +136,8 @@ class BranchPlaces:
             cached, keep = self._pool.length(branch.handle), len(branch.token_ids) - 1
             if cached > keep:
                 self._pool.truncate(branch.handle, keep)
+            if wanted is held:
+                self._publish(branch, scope, min(cached, keep))
 
     def free(self, branches: Iterable[Branch]) -> None:
         """Give their places back."""
@@ -127,11 +146,34 @@ class BranchPlaces:
             if branch.handle is not None:
                 self._pool.free(branch.handle)
                 branch.handle = None
+                branch.block_names = []
 
     def vacate(self, branches: Sequence[Branch]) -> None:
         """Give their places back, to be placed again later: what they share stays shared."""
         self.free(branches)
         share_prefixes(branches, at_least=self._pool.block_size)
+
+    def _adopt(self, branch: Branch, scope: bytes) -> int:
+        """Share the blocks that an earlier text left, of one that began alike."""
+        if not (self._prefixes.enabled and scope) or branch.reader is not None:
+            return 0  # what is read of a forward needs the forward
+        assert branch.handle is not None
+        if self._pool.length(branch.handle):
+            return 0
+        names: list[bytes] = []
+        self._prefixes.extend(names, scope, branch.token_ids, len(branch.token_ids) - 1)
+        found = self._pool.adopt(branch.handle, names)
+        branch.block_names = names[: found // self._pool.block_size]
+        return found
+
+    def _publish(self, branch: Branch, scope: bytes, end: int) -> None:
+        """Name the full blocks before a position, where that was not done yet."""
+        known = len(branch.block_names)
+        if not (self._prefixes.enabled and scope) or end < (known + 1) * self._pool.block_size:
+            return
+        assert branch.handle is not None
+        self._prefixes.extend(branch.block_names, scope, branch.token_ids, end)
+        self._pool.publish(branch.handle, branch.block_names[known:], start=known)
 
     def _open(self, branch: Branch) -> bool:
         """Place a branch, unless what it shares is not cached yet."""

@@ -57,6 +57,8 @@ class RequestCompleted(NamedTuple):
     total_seconds: float
     num_completion_tokens: int
     num_preemptions: int
+    num_cached_prompt_tokens: int
+    """Of the prompt, tokens that earlier requests had left in the KV pool."""
     speculation: SpeculationCounters
 
 

@@ -276,6 +276,7 @@ class Rounds:
                 total_seconds=now - state.arrived_at,
                 num_completion_tokens=sum(s.num_generated for s in state.sequences),
                 num_preemptions=sum(s.num_preemptions for s in state.sequences),
+                num_cached_prompt_tokens=max(s.num_cached_tokens for s in state.sequences),
                 speculation=speculation,
             ),
         )

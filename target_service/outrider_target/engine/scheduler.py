@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from outrider_runtime.model.kv_pool import KVPool
@@ -21,6 +22,7 @@ from outrider_target.drafting.control import Control
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.engine.branch_places import BranchPlaces
+from outrider_target.engine.prefixes import PrefixNames
 from outrider_target.engine.sequence import RequestState, Sequence
 
 _LINGER = 0.5
@@ -57,6 +59,19 @@ class Plan(NamedTuple):
     faults: SequenceOf[tuple[Sequence, Exception]] = ()
 
 
+@dataclass(slots=True)
+class PrefixCacheCounters:
+    """What the prefix cache was asked for and had. Read by any thread."""
+
+    num_query_tokens: int = 0
+    num_hit_tokens: int = 0
+
+    def observe(self, num_query_tokens: int, num_hit_tokens: int) -> None:
+        """Count a sequence that was placed."""
+        self.num_query_tokens += num_query_tokens
+        self.num_hit_tokens += num_hit_tokens
+
+
 class Scheduler:
     """The running batch and the queue before it."""
 
@@ -68,9 +83,10 @@ class Scheduler:
         max_num_seqs: int,
         max_batched_tokens: int,
         control: Control | None = None,
+        prefix_caching: bool = True,
     ) -> None:
         self._pool = pool
-        self._places = BranchPlaces(pool)
+        self._places = BranchPlaces(pool, PrefixNames(pool.block_size, enabled=prefix_caching))
         self._round_pace = round_pace
         self._control = control or Control()
         self._drafts: dict[Sequence, Draft] = {}  # of the round, as far as they pay
@@ -79,6 +95,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.prefix_cache = PrefixCacheCounters()
         self._ready_since: float | None = None  # when a round could have begun
 
     @property
@@ -108,7 +125,7 @@ class Scheduler:
         held, wanted = sequence.branches, sequence.strategy.branches
         if wanted is not held:
             sequence.branches = (*held, *wanted)  # whatever happens, what is placed is known
-        self._places.follow(held, wanted)
+        self._places.follow(held, wanted, scope=sequence.request.speculation.tenant)
         sequence.branches = wanted
 
     def admit(self, now: float) -> list[Sequence]:
@@ -289,7 +306,14 @@ class Scheduler:
         return growth + self._places.blocks_to_place(branches, shared=shared)
 
     def _place(self, sequence: Sequence, source: Sequence | None) -> None:
-        self._places.place(sequence.branches, source.branches if source else ())
+        found = self._places.place(
+            sequence.branches,
+            source.branches if source else (),
+            scope=sequence.request.speculation.tenant,
+        )
+        self.prefix_cache.observe(sum(len(b.token_ids) for b in sequence.branches), found)
+        if not sequence.num_preemptions:
+            sequence.num_cached_tokens = min(found, len(sequence.request.prompt))
         self.waiting.remove(sequence)
         self.running.append(sequence)
         self.running.sort(key=lambda s: (s.state.arrival, s.index))

@@ -74,6 +74,8 @@ class Sequence:
     num_generated: int = 0
     """Tokens of its output that are final."""
     num_preemptions: int = 0
+    num_cached_tokens: int = 0
+    """Tokens of its prompt that earlier requests had left in the KV pool."""
 
     def __post_init__(self) -> None:
         self.branches = self.strategy.branches

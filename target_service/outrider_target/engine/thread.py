@@ -18,7 +18,7 @@ import structlog
 from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.updates import LinkEvent
 from outrider_target.engine.round import Rounds
-from outrider_target.engine.scheduler import Scheduler
+from outrider_target.engine.scheduler import PrefixCacheCounters, Scheduler
 from outrider_target.engine.sequence import RequestState
 from outrider_target.engine.statistics import SpeculationCounters
 
@@ -53,6 +53,7 @@ class Loads(NamedTuple):
     num_free_blocks: int
     num_generated_tokens: int
     num_preemptions: int
+    prefix_cache: PrefixCacheCounters
     speculation: SpeculationCounters
 
 
@@ -126,6 +127,7 @@ class Engine:
             num_free_blocks=self._scheduler.num_free_blocks,
             num_generated_tokens=self._rounds.num_generated_tokens,
             num_preemptions=self._scheduler.num_preemptions,
+            prefix_cache=self._scheduler.prefix_cache,
             speculation=self._rounds.totals,
         )
 

@@ -139,6 +139,7 @@ def complete(
                 time_to_first_token_seconds=end.time_to_first_token_seconds,
                 total_seconds=end.total_seconds,
                 num_preemptions=end.num_preemptions,
+                cached_prompt_tokens=end.num_cached_prompt_tokens,
             ),
             speculation=speculation_stats(end.speculation),
         )

@@ -95,6 +95,14 @@ class EngineCollector(Collector):
                 "Sequences preempted because the KV cache was full.",
                 loads.num_preemptions,
             ),
+            "prefix_cache_queries": (
+                "Tokens of admitted sequences, looked up in the prefix cache.",
+                loads.prefix_cache.num_query_tokens,
+            ),
+            "prefix_cache_hits": (
+                "Of them, tokens that were there.",
+                loads.prefix_cache.num_hit_tokens,
+            ),
             "spec_decode_num_drafts": (
                 "Rounds of a sequence that verified a draft.",
                 speculation.num_drafts,

@@ -541,6 +541,7 @@ class Usage(_message.Message):
     TIME_TO_FIRST_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
     TOTAL_SECONDS_FIELD_NUMBER: _builtins.int
     NUM_PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Length of the prompt."""
     completion_tokens: _builtins.int
@@ -553,6 +554,10 @@ class Usage(_message.Message):
     """Seconds from arrival to the end."""
     num_preemptions: _builtins.int
     """How often a sequence of the request was preempted for lack of memory."""
+    cached_prompt_tokens: _builtins.int
+    """Of the prompt, tokens that did not have to be computed: earlier requests of the same caller (and `cache_salt`) had left
+    their keys and values.
+    """
     def __init__(
         self,
         *,
@@ -562,10 +567,11 @@ class Usage(_message.Message):
         time_to_first_token_seconds: _builtins.float = ...,
         total_seconds: _builtins.float = ...,
         num_preemptions: _builtins.int = ...,
+        cached_prompt_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "num_preemptions", b"num_preemptions", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "time_to_first_token_seconds", b"time_to_first_token_seconds", "total_seconds", b"total_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "num_preemptions", b"num_preemptions", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "time_to_first_token_seconds", b"time_to_first_token_seconds", "total_seconds", b"total_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -222,9 +222,9 @@ class SpeculationConfig(_message.Message):
     DRAFT_METHOD_PREDICTION. It may be as many tokens long as the served model's longest sequence. Not echoed.
     """
     cache_salt: _builtins.str
-    """Outputs are remembered for drafting among the requests of one caller, or, on a server that asks for no credentials,
-    of all. With a salt it is only among those of the same salt: one per end user keeps these apart. Up to 256 bytes. Not
-    echoed.
+    """Outputs are remembered for drafting, and beginnings of texts shared in the KV cache, among the requests of one caller,
+    or, on a server that asks for no credentials, of all. With a salt it is only among those of the same salt: one per end
+    user keeps these apart. Up to 256 bytes. Not echoed.
     """
     lookup_rule: Global___LookupRule.ValueType
     """Which earlier occurrence prompt lookup inside the target service continues."""
