@@ -17,6 +17,7 @@ from outrider_target.decoding.beams.search import BeamSearch
 from outrider_target.decoding.beams.settings import BeamSettings, EarlyStopping
 from outrider_target.decoding.beams.strategy import BeamStrategy
 from outrider_target.engine.branch_places import BranchPlaces
+from outrider_target.engine.prefixes import PrefixNames
 from outrider_target.requests.request import Finish
 
 
@@ -103,7 +104,7 @@ def trace(
         BeamSearch(settings, parameters, HighestScores(), ends, num_prompt_tokens=len(prompt))
     )
     strategy = BeamStrategy(settings, parameters, rule, prompt, None)
-    places = BranchPlaces(runner.pool)
+    places = BranchPlaces(runner.pool, PrefixNames(runner.pool.block_size, enabled=False))
     held = strategy.branches
     places.place(held)
     finished = False
