@@ -93,7 +93,7 @@ def test_a_draft_service_that_is_not_there_is_told_of_and_costs_no_request(folde
         assert len(completion.token_ids) == 5
         assert completion.effective_speculation.method == "combined"
         drafters = {drafter.method for drafter in completion.speculation.drafters}
-        assert drafters <= {"prompt-lookup"}
+        assert drafters <= {"prompt-lookup", "suffix"}
         (link,) = until(
             client.server_info, lambda info: bool(info.draft_links[0].reason)
         ).draft_links
