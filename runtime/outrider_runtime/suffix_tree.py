@@ -22,8 +22,10 @@ MAX_DEPTH = 32
 _MIN_PATH_PROBABILITY = 0.1
 """A path ends before it becomes less probable than this."""
 
-_TOKENS_PER_MATCH = 2
-"""Longest draft in matched tokens: a short match says little about what comes much later."""
+_DOUBT = 2
+"""Of texts that agreed for `n` tokens so many in `n + 2` agree in the next one, too: about what is
+seen in code and prose, and the rule of succession for a run without an exception, with a prior that
+expects one."""
 
 
 class Speculation(NamedTuple):
@@ -31,7 +33,8 @@ class Speculation(NamedTuple):
 
     token_ids: Sequence[int] = ()
     probabilities: Sequence[float] = ()
-    """Of each token after those before it, from counts."""
+    """Of each token after those before it: its share of the counts, less the doubt whether the text
+    goes on like those counted, which is the smaller the longer it did."""
     score: float = 0.0
     """How many of the tokens will be right, going by the probabilities."""
     match_size: int = 0
@@ -171,9 +174,8 @@ class SuffixTree:
         size = self.longest_match(context) if match_size is None else match_size
         best = NOTHING
         # Longer contexts are surer, but seen less often and sooner at an end: a few sizes will do.
-        while size and best.score < min(num_tokens, _TOKENS_PER_MATCH * size):
-            limit = min(num_tokens, _TOKENS_PER_MATCH * size)
-            found = self._follow(list(context[-size:]), limit)
+        while size and best.score < _highest_score(size, num_tokens):
+            found = self._follow(list(context[-size:]), num_tokens)
             if found.score > best.score:
                 best = found
             size //= 2
@@ -194,7 +196,9 @@ class SuffixTree:
                 step = None if again is None else self._most_frequent(again)
                 if step is None:
                     break
-            token_id, probability, locus = step
+            token_id, share, locus = step
+            agreed = len(context) + len(path)
+            probability = share * agreed / (agreed + _DOUBT)
             probable *= probability
             if probable < _MIN_PATH_PROBABILITY:
                 break
@@ -321,6 +325,11 @@ class SuffixTree:
         if self._num_evicted == len(tokens):
             self._closed.popleft()
             self._num_evicted = 0
+
+
+def _highest_score(match_size: int, num_tokens: int) -> float:
+    """Score of a path that everything counted follows: the doubt alone is left, and telescopes."""
+    return match_size * num_tokens / (match_size + num_tokens + 1)
 
 
 def _count(node: _Node) -> int:

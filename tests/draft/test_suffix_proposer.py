@@ -101,15 +101,15 @@ def test_without_a_cache_there_is_the_text_alone() -> None:
 
 
 def test_probabilities_are_those_of_the_counts_and_end_a_path_below_the_threshold() -> None:
-    text = [5, 6, 1, 7, 5, 6, 2, 8, 5, 6, 2, 3, 5, 6]
+    text = [3, 4, 5, 6, 1, 7, 3, 4, 5, 6, 2, 8, 3, 4, 5, 6, 2, 9, 3, 4, 5, 6]
     engine = Engine()
     engine.open(text, b"")
     first, second, *_ = engine.proposals()
-    assert (first.token_id, second.token_id) == (2, 3)
-    assert first.log_prob == pytest.approx(math.log(2 / 3))
-    assert second.log_prob == pytest.approx(math.log(1 / 2))
-    engine.open(text, b"", threshold=0.6)
-    assert engine.drafted() == [2, 3], "the first that is not sure enough is the last"
+    assert (first.token_id, second.token_id) == (2, 9)
+    assert first.log_prob == pytest.approx(math.log(2 / 3 * 4 / 6))
+    assert second.log_prob == pytest.approx(math.log(1 / 2 * 5 / 7))
+    engine.open(text, b"", threshold=0.4)
+    assert engine.drafted() == [2, 9], "the first that is not sure enough is the last"
 
 
 def test_a_target_that_changes_its_mind_is_followed() -> None:

@@ -92,7 +92,7 @@ def test_counts_and_matches_are_those_of_a_search(
 
 @settings(max_examples=150, deadline=None)
 @given(texts_of_few, st.lists(few_tokens, min_size=1, max_size=DEPTH), st.integers(1, 9))
-def test_probabilities_are_shares_of_counts_and_the_most_frequent_token_is_proposed(
+def test_probabilities_come_from_counts_and_the_most_frequent_token_is_proposed(
     texts: list[list[int]], context: list[int], num_tokens: int
 ) -> None:
     tree = SuffixTree(max_tokens=200, max_depth=DEPTH)
@@ -108,7 +108,10 @@ def test_probabilities_are_shares_of_counts_and_the_most_frequent_token_is_propo
         in_one_go &= len(before) < DEPTH and max(counts) > 0  # else it was looked up anew
         if in_one_go:
             assert tree.count([*before, token_id]) == max(counts)
-            assert probability == pytest.approx(max(counts) / tree.count(before))
+            share = max(counts) / tree.count(before)
+            assert probability == pytest.approx(share * len(before) / (len(before) + 2))
+        else:
+            assert 0 < probability < 1
         before = [*before, token_id]
         probable *= probability
         score += probable

@@ -104,13 +104,11 @@ def test_a_long_prompt_is_read_by_and_by() -> None:
 
 
 def test_a_suffix_draft_tells_how_sure_it_is() -> None:
-    session = open_session(
-        SuffixDrafter(RecentTexts(0)), [5, 6, 1, 7, 5, 6, 2, 8, 5, 6, 2, 3, 5, 6]
-    )
-    draft = session.proposal(2)
+    text = [3, 4, 5, 6, 1, 7, 3, 4, 5, 6, 2, 8, 3, 4, 5, 6, 2, 9, 3, 4, 5, 6]
+    draft = open_session(SuffixDrafter(RecentTexts(0)), text).proposal(2)
     assert draft.method is DraftMethod.SUFFIX
-    assert list(draft.token_ids) == [2, 3]
-    assert draft.probabilities == pytest.approx([2 / 3, 1 / 2])
+    assert list(draft.token_ids) == [2, 9]
+    assert draft.probabilities == pytest.approx([2 / 3 * 4 / 6, 1 / 2 * 5 / 7])
 
 
 # --- predictions
