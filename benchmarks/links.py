@@ -3,7 +3,8 @@
 One target, slowed to a realistic step (`slowed_target`), one drafter, one line between them whose
 delay is set (`slow_line`). Plain decoding and every pacing take turns on them; beside each ratio
 stands what the closed-form model expects (`link_model`) from the agreement and the times measured
-in the same run. The window is fixed and prompt lookup is off, so that pacing alone differs.
+in the same run, for enumeration with the measured share of hits. The window is fixed and prompt
+lookup is off, so that pacing alone differs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import socket
 import statistics
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -35,11 +37,13 @@ from benchmarks.slowed_target import FLAG
 
 WINDOW = 5
 RUN_AHEAD = 2 * (WINDOW + 1)
+FAN_OUT = 3
 
 PACINGS: Mapping[str, SpeculationConfig] = {
     "plain": SpeculationConfig(enabled=False),
     "synchronous": SpeculationConfig(method="remote", pacing="synchronous"),
     "run-ahead": SpeculationConfig(method="remote", run_ahead=RUN_AHEAD),
+    "enumeration": SpeculationConfig(method="remote", run_ahead=RUN_AHEAD, draft_fan_out=FAN_OUT),
 }
 
 
@@ -48,6 +52,25 @@ class Run(NamedTuple):
 
     tokens_per_second: float
     completions: Sequence[Completion]
+    hit_rate: float
+    """Share of the target's answers after which the next draft was there already."""
+    draft_step: float
+    """Seconds of a forward of the drafter."""
+
+
+class MetricsPage:
+    """The counters of a service."""
+
+    def __init__(self) -> None:
+        self.port = _free_port()
+
+    def read(self) -> Counter[str]:
+        """Values by name and labels, as they stand on the page."""
+        url = f"http://127.0.0.1:{self.port}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as page:
+            text = page.read().decode()
+        found = re.findall(r"^(outrider_\S+) (\S+)$", text, re.M)
+        return Counter({name: float(value) for name, value in found})
 
 
 @dataclass
@@ -56,7 +79,8 @@ class Bench:
 
     client: Client
     line: SlowLine
-    metrics_url: str
+    draft_metrics: MetricsPage
+    target_metrics: MetricsPage
     options: argparse.Namespace
     prompts: Sequence[str] = field(default_factory=list)
 
@@ -69,17 +93,21 @@ class Bench:
             num_assistant_tokens_schedule="constant",
             assistant_confidence_threshold=0.0,
         )
+        draft_before, target_before = self.draft_metrics.read(), self.target_metrics.read()
         completions, seconds = generate_together(
             self.client, self.prompts, config, PACINGS[pacing], streams=self.options.streams
         )
-        return Run(sum(len(c.token_ids) for c in completions) / seconds, completions)
-
-    def draft_forwards(self) -> tuple[float, float]:
-        """Seconds and number of the drafter's forwards so far."""
-        with urllib.request.urlopen(self.metrics_url, timeout=10) as page:
-            text = page.read().decode()
-        found = dict(re.findall(r"^outrider_draft_forward_seconds_(sum|count) (\S+)", text, re.M))
-        return float(found["sum"]), float(found["count"])
+        draft = self.draft_metrics.read() - draft_before
+        target = self.target_metrics.read() - target_before
+        answers = {k: v for k, v in target.items() if k.startswith("outrider_draft_answers_total")}
+        ready = sum(v for k, v in answers.items() if 'next="ready"' in k)
+        forwards = max(1.0, draft["outrider_draft_forward_seconds_count"])
+        return Run(
+            sum(len(c.token_ids) for c in completions) / seconds,
+            completions,
+            hit_rate=ready / max(1.0, sum(answers.values())),
+            draft_step=draft["outrider_draft_forward_seconds_sum"] / forwards,
+        )
 
 
 def main() -> None:
@@ -102,6 +130,7 @@ def main() -> None:
         "machine": {"cores": os.cpu_count()},
         "window": WINDOW,
         "run_ahead": RUN_AHEAD,
+        "fan_out": FAN_OUT,
         **{
             name: vars(options)[name]
             for name in ("repetitions", "prompts", "new_tokens", "streams")
@@ -129,41 +158,34 @@ def _measure_all(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def _set_up(stack: ExitStack, options: argparse.Namespace, step_delay: float) -> Bench:
-    port = _free_port()
-    drafter = Service(
-        "outrider_draft",
-        ["--model", str(DRAFT_DIR), "--threads", "1", "--metrics-port", str(port)],
-    )
+    of_draft, of_target = MetricsPage(), MetricsPage()
+    alone = ["--threads", "1", "--metrics-port"]
+    drafter = Service("outrider_draft", ["--model", str(DRAFT_DIR), *alone, str(of_draft.port)])
     line = stack.enter_context(SlowLine(stack.enter_context(drafter).address))
-    arguments = ["--model", str(TARGET_DIR), "--threads", "1", "--draft", line.address]
+    arguments = ["--model", str(TARGET_DIR), "--draft", line.address, *alone, str(of_target.port)]
     target = stack.enter_context(
         Service("benchmarks.slowed_target", [*arguments, FLAG, str(step_delay)])
     )
     client = stack.enter_context(Client(target.address, timeout=600))
     prompts = [prompt.text for prompt in held_out_prompts()[: options.prompts]]
-    return Bench(client, line, f"http://127.0.0.1:{port}/metrics", options, prompts)
+    return Bench(client, line, of_draft, of_target, options, prompts)
 
 
 def _measure(bench: Bench, *, sampled: bool) -> dict[str, Any]:
     """All pacings in turn, at the line's present delay."""
     runs: dict[str, list[Run]] = {pacing: [] for pacing in PACINGS}
-    steps: list[float] = []
     for pacing in PACINGS:
         if pacing != "plain":
             bench.run(pacing, sampled=sampled)  # it learns how long answers take now
     for _ in range(bench.options.repetitions):
         for pacing, done in runs.items():
-            before = bench.draft_forwards()
             done.append(bench.run(pacing, sampled=sampled))
-            after = bench.draft_forwards()
-            if pacing == "synchronous":
-                steps.append((after[0] - before[0]) / max(1.0, after[1] - before[1]))
     plain = runs["plain"]
     deployment = Deployment(
         agreement=_agreement(runs["synchronous"][-1].completions),
         window=WINDOW,
         verify=bench.options.streams / statistics.median(run.tokens_per_second for run in plain),
-        draft_step=statistics.median(steps),
+        draft_step=statistics.median(run.draft_step for run in runs["synchronous"]),
         round_trip=2 * bench.line.delay,
     )
     rows = {}
@@ -172,11 +194,14 @@ def _measure(bench: Bench, *, sampled: bool) -> dict[str, Any]:
             own.tokens_per_second / base.tokens_per_second
             for own, base in zip(done, plain, strict=True)
         ]
+        hit_rate = statistics.median(run.hit_rate for run in done)
         rows[pacing] = {
             "tokens_per_second": statistics.median(run.tokens_per_second for run in done),
             "ratio": statistics.median(ratios),
             "ratio_runs": ratios,
-            "ratio_expected": _expected(pacing, deployment),
+            "ratio_expected": _expected(pacing, deployment, hit_rate),
+            "hit_rate": hit_rate,
+            "draft_step": statistics.median(run.draft_step for run in done),
             "same_tokens_as_plain": all(
                 [c.token_ids for c in own.completions] == [c.token_ids for c in base.completions]
                 for own, base in zip(done, plain, strict=True)
@@ -186,12 +211,13 @@ def _measure(bench: Bench, *, sampled: bool) -> dict[str, Any]:
     return {"deployment": deployment._asdict(), "rows": rows}
 
 
-def _expected(pacing: str, deployment: Deployment) -> float:
+def _expected(pacing: str, deployment: Deployment, hit_rate: float) -> float:
     if pacing == "plain":
         return 1.0
     if pacing == "synchronous":
         return link_model.synchronous(deployment)
-    hit_rate = link_model.run_ahead_hit_rate(deployment)
+    if pacing == "run-ahead":
+        hit_rate = link_model.run_ahead_hit_rate(deployment)
     return link_model.prepared(deployment, hit_rate=hit_rate)
 
 
@@ -220,7 +246,16 @@ def _table(result: Mapping[str, Any]) -> Table:
         f"{mode}, agreement {deployment['agreement']:.2f}"
     )
     table = Table(title=title, title_justify="left")
-    for column in ("", "tokens/s", "ratio", "expected", "tokens/round", "plain rounds", "same"):
+    for column in (
+        "",
+        "tokens/s",
+        "ratio",
+        "expected",
+        "tokens/round",
+        "plain rounds",
+        "hits",
+        "same",
+    ):
         table.add_column(column, justify="right" if column else "left")
     for name, row in result["rows"].items():
         table.add_row(
@@ -230,6 +265,7 @@ def _table(result: Mapping[str, Any]) -> Table:
             f"{row['ratio_expected']:.2f}",
             f"{row['tokens_per_round']:.2f}",
             f"{row['plain_rounds']:.0%}",
+            f"{row['hit_rate']:.0%}",
             "yes" if row["same_tokens_as_plain"] else "NO",
         )
     return table

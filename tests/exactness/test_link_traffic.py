@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Iterable
 
+import pytest
 from draft.harness import RunningDrafter
 from exactness.link_proxy import Request as RequestFrame
 from exactness.link_proxy import Response, Script, link_proxy
 from exactness.loop_thread import ServiceThreads
 from exactness.model_pairs import ModelPair
-from exactness.running import SYNCHRONOUS, Request, num_accepted, target
+from exactness.running import SYNCHRONOUS, Request, RunningTarget, num_accepted, target
+from outrider_client import SpeculationConfig
 from outrider_target.serving.metrics import LinkCollector
 
 
@@ -58,3 +62,20 @@ def test_bytes_on_a_link_are_counted_and_few(
     assert len(scales.received) <= most, "at most one frame back for each round of a sequence"
     bytes_per_token = (sum(scales.sent) + sum(scales.received)) / num_accepted(completions)
     assert bytes_per_token < 60, "ids and log-probabilities, not distributions"
+
+
+def test_a_draft_that_arrives_during_a_forward_counts_for_the_commit_that_ends_it(
+    monkeypatch: pytest.MonkeyPatch, perfectly_drafted_target: RunningTarget
+) -> None:
+    running = perfectly_drafted_target
+    monkeypatch.setattr(running.gate, "pass_through", lambda: time.sleep(0.03))
+    serving = running.service.serving
+    assert serving is not None
+    before = dataclasses.replace(serving.fleet.foresight)
+    request = Request([5, 6, 7], {"max_new_tokens": 60, "assistant_confidence_threshold": 0.0})
+    completion = running.generate(request, SpeculationConfig(run_ahead=24))
+    assert num_accepted([completion]) > 0
+    after = serving.fleet.foresight
+    followed = after.followed - before.followed
+    assert followed > 2
+    assert after.followed_ready - before.followed_ready >= followed / 2

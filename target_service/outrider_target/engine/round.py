@@ -57,8 +57,12 @@ class Rounds:
         self.totals = SpeculationCounters()
         self.num_generated_tokens = 0
 
-    def step(self) -> float | None:
+    def step(self, *, meanwhile: Callable[[], None] = lambda: None) -> float | None:
         """Run one round if any sequence is ready.
+
+        Args:
+            meanwhile: Takes in what arrived during the forward, before its tokens are committed:
+                drafts that are there already are then neither asked for nor waited for.
 
         Returns:
             0 when there may be more to do at once, else the time (`time.monotonic()`) to come back
@@ -80,6 +84,7 @@ class Rounds:
                 self._last_verified = None
             return 0.0 if plan.faults else self._come_back_at(plan.wait_until)
         verified = self._timed_verify(batch)
+        meanwhile()
         for work, own in verified:
             with self._contained(work.sequence.state):
                 self._commit(work, own)

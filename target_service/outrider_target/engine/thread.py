@@ -7,6 +7,7 @@ pass, and a slow reader never holds the batch. Knows nothing of gRPC.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -136,7 +137,7 @@ class Engine:
             come_back_at: float | None = None
             while not self._stopping:
                 self._take_commands(come_back_at)
-                come_back_at = self._rounds.step()
+                come_back_at = self._rounds.step(meanwhile=self._take_commands_now)
                 self._fleet.flush()
                 self._flush()
                 self._live = {state for state in self._live if not state.finished}
@@ -155,10 +156,15 @@ class Engine:
                 self._obey(self._commands.get())
             else:
                 self._obey(self._commands.get(timeout=max(0.0, come_back_at - time.monotonic())))
-            while True:
-                self._obey(self._commands.get_nowait())
+            self._take_commands_now()
         except queue.Empty:
             return
+
+    def _take_commands_now(self) -> None:
+        """Take in all commands there are."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._obey(self._commands.get_nowait())
 
     def _obey(self, command: Command) -> None:
         match command:
