@@ -52,6 +52,10 @@ soak: kernels node-peers ## Run the load and chaos suites, some minutes each
 bench: kernels ## Compare with transformers on the shipped pair; prints a table, writes JSON
 	$(BIN)/python -m benchmarks.compare
 
+.PHONY: bench-repetition
+bench-repetition: kernels ## Requests that repeat, as agents send them: remembered outputs and predictions beside other drafters
+	$(BIN)/python -m benchmarks.repetition
+
 .PHONY: bench-links
 bench-links: kernels ## Compare pacings of drafts over slow links with a slowed target; prints tables, writes JSON
 	$(BIN)/python -m benchmarks.links

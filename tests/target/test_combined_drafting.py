@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 
 import pytest
 from outrider_runtime.recent_texts import RecentTexts
@@ -10,6 +12,7 @@ from outrider_target.drafting.agreement import Agreement
 from outrider_target.drafting.combined import CombinedDrafter
 from outrider_target.drafting.drafter import NO_DRAFT, DraftSession
 from outrider_target.drafting.fleet import DraftFleet
+from outrider_target.drafting.lookup import LookupDrafter
 from outrider_target.drafting.patience import RoundPace
 from outrider_target.drafting.updates import CloseSession, CommitTokens
 from outrider_target.requests.request import DraftMethod
@@ -129,6 +132,50 @@ def test_closing_closes_the_remote_session(fleet: DraftFleet, link: FakeLink) ->
     fleet.flush()
     assert isinstance(link.frames[-1][0], CloseSession)
     assert not link.sessions
+
+
+def test_what_rests_on_a_longer_match_is_preferred_once_it_was_right_more_often(
+    fleet: DraftFleet,
+) -> None:
+    """After 5, 6 comes 7 or 8: two tokens do not tell which, the three before them do."""
+    session = open_session(fleet)
+    verses = [[1, 20, 5, 6, 7, 30], [2, 21, 5, 6, 8, 31]]
+    for _ in range(12):
+        for verse in verses:
+            commit(fleet, session, *verse[:4])
+            commit(fleet, session, *verse[4:])
+    for verse in verses:
+        commit(fleet, session, *verse[:4])
+        token_ids, method = drafted(session)
+        assert token_ids[:2] == verse[4:]
+        assert method is DraftMethod.SUFFIX
+        commit(fleet, session, *verse[4:])
+
+
+def test_a_prediction_is_drafted_from_while_it_holds(fleet: DraftFleet) -> None:
+    expected = list(range(100, 160))
+    generation = request(PROMPT, speculation=replace(SPECULATION, prediction=tuple(expected)))
+    session = CombinedDrafter(fleet, RecentTexts(0)).open(
+        generation, sample_index=0, token_ids=PROMPT, window=WINDOW
+    )
+    assert drafted(session) == (expected[:3], DraftMethod.PREDICTION)
+    commit(fleet, session, *expected[:20])
+    assert drafted(session) == (expected[20:23], DraftMethod.PREDICTION)
+    for _ in range(10):
+        commit(fleet, session, 7, 8)
+    assert drafted(session)[1] is not DraftMethod.PREDICTION
+
+
+def test_each_drafter_says_how_sure_it_is_of_its_own(fleet: DraftFleet, link: FakeLink) -> None:
+    session = open_session(fleet)
+    link.answer()
+    draft = session.proposal(WINDOW)
+    assert draft.method is DraftMethod.REMOTE
+    assert draft.probabilities == pytest.approx([math.exp(-0.5)] * WINDOW)
+    looked_up = LookupDrafter().open(
+        request([1, 2, 1]), sample_index=0, token_ids=[1, 2, 1], window=WINDOW
+    )
+    assert looked_up.proposal(WINDOW).probabilities is None, "a copy is no opinion"
 
 
 def test_agreement_is_counted_up_to_the_first_difference() -> None:
