@@ -17,7 +17,7 @@ from exactness.prompts import random_prompts
 from exactness.reference import Reference, own_types
 from exactness.running import SYNCHRONOUS, Request, RunningTarget
 from outrider_client import SpeculationConfig
-from transformers.generation import TemperatureLogitsWarper, candidate_generator
+from transformers.generation import candidate_generator
 
 LOOKUP = SpeculationConfig(method="prompt-lookup", report_rounds=True)
 NUM_TOKENS = 40
@@ -226,40 +226,33 @@ def test_truncation_does_not_shorten_what_was_looked_up(assisting: Assisting) ->
     assert sum(sampled.num_drafted) > 0
 
 
-def test_their_assistant_applies_the_temperature_twice_and_ours_once(
-    perfectly_drafted_target: RunningTarget, theirs: Theirs
-) -> None:
-    """A model that drafts for itself under the same temperature and noise always agrees.
-
-    transformers gives its assistant the target's warpers and lets `generate` add them again: it
-    drafts at the square of the temperature.
-    """
+def sampled_by_itself(assisting: Assisting, temperature: float) -> Drafted:
+    """A model that drafts for itself agrees with itself, whatever is drawn."""
     (prompt,) = random_prompts(1, seed=24)
-    sampled = options(**drafting(5)) | {"do_sample": True, "temperature": 0.5, "top_k": 0}
-    done = Ours(perfectly_drafted_target).assisted(prompt, sampled)
+    further = {"do_sample": True, "temperature": temperature, "top_k": 0}
+    done = assisting.assisted(prompt, options(**drafting(5)) | further)
     assert sum(done.num_drafted) > 0
+    return done
+
+
+@defect("the assistant applies the temperature twice: it draws at the square of it")
+def test_the_drafter_draws_at_the_temperature_that_was_asked_for(assisting: Assisting) -> None:
+    done = sampled_by_itself(assisting, 0.5)
     assert done.num_accepted == sum(done.num_drafted)
 
-    calls = 0
-    original = TemperatureLogitsWarper.__call__
 
-    def counting(self: Any, input_ids: Any, scores: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return original(self, input_ids, scores)
-
-    with mock.patch.object(TemperatureLogitsWarper, "__call__", counting):
-        theirs_done = theirs.assisted(prompt, sampled)
-    rows = sum(theirs_done.num_drafted) + len(theirs_done.num_drafted)
-    assert calls - rows == 2 * sum(theirs_done.num_drafted), (
-        "once for the target, twice for a draft"
-    )
+@pytest.mark.parametrize("assisting", ["ours", "theirs"], indirect=True)
+def test_where_the_temperature_changes_nothing_both_agree_with_themselves(
+    assisting: Assisting,
+) -> None:
+    done = sampled_by_itself(assisting, 1.0)
+    assert done.num_accepted == sum(done.num_drafted)
 
 
 def test_what_p_and_q_agree_on_exactly_is_no_special_case(
     perfectly_drafted_target: RunningTarget,
 ) -> None:
-    """transformers divides 0 by 0 when a draft is rejected by rounding alone, and raises."""
+    """Nor is what differs by rounding: `test_upstream_arithmetic`."""
     for seed, prompt in enumerate(random_prompts(6, seed=25)):
         sampled = options(**drafting(4)) | {"do_sample": True, "top_k": VOCAB_SIZE}
         drafted = perfectly_drafted_target.generate(

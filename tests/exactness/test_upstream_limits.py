@@ -33,6 +33,7 @@ from exactness.running import (
     num_drafted,
     target,
 )
+from exactness.sides import sides
 from outrider.v1 import draft_pb2
 from outrider_client import DraftLinkState, FinishReason
 from outrider_runtime.model.kv_pool import KVPool
@@ -60,12 +61,6 @@ WINDOW = {
     "num_assistant_tokens_schedule": "constant",
     "assistant_confidence_threshold": 0.0,
 }
-
-
-def sides(why: str) -> pytest.MarkDecorator:
-    """Runs a test on both; theirs must fail."""
-    broken = pytest.param("theirs", marks=pytest.mark.xfail(strict=True, reason=why))
-    return pytest.mark.parametrize("side", ["ours", broken])
 
 
 @pytest.fixture(scope="module")
