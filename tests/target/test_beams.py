@@ -278,6 +278,8 @@ def test_options_that_leave_no_token_end_that_request_alone(llama: Pair) -> None
         ({"num_beams": 0}, "num_beams"),
         ({"num_beams": 17}, "num_beams"),
         ({"num_beams": 3, "num_return_sequences": 4}, "num_return_sequences"),
+        ({"num_beams": 2, "length_penalty": 1e9}, "length_penalty"),
+        ({"num_beams": 2, "length_penalty": -1e9}, "length_penalty"),
         ({"num_beams": 2, "early_stopping": "always"}, "early_stopping"),
         ({"num_beams": 2, "penalty_alpha": 0.5, "top_k": 4}, "penalty_alpha"),
         ({"num_beams": 2, "output_scores": True}, "output_scores"),

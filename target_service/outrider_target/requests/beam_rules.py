@@ -5,6 +5,8 @@ A value is refused with the name of its field.
 
 from __future__ import annotations
 
+import math
+
 from outrider.v1 import generation_pb2
 from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_contract.generation_config import shortest_float
@@ -16,6 +18,9 @@ from outrider_target.requests.forced_phrases_rules import forced_phrases
 from outrider_target.requests.generation_mode import BEAM_MODES, generation_mode
 from outrider_target.requests.request import TensorKind
 from outrider_target.requests.room import Room
+
+_MOST_LOG_LENGTH = 80.0
+"""Logarithm of what scores are divided by: float32 ends near 88."""
 
 
 def beam_settings(
@@ -65,6 +70,11 @@ def beam_settings(
         raise InvalidRequest(
             "generation_config.num_return_sequences",
             f"is {settings.num_return_sequences}, more than the {settings.num_beams} beams",
+        )
+    if abs(settings.length_penalty) * math.log(max_length) > _MOST_LOG_LENGTH:
+        raise InvalidRequest(
+            "generation_config.length_penalty",
+            f"is {settings.length_penalty:g}: up to {max_length} tokens to it are no number",
         )
     _check_room(settings.num_beams, num_prompt_tokens, max_length, room)
     return settings
