@@ -31,6 +31,7 @@ from outrider_client._errors import (
     StreamInterruptedError,
     UnavailableError,
 )
+from outrider_client._explanation import Explanation, Finding
 from outrider_client._generation_config import GenerationConfig
 from outrider_client._generation_fields import (
     CompileConfig,
@@ -69,8 +70,10 @@ __all__ = [
     "DraftLink",
     "DraftLinkState",
     "DrafterStats",
+    "Explanation",
     "FieldCapability",
     "FieldSupport",
+    "Finding",
     "FinishReason",
     "GeneratedSequence",
     "GenerationConfig",

@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import TypeVar
 
 import grpc
-from outrider.v1 import generation_pb2
+from outrider.v1 import explanation_pb2, generation_pb2
 from outrider.v1.generation_pb2_grpc import GenerationServiceStub
 
 from outrider_client import _request
 from outrider_client._completion import Completion
 from outrider_client._connection import ChannelOption, Connection, TLSConfig
+from outrider_client._explanation import Explanation
 from outrider_client._info import Loads, ModelInfo, ServerInfo
 from outrider_client._log_probs import Scores
 from outrider_client._plugins import Plugin
@@ -246,6 +247,11 @@ class Client:
         """Tells how busy the server is."""
         request = generation_pb2.GetLoadsRequest()
         return Loads.from_message(self._call(self._stub.GetLoads, request, timeout))
+
+    def explain(self, *, timeout: float | None = None) -> Explanation:
+        """Tells what limits the server's speed at the moment, and what would help."""
+        request = explanation_pb2.ExplainRequest()
+        return Explanation.from_message(self._call(self._stub.Explain, request, timeout))
 
     def tokenize(
         self, text: str, *, add_special_tokens: bool | None = None, timeout: float | None = None

@@ -217,6 +217,9 @@ class Loads:
     num_preemptions: int
     """Preemptions since the start."""
 
+    speculation_speedup_ratio: float | None = None
+    """Tokens a second over those of plain decoding, once measured."""
+
     @classmethod
     def from_message(cls, message: generation_pb2.GetLoadsResponse) -> Loads:
         """The load in a message."""
@@ -227,6 +230,9 @@ class Loads:
             speculation=SpeculationStats.from_message(message.speculation),
             num_generated_tokens=message.num_generated_tokens,
             num_preemptions=message.num_preemptions,
+            speculation_speedup_ratio=message.speculation_speedup_ratio
+            if message.HasField("speculation_speedup_ratio")
+            else None,
         )
 
 

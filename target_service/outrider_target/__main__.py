@@ -176,6 +176,15 @@ def serve(
             max=16,
         ),
     ] = _SPECULATION.draft_fan_out,
+    speedup_probe_rate: Annotated[
+        float,
+        flag(
+            "--speedup-probe-rate",
+            "Share of rounds that run plainly to measure what drafting gains.",
+            min=0,
+            max=0.5,
+        ),
+    ] = _SPECULATION.speedup_probe_rate,
     draft_timeout_ms: Annotated[
         int,
         flag("--draft-timeout-ms", "Longest wait for a drafter in a round.", min=0, max=60_000),
@@ -259,6 +268,7 @@ def serve(
             max_assistant_tokens=max_assistant_tokens,
             run_ahead=run_ahead,
             draft_fan_out=draft_fan_out,
+            speedup_probe_rate=speedup_probe_rate,
             draft_timeout_ms=draft_timeout_ms,
         ),
         drafts=tuple(draft or ()),

@@ -184,7 +184,9 @@ class TargetService:
         )
         texts = RecentTexts(settings.suffix_cache_tokens)
         round_pace = RoundPace()
-        control = Control(RowCurve(time_forwards(runner)))
+        control = Control(
+            RowCurve(time_forwards(runner)), plain_share=settings.speculation.speedup_probe_rate
+        )
         scheduler = Scheduler(
             runner.pool,
             round_pace,

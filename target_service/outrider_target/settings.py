@@ -97,6 +97,10 @@ class SpeculationDefaults:
     draft_fan_out: int = 1
     """Guesses for each position of a draft that are continued meanwhile, the first included."""
 
+    speedup_probe_rate: float = 0.01
+    """Share of rounds that run plainly, to measure what drafting gains; only with the schedule
+    auto. 0: none, and the gain is not known."""
+
     draft_timeout_ms: int = 1000
     """Longest wait for a drafter in one round."""
 

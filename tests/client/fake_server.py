@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
-from outrider.v1 import generation_pb2, generation_pb2_grpc, log_probs_pb2, plugins_pb2
+from outrider.v1 import (
+    explanation_pb2,
+    generation_pb2,
+    generation_pb2_grpc,
+    log_probs_pb2,
+    plugins_pb2,
+)
 from outrider_contract.errors import DOMAIN, REQUEST_ID_KEY
 from outrider_contract.generation_config import from_json_dict
 
@@ -295,6 +301,27 @@ class FakeServer(generation_pb2_grpc.GenerationServiceServicer):
         )
         response.speculation.CopyFrom(complete().complete.speculation)
         return response
+
+    def Explain(self, request: Any, context: Any) -> explanation_pb2.ExplainResponse:
+        self._receive("Explain", request, context)
+        return explanation_pb2.ExplainResponse(
+            num_rounds=10,
+            num_sequence_rounds=20,
+            num_drafts=5,
+            num_draft_tokens=15,
+            num_accepted_tokens=6,
+            num_tokens=26,
+            forward_seconds=0.05,
+            between_seconds=0.01,
+            silences=[
+                explanation_pb2.DraftSilenceCount(
+                    reason=explanation_pb2.DRAFT_SILENCE_NOT_WORTH_ASKING, num_sequence_rounds=14
+                ),
+                explanation_pb2.DraftSilenceCount(reason=77, num_sequence_rounds=1),  # type: ignore[arg-type]
+            ],
+            asking_cost_ratio=1.5,
+            findings=[explanation_pb2.Finding(seen="Asking costs.", advice="Do not.")],
+        )
 
     def Tokenize(self, request: Any, context: Any) -> generation_pb2.TokenizeResponse:
         self._receive("Tokenize", request, context)

@@ -69,6 +69,14 @@ async def test_the_load_is_told(twin: Twin) -> None:
     assert loads.speculation.num_accepted_tokens == 2
 
 
+async def test_what_limits_the_speed_is_told(twin: Twin) -> None:
+    found = await twin.call("explain")
+    assert (found.num_rounds, found.num_sequence_rounds, found.num_tokens) == (10, 20, 26)
+    assert found.silences == {"not-worth-asking": 14, "reason-77": 1}
+    assert (found.asking_cost_ratio, found.speedup_ratio, found.answer_seconds) == (1.5, None, None)
+    assert found.findings == (("Asking costs.", "Do not."),)
+
+
 async def test_text_becomes_tokens_and_back(twin: Twin, server: FakeServer) -> None:
     assert await twin.call("tokenize", "ab") == [97, 98]
     assert await twin.call("detokenize", [1, 2]) == "<1><2>"

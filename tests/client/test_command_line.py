@@ -389,6 +389,15 @@ def test_loads_shows_numbers(outrider: Outrider) -> None:
     assert json.loads(outrider.at("loads", "--json").out)["num_waiting_requests"] == 1
 
 
+def test_explain_says_what_limits_the_speed(outrider: Outrider) -> None:
+    out = outrider.at("explain").out
+    assert "forward    5.0 ms a round\n" in out
+    assert "no draft   70% not worth asking\n" in out
+    assert "\nAsking costs.\n  Do not.\n" in out
+    assert "speed-up" not in out, "nobody has measured it"
+    assert json.loads(outrider.at("explain", "--json").out)["asking_cost_ratio"] == 1.5
+
+
 def test_text_becomes_tokens_and_back(outrider: Outrider, server: FakeServer) -> None:
     assert outrider.at("tokenize", "ab").out == "97 98\n"
     assert json.loads(outrider.at("tokenize", "--json", "ab").out) == {"token_ids": [97, 98]}
@@ -410,7 +419,7 @@ def test_abort_names_what_it_ended(outrider: Outrider) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "score", "info", "loads", "tokenize", "detokenize", "abort"]
+    "command", ["generate", "score", "info", "loads", "explain", "tokenize", "detokenize", "abort"]
 )
 def test_every_command_explains_itself(outrider: Outrider, command: str) -> None:
     ended = outrider(command, "--help")

@@ -293,6 +293,24 @@ def test_loads_count_what_runs_and_go_back_to_nothing(
         assert gained == getattr(complete.speculation, name)
 
 
+def test_the_last_rounds_are_explained(client: Client) -> None:
+    completion = client.generate(
+        REPETITIVE,
+        GenerationConfig(max_new_tokens=30),
+        speculation=SpeculationConfig(method="prompt-lookup"),
+    )
+    found = client.explain()
+    rounds = completion.speculation.num_rounds
+    assert found.num_rounds >= rounds
+    assert found.num_tokens >= 30
+    assert found.num_drafts > 0
+    assert found.num_accepted_tokens <= found.num_draft_tokens
+    assert found.num_drafts + sum(found.silences.values()) == found.num_sequence_rounds
+    assert found.forward_seconds > 0
+    assert found.findings
+    assert found.speedup_ratio is None, "nothing ran plainly to measure it"
+
+
 def test_text_becomes_ids_with_or_without_special_ones(client: Client) -> None:
     assert client.tokenize("hé") == [BOS, *ids_of("hé")]
     assert client.tokenize("hé", add_special_tokens=False) == ids_of("hé")

@@ -254,6 +254,7 @@ VALUES = {
     "--suffix-cache-tokens": (0, 64, 1000),
     "--num-assistant-tokens-schedule": ("constant", "heuristic", "heuristic_transient"),
     "--assistant-confidence-threshold": (0.1, 0.2, 0.3),
+    "--speedup-probe-rate": (0.0, 0.1, 0.5),
     "--grace": (1.0, 2.0, 3.0),
     "--insecure": (True, False, True),
     "--prefix-caching": (False, True, True),

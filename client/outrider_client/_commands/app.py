@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from outrider_client._commands.abort import abort
+from outrider_client._commands.explain import explain
 from outrider_client._commands.failures import fail
 from outrider_client._commands.generate import generate
 from outrider_client._commands.info import info
@@ -27,6 +28,7 @@ _OWN: dict[str, Callable[..., None]] = {
     "generate": generate,
     "info": info,
     "loads": loads,
+    "explain": explain,
     "score": score,
     "tokenize": tokenize,
     "detokenize": detokenize,

@@ -19,6 +19,7 @@ from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.lookup import LookupSession
 from outrider_target.drafting.prediction import PredictionSession
 from outrider_target.drafting.remote_session import RemoteSession
+from outrider_target.drafting.silence import Silence
 from outrider_target.drafting.suffix import SuffixSession
 from outrider_target.requests.request import GenerationRequest
 
@@ -104,6 +105,12 @@ class CombinedSession:
             if candidate.worth > worth:
                 best, worth = candidate.draft, candidate.worth
         return best
+
+    @property
+    def silence(self) -> Silence:
+        """Why there is no proposal, when there is none: those inside the target found nothing."""
+        remote = self._remote.silence
+        return Silence.NOTHING_PROPOSED if remote is Silence.NO_LINK else remote
 
     def close(self) -> None:
         """Forget the sequence everywhere."""

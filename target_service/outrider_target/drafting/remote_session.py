@@ -20,6 +20,7 @@ from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.foresight import Foresight
 from outrider_target.drafting.link_state import LinkState
 from outrider_target.drafting.patience import Question, RoundPace, decide, patience
+from outrider_target.drafting.silence import Silence
 from outrider_target.drafting.tempering import DraftTemperatures
 from outrider_target.drafting.updates import CommitTokens, Growth, OpenSession
 from outrider_target.requests.request import DraftMethod, GenerationRequest
@@ -144,6 +145,17 @@ class RemoteSession:
         # A drafter may tell anything: above 0 there is no log-probability.
         probabilities = [math.exp(min(0.0, node.log_prob)) for node in path]
         return Draft([node.token_id for node in path], DraftMethod.REMOTE, probabilities)
+
+    @property
+    def silence(self) -> Silence:
+        """Why there is no proposal, when there is none."""
+        if self.link is None:
+            return Silence.NO_LINK
+        if not self.opened or self._told_length < self._tree.committed_length:
+            return Silence.NOT_WORTH_ASKING
+        if self._complete_at == self._tree.committed_length:
+            return Silence.NOTHING_PROPOSED
+        return Silence.LATE
 
     def close(self) -> None:
         """Forget the sequence on both sides."""

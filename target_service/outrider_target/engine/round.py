@@ -17,12 +17,17 @@ from outrider_runtime.model.runner import Runner
 from outrider_runtime.model.selection import InvalidScores
 
 from outrider_target.decoding.strategy import Decision
+from outrider_target.drafting.combined import CombinedSession
 from outrider_target.drafting.control import Control, RoundTimes
 from outrider_target.drafting.drafter import Draft, Drafter
 from outrider_target.drafting.early_exit import EarlyExitDrafter
 from outrider_target.drafting.forced import ForcedSession
 from outrider_target.drafting.patience import RoundPace
+from outrider_target.drafting.remote_session import RemoteSession
+from outrider_target.drafting.runs import Regime
+from outrider_target.drafting.silence import Silence
 from outrider_target.engine.events import Event, RequestCompleted, RequestFailed
+from outrider_target.engine.round_log import RoundLog, RoundRecord
 from outrider_target.engine.scheduler import Scheduler, Work
 from outrider_target.engine.sequence import RequestState, Sequence
 from outrider_target.engine.statistics import SpeculationCounters
@@ -52,9 +57,11 @@ class Rounds:
         self._drafters = {**drafters, DraftMethod.EARLY_EXIT: self._early_exit}
         self._deliver = deliver
         self._round_pace = round_pace
-        self._control = control or Control()
+        self.control = control or Control()
         self._last_verified: float | None = None  # when; None: nothing ran since
         self.totals = SpeculationCounters()
+        self.log = RoundLog()
+        self._silences: list[Silence] = []  # of the round under way
         self.num_generated_tokens = 0
 
     def step(self, *, meanwhile: Callable[[], None] = lambda: None) -> float | None:
@@ -83,11 +90,19 @@ class Rounds:
             if not self._scheduler.running:
                 self._last_verified = None
             return 0.0 if plan.faults else self._come_back_at(plan.wait_until)
-        verified = self._timed_verify(batch)
+        num_accepted, num_tokens = self.totals.num_accepted_tokens, self.num_generated_tokens
+        self._silences.clear()
+        verified, times = self._timed_verify(batch)
         meanwhile()
         for work, own in verified:
             with self._contained(work.sequence.state):
                 self._commit(work, own)
+        self._record(
+            [work for work in batch if work.rows is not None],
+            times,
+            num_accepted=self.totals.num_accepted_tokens - num_accepted,
+            num_tokens=self.num_generated_tokens - num_tokens,
+        )
         self._round_pace.observe(time.monotonic() - started)
         return 0.0
 
@@ -150,27 +165,58 @@ class Rounds:
             if sequence.constraint is not None and sequence.request.speculation.forced:
                 session = ForcedSession(session, sequence.constraint, window=window)
             sequence.session = session
-            sequence.calibration = self._control.calibration_of(sequence.request)
+            sequence.calibration = self.control.calibration_of(sequence.request)
 
-    def _timed_verify(self, batch: SequenceOf[Work]) -> list[tuple[Work, Any]]:
+    def _record(
+        self, decided: SequenceOf[Work], times: RoundTimes, *, num_accepted: int, num_tokens: int
+    ) -> None:
+        """Keep what the round was and took."""
+        if not decided:
+            return
+        cycle = times.cycle_seconds
+        self.log.add(
+            RoundRecord(
+                num_sequences=len(decided),
+                num_rows=times.num_rows,
+                num_drafts=sum(bool(work.draft.token_ids) for work in decided),
+                num_draft_tokens=sum(len(work.draft.token_ids) for work in decided),
+                num_accepted_tokens=num_accepted,
+                num_tokens=num_tokens,
+                forward_seconds=times.forward_seconds,
+                between_seconds=0.0 if cycle is None else max(0.0, cycle - times.forward_seconds),
+                silences=tuple(self._silences),
+            )
+        )
+
+    def _silence(self, sequence: Sequence) -> Silence:
+        """Why the round verified no draft for it."""
+        session = sequence.session
+        if sequence.controlled and self.control.gate.ended is Regime.PLAIN:
+            return Silence.MEASURING
+        if sequence.offered.token_ids:
+            return Silence.NOT_WORTH_VERIFYING
+        if isinstance(session, RemoteSession | CombinedSession):
+            return session.silence
+        if sequence.request.speculation.method is DraftMethod.NONE:
+            return Silence.NO_DRAFTER
+        return Silence.NOTHING_PROPOSED
+
+    def _timed_verify(self, batch: SequenceOf[Work]) -> tuple[list[tuple[Work, Any]], RoundTimes]:
         """Verify, and let the control learn what it took."""
         began = time.monotonic()
         verified = self._verify(batch)
         now = time.monotonic()
         last, self._last_verified = self._last_verified, now
-        self._control.observe(
-            RoundTimes(
-                num_running=len(self._scheduler.running),
-                num_sequences=len(batch),
-                num_rows=sum(len(feed.token_ids) for work in batch for feed in work.feeds),
-                forward_seconds=now - began,
-                cycle_seconds=None if last is None else now - last,
-                only_decodes=all(
-                    work.rows is not None and work.sequence.controlled for work in batch
-                ),
-            )
+        times = RoundTimes(
+            num_running=len(self._scheduler.running),
+            num_sequences=len(batch),
+            num_rows=sum(len(feed.token_ids) for work in batch for feed in work.feeds),
+            forward_seconds=now - began,
+            cycle_seconds=None if last is None else now - last,
+            only_decodes=all(work.rows is not None and work.sequence.controlled for work in batch),
         )
-        return verified
+        self.control.observe(times)
+        return verified, times
 
     def _verify(self, batch: SequenceOf[Work]) -> list[tuple[Work, Any]]:
         """What the round's logits decide. A fault in one request's rows ends that request alone."""
@@ -209,8 +255,10 @@ class Rounds:
         decision = sequence.strategy.commit(work.draft.token_ids, own)
         if not sequence.request.given:
             self._count(sequence, work.draft, decision.num_accepted)
+        if not work.draft.token_ids:
+            self._silences.append(self._silence(sequence))
         if sequence.controlled:
-            self._control.decided(len(decision.token_ids))
+            self.control.decided(len(decision.token_ids))
             sequence.calibration.observe(sequence.offered, decision.token_ids)
         # What the form forces is always accepted, which says nothing of a drafter beside it.
         if work.draft.method is not DraftMethod.GRAMMAR or not sequence.session.active:

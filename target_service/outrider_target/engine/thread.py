@@ -18,6 +18,7 @@ import structlog
 
 from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.updates import LinkEvent
+from outrider_target.engine.explanation import Figures
 from outrider_target.engine.round import Rounds
 from outrider_target.engine.scheduler import PrefixCacheCounters, Scheduler
 from outrider_target.engine.sequence import RequestState
@@ -56,6 +57,8 @@ class Loads(NamedTuple):
     num_preemptions: int
     prefix_cache: PrefixCacheCounters
     speculation: SpeculationCounters
+    speedup_ratio: float | None
+    """Tokens a second over those of plain decoding; None until it was measured."""
 
 
 class Engine:
@@ -130,6 +133,20 @@ class Engine:
             num_preemptions=self._scheduler.num_preemptions,
             prefix_cache=self._scheduler.prefix_cache,
             speculation=self._rounds.totals,
+            speedup_ratio=self._rounds.control.speedup(max(1, len(self._scheduler.running))),
+        )
+
+    @property
+    def figures(self) -> Figures:
+        """What is known of what limits the speed; any thread."""
+        control = self._rounds.control
+        running = max(1, len(self._scheduler.running))
+        answers = [link.pace.latency for link in self._fleet.links if link.up and link.pace.latency]
+        return Figures(
+            recent=self._rounds.log.recent(),
+            answer_seconds=min(answers, default=None),
+            asking_cost_ratio=control.gate.asked_over_quiet.value(running),
+            speedup_ratio=control.speedup(running),
         )
 
     def _run(self) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from outrider.v1 import generation_pb2, log_probs_pb2, plugins_pb2, speculation_pb2, tensors_pb2
+from outrider.v1 import (
+    explanation_pb2,
+    generation_pb2,
+    log_probs_pb2,
+    plugins_pb2,
+    speculation_pb2,
+    tensors_pb2,
+)
 from outrider_runtime.model.log_probs import TokenLogProb, TokenLogProbs
 from outrider_runtime.prompt_lookup import LookupRule
 
@@ -14,7 +21,9 @@ from outrider_target.decoding.beams.beam import BeamScore
 from outrider_target.decoding.tensors import TokenTensor
 from outrider_target.drafting.link import DraftLink, LinkStatus
 from outrider_target.drafting.link_state import LinkState
+from outrider_target.drafting.silence import Silence
 from outrider_target.engine.events import BeamProgress, RequestCompleted
+from outrider_target.engine.explanation import Figures, explain
 from outrider_target.engine.statistics import SpeculationCounters
 from outrider_target.plugins import Plugin, PluginKind
 from outrider_target.requests.request import (
@@ -51,6 +60,10 @@ _LINK_STATES = {
     LinkStatus.CONNECTING: generation_pb2.DRAFT_LINK_STATE_CONNECTING,
     LinkStatus.READY: generation_pb2.DRAFT_LINK_STATE_READY,
     LinkStatus.REFUSED: generation_pb2.DRAFT_LINK_STATE_REFUSED,
+}
+_SILENCES = {
+    silence: explanation_pb2.DraftSilence.Value(f"DRAFT_SILENCE_{silence.name}")
+    for silence in Silence
 }
 _PLUGIN_KINDS = {
     PluginKind.LOGITS_PROCESSOR: plugins_pb2.PLUGIN_KIND_LOGITS_PROCESSOR,
@@ -231,6 +244,32 @@ def link_info(link: DraftLink, state: LinkState | None) -> generation_pb2.DraftL
         num_sessions=len(state.sessions) if state else 0,
         latency_seconds=state.pace.latency if state else 0.0,
         num_offences=state.offences if state else 0,
+    )
+
+
+def explanation(figures: Figures) -> explanation_pb2.ExplainResponse:
+    """What limits the speed."""
+    recent = figures.recent
+    return explanation_pb2.ExplainResponse(
+        num_rounds=recent.num_rounds,
+        num_sequence_rounds=recent.num_sequence_rounds,
+        num_drafts=recent.num_drafts,
+        num_draft_tokens=recent.num_draft_tokens,
+        num_accepted_tokens=recent.num_accepted_tokens,
+        num_tokens=recent.num_tokens,
+        forward_seconds=recent.forward_seconds,
+        between_seconds=recent.between_seconds,
+        silences=[
+            explanation_pb2.DraftSilenceCount(reason=_SILENCES[silence], num_sequence_rounds=count)
+            for silence, count in recent.silences
+        ],
+        answer_seconds=figures.answer_seconds,
+        asking_cost_ratio=figures.asking_cost_ratio,
+        speedup_ratio=figures.speedup_ratio,
+        findings=[
+            explanation_pb2.Finding(seen=finding.seen, advice=finding.advice)
+            for finding in explain(figures)
+        ],
     )
 
 

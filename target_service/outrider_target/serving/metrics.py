@@ -120,6 +120,11 @@ class EngineCollector(Collector):
                 speculation.num_plain_rounds,
             ),
         }
+        if loads.speedup_ratio is not None:
+            gauges["spec_decode_speedup_ratio"] = (
+                "Tokens a second over those of plain decoding, measured; absent until it was.",
+                loads.speedup_ratio,
+            )
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"outrider_{name}", text, value=value)
         for name, (text, value) in counters.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from dataclasses import dataclass
 
+from outrider.v1 import explanation_pb2
 from outrider.v1 import generation_pb2 as pb
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 
@@ -92,4 +93,9 @@ class Serving:
             speculation=messages.speculation_stats(loads.speculation),
             num_generated_tokens=loads.num_generated_tokens,
             num_preemptions=loads.num_preemptions,
+            speculation_speedup_ratio=loads.speedup_ratio,
         )
+
+    def explanation(self) -> explanation_pb2.ExplainResponse:
+        """See the contract."""
+        return messages.explanation(self.engine.figures)

@@ -11,8 +11,8 @@ from functools import partial
 
 import grpc.aio
 import structlog
+from outrider.v1 import explanation_pb2, generation_pb2_grpc
 from outrider.v1 import generation_pb2 as pb
-from outrider.v1 import generation_pb2_grpc
 from outrider_contract.metadata import is_request_id
 from outrider_runtime.errors import (
     InternalError,
@@ -285,6 +285,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> pb.GetLoadsResponse:
         """See the contract."""
         return self._serving.loads()
+
+    async def Explain(
+        self,
+        request: explanation_pb2.ExplainRequest,
+        context: grpc.aio.ServicerContext[
+            explanation_pb2.ExplainRequest, explanation_pb2.ExplainResponse
+        ],
+    ) -> explanation_pb2.ExplainResponse:
+        """See the contract."""
+        return self._serving.explanation()
 
     async def Tokenize(
         self,

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from outrider.v1 import explanation_pb2 as outrider_dot_v1_dot_explanation__pb2
 from outrider.v1 import generation_config_pb2 as outrider_dot_v1_dot_generation__config__pb2
 from outrider.v1 import log_probs_pb2 as outrider_dot_v1_dot_log__probs__pb2
 from outrider.v1 import plugins_pb2 as outrider_dot_v1_dot_plugins__pb2
@@ -30,71 +31,71 @@ from outrider.v1 import structured_output_pb2 as outrider_dot_v1_dot_structured_
 from outrider.v1 import tensors_pb2 as outrider_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1coutrider/v1/generation.proto\x12\x0boutrider.v1\x1a#outrider/v1/generation_config.proto\x1a\x1boutrider/v1/log_probs.proto\x1a\x19outrider/v1/plugins.proto\x1a\x1doutrider/v1/speculation.proto\x1a#outrider/v1/structured_output.proto\x1a\x19outrider/v1/tensors.proto\"\xa3\x05\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.outrider.v1.TokenIdsH\x00\x12\x38\n\x11generation_config\x18\x04 \x01(\x0b\x32\x1d.outrider.v1.GenerationConfig\x12\x33\n\x0bspeculation\x18\x05 \x01(\x0b\x32\x1e.outrider.v1.SpeculationConfig\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x07 \x01(\x08H\x03\x88\x01\x01\x12\x38\n\x11structured_output\x18\x08 \x01(\x0b\x32\x1d.outrider.v1.StructuredOutput\x12.\n\tlog_probs\x18\t \x01(\x0b\x32\x1b.outrider.v1.LogProbsConfig\x12\x32\n\x11logits_processors\x18\n \x03(\x0b\x32\x17.outrider.v1.PluginCall\x12\x32\n\x11stopping_criteria\x18\x0b \x03(\x0b\x32\x17.outrider.v1.PluginCall\x12\x17\n\rnegative_text\x18\x0c \x01(\tH\x01\x12\x33\n\x12negative_token_ids\x18\r \x01(\x0b\x32\x15.outrider.v1.TokenIdsH\x01\x12#\n\x16\x62\x65\x61m_progress_interval\x18\x0e \x01(\rH\x04\x88\x01\x01\x42\x08\n\x06promptB\x11\n\x0fnegative_promptB\x07\n\x05_seedB\x16\n\x14_skip_special_tokensB\x19\n\x17_beam_progress_interval\"\xb2\x01\n\x10GenerateResponse\x12+\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1a.outrider.v1.GenerateChunkH\x00\x12\x31\n\x08\x63omplete\x18\x02 \x01(\x0b\x32\x1d.outrider.v1.GenerateCompleteH\x00\x12\x32\n\rbeam_progress\x18\x03 \x01(\x0b\x32\x19.outrider.v1.BeamProgressH\x00\x42\n\n\x08response\"/\n\x0cHealedPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xfa\x01\n\x11GenerationStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x37\n\x10\x65\x66\x66\x65\x63tive_config\x18\x03 \x01(\x0b\x32\x1d.outrider.v1.GenerationConfig\x12=\n\x15\x65\x66\x66\x65\x63tive_speculation\x18\x04 \x01(\x0b\x32\x1e.outrider.v1.SpeculationConfig\x12\x19\n\x11num_prompt_tokens\x18\x05 \x01(\r\x12\x30\n\rhealed_prompt\x18\x06 \x01(\x0b\x32\x19.outrider.v1.HealedPrompt\"\xe3\x01\n\rGenerateChunk\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1e.outrider.v1.GenerationStarted\x12\x16\n\x0esequence_index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0f\n\x07\x64rafted\x18\x04 \x03(\x08\x12\x0c\n\x04text\x18\x05 \x01(\t\x12-\n\tlog_probs\x18\x06 \x03(\x0b\x32\x1a.outrider.v1.TokenLogProbs\x12(\n\x07tensors\x18\x07 \x03(\x0b\x32\x17.outrider.v1.TensorPart\"P\n\x0c\x42\x65\x61mProgress\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"1\n\nBeamResult\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x14\n\x0c\x62\x65\x61m_indices\x18\x02 \x03(\r\"\xe0\x02\n\x0eSequenceResult\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.outrider.v1.FinishReason\x12 \n\x13matched_stop_string\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\"\n\x15matched_stop_token_id\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x1d\n\x15num_completion_tokens\x18\x05 \x01(\r\x12\'\n\x1amatched_stopping_criterion\x18\x06 \x01(\tH\x02\x88\x01\x01\x12%\n\x04\x62\x65\x61m\x18\x07 \x01(\x0b\x32\x17.outrider.v1.BeamResultB\x16\n\x14_matched_stop_stringB\x18\n\x16_matched_stop_token_idB\x1d\n\x1b_matched_stopping_criterion\"\xc3\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\x12#\n\x1btime_to_first_token_seconds\x18\x04 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x05 \x01(\x01\x12\x17\n\x0fnum_preemptions\x18\x06 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x07 \x01(\r\"\x99\x01\n\x10GenerateComplete\x12.\n\tsequences\x18\x01 \x03(\x0b\x32\x1b.outrider.v1.SequenceResult\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.outrider.v1.Usage\x12\x32\n\x0bspeculation\x18\x03 \x01(\x0b\x32\x1d.outrider.v1.SpeculationStats\"\x84\x02\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.outrider.v1.TokenIdsH\x00\x12\x1b\n\x0e\x66irst_position\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x38\n\x11generation_config\x18\x05 \x01(\x0b\x32\x1d.outrider.v1.GenerationConfig\x12.\n\tlog_probs\x18\x06 \x01(\x0b\x32\x1b.outrider.v1.LogProbsConfigB\n\n\x08sequenceB\x11\n\x0f_first_position\"e\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12-\n\tlog_probs\x18\x03 \x03(\x0b\x32\x1a.outrider.v1.TokenLogProbs\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\",\n\rAbortResponse\x12\x1b\n\x13\x61\x62orted_request_ids\x18\x01 \x03(\t\"\x15\n\x13GetModelInfoRequest\"\xf9\x01\n\x14GetModelInfoResponse\x12\x19\n\x11served_model_name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x15\n\rhas_tokenizer\x18\x06 \x01(\x08\x12\x1d\n\x15tokenizer_fingerprint\x18\x07 \x01(\t\x12@\n\x19\x64\x65\x66\x61ult_generation_config\x18\x08 \x01(\x0b\x32\x1d.outrider.v1.GenerationConfig\"\x16\n\x14GetServerInfoRequest\"\xaf\x01\n\rDraftLinkInfo\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.outrider.v1.DraftLinkState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x14\n\x0cnum_sessions\x18\x05 \x01(\r\x12\x17\n\x0flatency_seconds\x18\x06 \x01(\x01\x12\x14\n\x0cnum_offences\x18\x07 \x01(\x04\"Z\n\x0f\x46ieldCapability\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12*\n\x07support\x18\x02 \x01(\x0e\x32\x19.outrider.v1.FieldSupport\x12\x0c\n\x04note\x18\x03 \x01(\t\"\xa4\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1e\n\x16\x64raft_protocol_version\x18\x02 \x01(\r\x12/\n\x0b\x64raft_links\x18\x03 \x03(\x0b\x32\x1a.outrider.v1.DraftLinkInfo\x12\x32\n\x0c\x63\x61pabilities\x18\x04 \x03(\x0b\x32\x1c.outrider.v1.FieldCapability\x12\x14\n\x0cmax_num_seqs\x18\x05 \x01(\r\x12\x1c\n\x14max_waiting_requests\x18\x06 \x01(\r\x12\x17\n\x0fkv_cache_tokens\x18\x07 \x01(\x04\x12(\n\x07plugins\x18\x08 \x03(\x0b\x32\x17.outrider.v1.PluginInfo\"\x11\n\x0fGetLoadsRequest\"\xd2\x01\n\x10GetLoadsResponse\x12\x1d\n\x15num_running_sequences\x18\x01 \x01(\r\x12\x1c\n\x14num_waiting_requests\x18\x02 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x03 \x01(\x01\x12\x32\n\x0bspeculation\x18\x04 \x01(\x0b\x32\x1d.outrider.v1.SpeculationStats\x12\x1c\n\x14num_generated_tokens\x18\x05 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x06 \x01(\x04\"W\n\x0fTokenizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x15\n\x13_add_special_tokens\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"`\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12 \n\x13skip_special_tokens\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*\x94\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x16\n\x12\x46INISH_REASON_TIME\x10\x03\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x04*\x8d\x01\n\x0e\x44raftLinkState\x12 \n\x1c\x44RAFT_LINK_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44RAFT_LINK_STATE_CONNECTING\x10\x01\x12\x1a\n\x16\x44RAFT_LINK_STATE_READY\x10\x02\x12\x1c\n\x18\x44RAFT_LINK_STATE_REFUSED\x10\x03*\x7f\n\x0c\x46ieldSupport\x12\x1d\n\x19\x46IELD_SUPPORT_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46IELD_SUPPORT_HONOURED\x10\x01\x12\x19\n\x15\x46IELD_SUPPORT_REFUSED\x10\x02\x12\x19\n\x15\x46IELD_SUPPORT_NOT_YET\x10\x03\x32\xec\x04\n\x11GenerationService\x12I\n\x08Generate\x12\x1c.outrider.v1.GenerateRequest\x1a\x1d.outrider.v1.GenerateResponse0\x01\x12>\n\x05Score\x12\x19.outrider.v1.ScoreRequest\x1a\x1a.outrider.v1.ScoreResponse\x12>\n\x05\x41\x62ort\x12\x19.outrider.v1.AbortRequest\x1a\x1a.outrider.v1.AbortResponse\x12S\n\x0cGetModelInfo\x12 .outrider.v1.GetModelInfoRequest\x1a!.outrider.v1.GetModelInfoResponse\x12V\n\rGetServerInfo\x12!.outrider.v1.GetServerInfoRequest\x1a\".outrider.v1.GetServerInfoResponse\x12G\n\x08GetLoads\x12\x1c.outrider.v1.GetLoadsRequest\x1a\x1d.outrider.v1.GetLoadsResponse\x12G\n\x08Tokenize\x12\x1c.outrider.v1.TokenizeRequest\x1a\x1d.outrider.v1.TokenizeResponse\x12M\n\nDetokenize\x12\x1e.outrider.v1.DetokenizeRequest\x1a\x1f.outrider.v1.DetokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1coutrider/v1/generation.proto\x12\x0boutrider.v1\x1a\x1doutrider/v1/explanation.proto\x1a#outrider/v1/generation_config.proto\x1a\x1boutrider/v1/log_probs.proto\x1a\x19outrider/v1/plugins.proto\x1a\x1doutrider/v1/speculation.proto\x1a#outrider/v1/structured_output.proto\x1a\x19outrider/v1/tensors.proto\"\xa3\x05\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.outrider.v1.TokenIdsH\x00\x12\x38\n\x11generation_config\x18\x04 \x01(\x0b\x32\x1d.outrider.v1.GenerationConfig\x12\x33\n\x0bspeculation\x18\x05 \x01(\x0b\x32\x1e.outrider.v1.SpeculationConfig\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x07 \x01(\x08H\x03\x88\x01\x01\x12\x38\n\x11structured_output\x18\x08 \x01(\x0b\x32\x1d.outrider.v1.StructuredOutput\x12.\n\tlog_probs\x18\t \x01(\x0b\x32\x1b.outrider.v1.LogProbsConfig\x12\x32\n\x11logits_processors\x18\n \x03(\x0b\x32\x17.outrider.v1.PluginCall\x12\x32\n\x11stopping_criteria\x18\x0b \x03(\x0b\x32\x17.outrider.v1.PluginCall\x12\x17\n\rnegative_text\x18\x0c \x01(\tH\x01\x12\x33\n\x12negative_token_ids\x18\r \x01(\x0b\x32\x15.outrider.v1.TokenIdsH\x01\x12#\n\x16\x62\x65\x61m_progress_interval\x18\x0e \x01(\rH\x04\x88\x01\x01\x42\x08\n\x06promptB\x11\n\x0fnegative_promptB\x07\n\x05_seedB\x16\n\x14_skip_special_tokensB\x19\n\x17_beam_progress_interval\"\xb2\x01\n\x10GenerateResponse\x12+\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1a.outrider.v1.GenerateChunkH\x00\x12\x31\n\x08\x63omplete\x18\x02 \x01(\x0b\x32\x1d.outrider.v1.GenerateCompleteH\x00\x12\x32\n\rbeam_progress\x18\x03 \x01(\x0b\x32\x19.outrider.v1.BeamProgressH\x00\x42\n\n\x08response\"/\n\x0cHealedPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xfa\x01\n\x11GenerationStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x37\n\x10\x65\x66\x66\x65\x63tive_config\x18\x03 \x01(\x0b\x32\x1d.outrider.v1.GenerationConfig\x12=\n\x15\x65\x66\x66\x65\x63tive_speculation\x18\x04 \x01(\x0b\x32\x1e.outrider.v1.SpeculationConfig\x12\x19\n\x11num_prompt_tokens\x18\x05 \x01(\r\x12\x30\n\rhealed_prompt\x18\x06 \x01(\x0b\x32\x19.outrider.v1.HealedPrompt\"\xe3\x01\n\rGenerateChunk\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1e.outrider.v1.GenerationStarted\x12\x16\n\x0esequence_index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0f\n\x07\x64rafted\x18\x04 \x03(\x08\x12\x0c\n\x04text\x18\x05 \x01(\t\x12-\n\tlog_probs\x18\x06 \x03(\x0b\x32\x1a.outrider.v1.TokenLogProbs\x12(\n\x07tensors\x18\x07 \x03(\x0b\x32\x17.outrider.v1.TensorPart\"P\n\x0c\x42\x65\x61mProgress\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"1\n\nBeamResult\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x14\n\x0c\x62\x65\x61m_indices\x18\x02 \x03(\r\"\xe0\x02\n\x0eSequenceResult\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.outrider.v1.FinishReason\x12 \n\x13matched_stop_string\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\"\n\x15matched_stop_token_id\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x1d\n\x15num_completion_tokens\x18\x05 \x01(\r\x12\'\n\x1amatched_stopping_criterion\x18\x06 \x01(\tH\x02\x88\x01\x01\x12%\n\x04\x62\x65\x61m\x18\x07 \x01(\x0b\x32\x17.outrider.v1.BeamResultB\x16\n\x14_matched_stop_stringB\x18\n\x16_matched_stop_token_idB\x1d\n\x1b_matched_stopping_criterion\"\xc3\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\x12#\n\x1btime_to_first_token_seconds\x18\x04 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x05 \x01(\x01\x12\x17\n\x0fnum_preemptions\x18\x06 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x07 \x01(\r\"\x99\x01\n\x10GenerateComplete\x12.\n\tsequences\x18\x01 \x03(\x0b\x32\x1b.outrider.v1.SequenceResult\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.outrider.v1.Usage\x12\x32\n\x0bspeculation\x18\x03 \x01(\x0b\x32\x1d.outrider.v1.SpeculationStats\"\x84\x02\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.outrider.v1.TokenIdsH\x00\x12\x1b\n\x0e\x66irst_position\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x38\n\x11generation_config\x18\x05 \x01(\x0b\x32\x1d.outrider.v1.GenerationConfig\x12.\n\tlog_probs\x18\x06 \x01(\x0b\x32\x1b.outrider.v1.LogProbsConfigB\n\n\x08sequenceB\x11\n\x0f_first_position\"e\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12-\n\tlog_probs\x18\x03 \x03(\x0b\x32\x1a.outrider.v1.TokenLogProbs\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\",\n\rAbortResponse\x12\x1b\n\x13\x61\x62orted_request_ids\x18\x01 \x03(\t\"\x15\n\x13GetModelInfoRequest\"\xf9\x01\n\x14GetModelInfoResponse\x12\x19\n\x11served_model_name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x15\n\rhas_tokenizer\x18\x06 \x01(\x08\x12\x1d\n\x15tokenizer_fingerprint\x18\x07 \x01(\t\x12@\n\x19\x64\x65\x66\x61ult_generation_config\x18\x08 \x01(\x0b\x32\x1d.outrider.v1.GenerationConfig\"\x16\n\x14GetServerInfoRequest\"\xaf\x01\n\rDraftLinkInfo\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.outrider.v1.DraftLinkState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x14\n\x0cnum_sessions\x18\x05 \x01(\r\x12\x17\n\x0flatency_seconds\x18\x06 \x01(\x01\x12\x14\n\x0cnum_offences\x18\x07 \x01(\x04\"Z\n\x0f\x46ieldCapability\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12*\n\x07support\x18\x02 \x01(\x0e\x32\x19.outrider.v1.FieldSupport\x12\x0c\n\x04note\x18\x03 \x01(\t\"\xa4\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1e\n\x16\x64raft_protocol_version\x18\x02 \x01(\r\x12/\n\x0b\x64raft_links\x18\x03 \x03(\x0b\x32\x1a.outrider.v1.DraftLinkInfo\x12\x32\n\x0c\x63\x61pabilities\x18\x04 \x03(\x0b\x32\x1c.outrider.v1.FieldCapability\x12\x14\n\x0cmax_num_seqs\x18\x05 \x01(\r\x12\x1c\n\x14max_waiting_requests\x18\x06 \x01(\r\x12\x17\n\x0fkv_cache_tokens\x18\x07 \x01(\x04\x12(\n\x07plugins\x18\x08 \x03(\x0b\x32\x17.outrider.v1.PluginInfo\"\x11\n\x0fGetLoadsRequest\"\x98\x02\n\x10GetLoadsResponse\x12\x1d\n\x15num_running_sequences\x18\x01 \x01(\r\x12\x1c\n\x14num_waiting_requests\x18\x02 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x03 \x01(\x01\x12\x32\n\x0bspeculation\x18\x04 \x01(\x0b\x32\x1d.outrider.v1.SpeculationStats\x12\x1c\n\x14num_generated_tokens\x18\x05 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x06 \x01(\x04\x12&\n\x19speculation_speedup_ratio\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x1c\n\x1a_speculation_speedup_ratio\"W\n\x0fTokenizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x15\n\x13_add_special_tokens\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"`\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12 \n\x13skip_special_tokens\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*\x94\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x16\n\x12\x46INISH_REASON_TIME\x10\x03\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x04*\x8d\x01\n\x0e\x44raftLinkState\x12 \n\x1c\x44RAFT_LINK_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44RAFT_LINK_STATE_CONNECTING\x10\x01\x12\x1a\n\x16\x44RAFT_LINK_STATE_READY\x10\x02\x12\x1c\n\x18\x44RAFT_LINK_STATE_REFUSED\x10\x03*\x7f\n\x0c\x46ieldSupport\x12\x1d\n\x19\x46IELD_SUPPORT_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46IELD_SUPPORT_HONOURED\x10\x01\x12\x19\n\x15\x46IELD_SUPPORT_REFUSED\x10\x02\x12\x19\n\x15\x46IELD_SUPPORT_NOT_YET\x10\x03\x32\xb2\x05\n\x11GenerationService\x12I\n\x08Generate\x12\x1c.outrider.v1.GenerateRequest\x1a\x1d.outrider.v1.GenerateResponse0\x01\x12>\n\x05Score\x12\x19.outrider.v1.ScoreRequest\x1a\x1a.outrider.v1.ScoreResponse\x12>\n\x05\x41\x62ort\x12\x19.outrider.v1.AbortRequest\x1a\x1a.outrider.v1.AbortResponse\x12S\n\x0cGetModelInfo\x12 .outrider.v1.GetModelInfoRequest\x1a!.outrider.v1.GetModelInfoResponse\x12V\n\rGetServerInfo\x12!.outrider.v1.GetServerInfoRequest\x1a\".outrider.v1.GetServerInfoResponse\x12G\n\x08GetLoads\x12\x1c.outrider.v1.GetLoadsRequest\x1a\x1d.outrider.v1.GetLoadsResponse\x12\x44\n\x07\x45xplain\x12\x1b.outrider.v1.ExplainRequest\x1a\x1c.outrider.v1.ExplainResponse\x12G\n\x08Tokenize\x12\x1c.outrider.v1.TokenizeRequest\x1a\x1d.outrider.v1.TokenizeResponse\x12M\n\nDetokenize\x12\x1e.outrider.v1.DetokenizeRequest\x1a\x1f.outrider.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'outrider.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=4274
-  _globals['_FINISHREASON']._serialized_end=4422
-  _globals['_DRAFTLINKSTATE']._serialized_start=4425
-  _globals['_DRAFTLINKSTATE']._serialized_end=4566
-  _globals['_FIELDSUPPORT']._serialized_start=4568
-  _globals['_FIELDSUPPORT']._serialized_end=4695
-  _globals['_GENERATEREQUEST']._serialized_start=234
-  _globals['_GENERATEREQUEST']._serialized_end=909
-  _globals['_GENERATERESPONSE']._serialized_start=912
-  _globals['_GENERATERESPONSE']._serialized_end=1090
-  _globals['_HEALEDPROMPT']._serialized_start=1092
-  _globals['_HEALEDPROMPT']._serialized_end=1139
-  _globals['_GENERATIONSTARTED']._serialized_start=1142
-  _globals['_GENERATIONSTARTED']._serialized_end=1392
-  _globals['_GENERATECHUNK']._serialized_start=1395
-  _globals['_GENERATECHUNK']._serialized_end=1622
-  _globals['_BEAMPROGRESS']._serialized_start=1624
-  _globals['_BEAMPROGRESS']._serialized_end=1704
-  _globals['_BEAMRESULT']._serialized_start=1706
-  _globals['_BEAMRESULT']._serialized_end=1755
-  _globals['_SEQUENCERESULT']._serialized_start=1758
-  _globals['_SEQUENCERESULT']._serialized_end=2110
-  _globals['_USAGE']._serialized_start=2113
-  _globals['_USAGE']._serialized_end=2308
-  _globals['_GENERATECOMPLETE']._serialized_start=2311
-  _globals['_GENERATECOMPLETE']._serialized_end=2464
-  _globals['_SCOREREQUEST']._serialized_start=2467
-  _globals['_SCOREREQUEST']._serialized_end=2727
-  _globals['_SCORERESPONSE']._serialized_start=2729
-  _globals['_SCORERESPONSE']._serialized_end=2830
-  _globals['_ABORTREQUEST']._serialized_start=2832
-  _globals['_ABORTREQUEST']._serialized_end=2867
-  _globals['_ABORTRESPONSE']._serialized_start=2869
-  _globals['_ABORTRESPONSE']._serialized_end=2913
-  _globals['_GETMODELINFOREQUEST']._serialized_start=2915
-  _globals['_GETMODELINFOREQUEST']._serialized_end=2936
-  _globals['_GETMODELINFORESPONSE']._serialized_start=2939
-  _globals['_GETMODELINFORESPONSE']._serialized_end=3188
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=3190
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=3212
-  _globals['_DRAFTLINKINFO']._serialized_start=3215
-  _globals['_DRAFTLINKINFO']._serialized_end=3390
-  _globals['_FIELDCAPABILITY']._serialized_start=3392
-  _globals['_FIELDCAPABILITY']._serialized_end=3482
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=3485
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=3777
-  _globals['_GETLOADSREQUEST']._serialized_start=3779
-  _globals['_GETLOADSREQUEST']._serialized_end=3796
-  _globals['_GETLOADSRESPONSE']._serialized_start=3799
-  _globals['_GETLOADSRESPONSE']._serialized_end=4009
-  _globals['_TOKENIZEREQUEST']._serialized_start=4011
-  _globals['_TOKENIZEREQUEST']._serialized_end=4098
-  _globals['_TOKENIZERESPONSE']._serialized_start=4100
-  _globals['_TOKENIZERESPONSE']._serialized_end=4137
-  _globals['_DETOKENIZEREQUEST']._serialized_start=4139
-  _globals['_DETOKENIZEREQUEST']._serialized_end=4235
-  _globals['_DETOKENIZERESPONSE']._serialized_start=4237
-  _globals['_DETOKENIZERESPONSE']._serialized_end=4271
-  _globals['_GENERATIONSERVICE']._serialized_start=4698
-  _globals['_GENERATIONSERVICE']._serialized_end=5318
+  _globals['_FINISHREASON']._serialized_start=4375
+  _globals['_FINISHREASON']._serialized_end=4523
+  _globals['_DRAFTLINKSTATE']._serialized_start=4526
+  _globals['_DRAFTLINKSTATE']._serialized_end=4667
+  _globals['_FIELDSUPPORT']._serialized_start=4669
+  _globals['_FIELDSUPPORT']._serialized_end=4796
+  _globals['_GENERATEREQUEST']._serialized_start=265
+  _globals['_GENERATEREQUEST']._serialized_end=940
+  _globals['_GENERATERESPONSE']._serialized_start=943
+  _globals['_GENERATERESPONSE']._serialized_end=1121
+  _globals['_HEALEDPROMPT']._serialized_start=1123
+  _globals['_HEALEDPROMPT']._serialized_end=1170
+  _globals['_GENERATIONSTARTED']._serialized_start=1173
+  _globals['_GENERATIONSTARTED']._serialized_end=1423
+  _globals['_GENERATECHUNK']._serialized_start=1426
+  _globals['_GENERATECHUNK']._serialized_end=1653
+  _globals['_BEAMPROGRESS']._serialized_start=1655
+  _globals['_BEAMPROGRESS']._serialized_end=1735
+  _globals['_BEAMRESULT']._serialized_start=1737
+  _globals['_BEAMRESULT']._serialized_end=1786
+  _globals['_SEQUENCERESULT']._serialized_start=1789
+  _globals['_SEQUENCERESULT']._serialized_end=2141
+  _globals['_USAGE']._serialized_start=2144
+  _globals['_USAGE']._serialized_end=2339
+  _globals['_GENERATECOMPLETE']._serialized_start=2342
+  _globals['_GENERATECOMPLETE']._serialized_end=2495
+  _globals['_SCOREREQUEST']._serialized_start=2498
+  _globals['_SCOREREQUEST']._serialized_end=2758
+  _globals['_SCORERESPONSE']._serialized_start=2760
+  _globals['_SCORERESPONSE']._serialized_end=2861
+  _globals['_ABORTREQUEST']._serialized_start=2863
+  _globals['_ABORTREQUEST']._serialized_end=2898
+  _globals['_ABORTRESPONSE']._serialized_start=2900
+  _globals['_ABORTRESPONSE']._serialized_end=2944
+  _globals['_GETMODELINFOREQUEST']._serialized_start=2946
+  _globals['_GETMODELINFOREQUEST']._serialized_end=2967
+  _globals['_GETMODELINFORESPONSE']._serialized_start=2970
+  _globals['_GETMODELINFORESPONSE']._serialized_end=3219
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=3221
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=3243
+  _globals['_DRAFTLINKINFO']._serialized_start=3246
+  _globals['_DRAFTLINKINFO']._serialized_end=3421
+  _globals['_FIELDCAPABILITY']._serialized_start=3423
+  _globals['_FIELDCAPABILITY']._serialized_end=3513
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=3516
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=3808
+  _globals['_GETLOADSREQUEST']._serialized_start=3810
+  _globals['_GETLOADSREQUEST']._serialized_end=3827
+  _globals['_GETLOADSRESPONSE']._serialized_start=3830
+  _globals['_GETLOADSRESPONSE']._serialized_end=4110
+  _globals['_TOKENIZEREQUEST']._serialized_start=4112
+  _globals['_TOKENIZEREQUEST']._serialized_end=4199
+  _globals['_TOKENIZERESPONSE']._serialized_start=4201
+  _globals['_TOKENIZERESPONSE']._serialized_end=4238
+  _globals['_DETOKENIZEREQUEST']._serialized_start=4240
+  _globals['_DETOKENIZEREQUEST']._serialized_end=4336
+  _globals['_DETOKENIZERESPONSE']._serialized_start=4338
+  _globals['_DETOKENIZERESPONSE']._serialized_end=4372
+  _globals['_GENERATIONSERVICE']._serialized_start=4799
+  _globals['_GENERATIONSERVICE']._serialized_end=5489
 # @@protoc_insertion_point(module_scope)

@@ -999,6 +999,7 @@ class GetLoadsResponse(_message.Message):
     SPECULATION_FIELD_NUMBER: _builtins.int
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    SPECULATION_SPEEDUP_RATIO_FIELD_NUMBER: _builtins.int
     num_running_sequences: _builtins.int
     """Sequences in the running batch."""
     num_waiting_requests: _builtins.int
@@ -1009,6 +1010,10 @@ class GetLoadsResponse(_message.Message):
     """Generated tokens since the start."""
     num_preemptions: _builtins.int
     """Preemptions since the start."""
+    speculation_speedup_ratio: _builtins.float
+    """Tokens a second over those of plain decoding, measured by rounds that run plainly now and then
+    (`--speedup-probe-rate`), in batches as now. Absent until it was measured.
+    """
     @_builtins.property
     def speculation(self) -> _speculation_pb2.SpeculationStats:
         """Totals since the start over all requests."""
@@ -1022,12 +1027,15 @@ class GetLoadsResponse(_message.Message):
         speculation: _speculation_pb2.SpeculationStats | None = ...,
         num_generated_tokens: _builtins.int = ...,
         num_preemptions: _builtins.int = ...,
+        speculation_speedup_ratio: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["speculation", b"speculation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_speculation_speedup_ratio", b"_speculation_speedup_ratio", "speculation", b"speculation", "speculation_speedup_ratio", b"speculation_speedup_ratio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_cache_usage", b"kv_cache_usage", "num_generated_tokens", b"num_generated_tokens", "num_preemptions", b"num_preemptions", "num_running_sequences", b"num_running_sequences", "num_waiting_requests", b"num_waiting_requests", "speculation", b"speculation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_speculation_speedup_ratio", b"_speculation_speedup_ratio", "kv_cache_usage", b"kv_cache_usage", "num_generated_tokens", b"num_generated_tokens", "num_preemptions", b"num_preemptions", "num_running_sequences", b"num_running_sequences", "num_waiting_requests", b"num_waiting_requests", "speculation", b"speculation", "speculation_speedup_ratio", b"speculation_speedup_ratio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__speculation_speedup_ratio: _TypeAlias = _typing.Literal["speculation_speedup_ratio"]  # noqa: Y015
+    _WhichOneofArgType__speculation_speedup_ratio: _TypeAlias = _typing.Literal["_speculation_speedup_ratio", b"_speculation_speedup_ratio"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__speculation_speedup_ratio) -> _WhichOneofReturnType__speculation_speedup_ratio | None: ...
 
 Global___GetLoadsResponse: _TypeAlias = GetLoadsResponse  # noqa: Y015
 

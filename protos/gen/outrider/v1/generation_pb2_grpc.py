@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from outrider.v1 import explanation_pb2 as outrider_dot_v1_dot_explanation__pb2
 from outrider.v1 import generation_pb2 as outrider_dot_v1_dot_generation__pb2
 
 GRPC_GENERATED_VERSION = '1.75.1'
@@ -69,6 +70,11 @@ class GenerationServiceStub(object):
                 request_serializer=outrider_dot_v1_dot_generation__pb2.GetLoadsRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_generation__pb2.GetLoadsResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/outrider.v1.GenerationService/Explain',
+                request_serializer=outrider_dot_v1_dot_explanation__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_explanation__pb2.ExplainResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/outrider.v1.GenerationService/Tokenize',
                 request_serializer=outrider_dot_v1_dot_generation__pb2.TokenizeRequest.SerializeToString,
@@ -133,6 +139,13 @@ class GenerationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Tells what limits the speed at the moment, and what would help.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Turns text into token ids.
         """
@@ -179,6 +192,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.GetLoads,
                     request_deserializer=outrider_dot_v1_dot_generation__pb2.GetLoadsRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_generation__pb2.GetLoadsResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=outrider_dot_v1_dot_explanation__pb2.ExplainRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_explanation__pb2.ExplainResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -358,6 +376,33 @@ class GenerationService(object):
             '/outrider.v1.GenerationService/GetLoads',
             outrider_dot_v1_dot_generation__pb2.GetLoadsRequest.SerializeToString,
             outrider_dot_v1_dot_generation__pb2.GetLoadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.GenerationService/Explain',
+            outrider_dot_v1_dot_explanation__pb2.ExplainRequest.SerializeToString,
+            outrider_dot_v1_dot_explanation__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

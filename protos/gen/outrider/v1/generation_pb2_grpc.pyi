@@ -5,6 +5,7 @@ The target service: what clients call."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from outrider.v1 import explanation_pb2 as _explanation_pb2
 from outrider.v1 import generation_pb2 as _generation_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -54,6 +55,8 @@ class GenerationServiceStub:
     """Tells how the server is set up, the state of its draft links, and what it supports."""
     GetLoads: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetLoadsRequest, _generation_pb2.GetLoadsResponse]
     """Tells how busy the server is."""
+    Explain: _grpc.UnaryUnaryMultiCallable[_explanation_pb2.ExplainRequest, _explanation_pb2.ExplainResponse]
+    """Tells what limits the speed at the moment, and what would help."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]
     """Turns text into token ids."""
     Detokenize: _grpc.UnaryUnaryMultiCallable[_generation_pb2.DetokenizeRequest, _generation_pb2.DetokenizeResponse]
@@ -85,6 +88,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """Tells how the server is set up, the state of its draft links, and what it supports."""
     GetLoads: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetLoadsRequest, _generation_pb2.GetLoadsResponse]  # type: ignore[assignment]
     """Tells how busy the server is."""
+    Explain: _aio.UnaryUnaryMultiCallable[_explanation_pb2.ExplainRequest, _explanation_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Tells what limits the speed at the moment, and what would help."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Turns text into token ids."""
     Detokenize: _aio.UnaryUnaryMultiCallable[_generation_pb2.DetokenizeRequest, _generation_pb2.DetokenizeResponse]  # type: ignore[assignment]
@@ -149,6 +154,14 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.GetLoadsResponse, _abc.Awaitable[_generation_pb2.GetLoadsResponse]]:
         """Tells how busy the server is."""
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _explanation_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_explanation_pb2.ExplainResponse, _abc.Awaitable[_explanation_pb2.ExplainResponse]]:
+        """Tells what limits the speed at the moment, and what would help."""
 
     @_abc_1.abstractmethod
     def Tokenize(
