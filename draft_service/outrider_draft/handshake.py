@@ -47,10 +47,15 @@ def agree(
         return drafter._replace(
             kind=TRANSLATED, tokenizer_fingerprint=tokenizer_fingerprint, vocab_size=0
         )
-    known = f" or the {len(drafter.translates)} it translates to" if drafter.translates else ""
+    known = f" or one of the {len(drafter.translates)} it translates" if drafter.translates else ""
     raise PreconditionFailed(
-        f"the target's tokenizer ({tokenizer_fingerprint or 'none'}) is not that of the draft "
-        f"model {drafter.model_id} ({own or 'none'}){known}; use a draft model of the same family, "
-        "or start the drafter with --target-tokenizer",
+        f"the target's tokenizer ({_short(tokenizer_fingerprint)}) is not that of the draft model "
+        f"({_short(own)}){known}; start the drafter with --target-tokenizer, or with a model of "
+        f"the same family as the target's; its model is {drafter.model_id}",
         reason=Reason.TOKENIZER_MISMATCH,
     )
+
+
+def _short(tokenizer_fingerprint: str) -> str:
+    """Enough of a fingerprint to tell it from others."""
+    return tokenizer_fingerprint[:12] or "none"

@@ -17,7 +17,7 @@ Items = Callable[[str, str], SharedItems]
 
 LOSSLESS = ("bytes", "longer bytes", "fallback")
 SEARCH = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 TEXT = CORPUS * 2
 TEN = Lookbehind(10, 10)
@@ -83,6 +83,33 @@ def test_a_draft_that_knows_the_text_is_accepted_nearly_always(
         length += right + 1
     assert drafted > len(ids) // 2
     assert accepted > 0.8 * drafted
+
+
+def test_without_looking_behind_a_piece_of_a_text_is_read_as_its_beginning(
+    items_of: Items,
+) -> None:
+    """A tokenizer that puts a space before every text puts it before every piece of one."""
+    back = items_of("fallback", "bytes")
+    before = [*back.target.encode("def main").ids]
+    said = {}
+    for lookbehind in (TEN, Lookbehind(0, 10)):
+        text = BilingualText(back, lookbehind)
+        text.follow(before)
+        for draft_id in back.draft.encode("(args)").ids:
+            text.write(draft_id, 0.0)
+        text.follow(before)
+        said[lookbehind] = [proposed.token_id for proposed in text.rest(before)]
+    assert back.target.decode([*before, *said[TEN]]) == "def main(args)"
+    assert said[Lookbehind(0, 10)] == []
+    forth = items_of("bytes", "fallback")
+    whole = forth.target.encode("def main(args)").ids
+    seen = {}
+    for lookbehind in (TEN, Lookbehind(10, 0)):
+        text = BilingualText(forth, lookbehind)
+        for length in range(3, len(whole) + 1):
+            text.follow(whole[:length])
+        seen[lookbehind] = forth.draft.decode(text.draft_ids)
+    assert seen[TEN] == "def main(args)" != seen[Lookbehind(10, 0)]
 
 
 @pytest.mark.parametrize("pair", [("bytes", "longer bytes"), ("fallback", "bytes")], ids=str)

@@ -3,28 +3,27 @@
 The target's ids are the truth; the draft model reads their text in ids of its own and goes on
 writing. *Anchors* are places where a token ends on both sides. What was written behind the last one
 is read as target ids again and again, each time from a few tokens before it, because how a piece of
-text falls into tokens depends on what stands around it. Where two readings contradict each other,
-the target's tokens stand and the draft model's are read anew.
+text falls into tokens depends on what stands around it. Where the two contradict each other, the
+target's tokens stand and the draft model's are read anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from outrider_runtime.tokenizer import StreamDecoder
 
 from outrider_draft.session import Proposed
+from outrider_draft.translation.anchored_text import Anchor, AnchoredText, of_draft, of_target
 from outrider_draft.translation.lexicon import Encoded
+from outrider_draft.translation.reading import Reading, runs, spell
 from outrider_draft.translation.shared_items import SharedItems
 
 _CONTEXT = 8
 """Tokens before a piece of text that decide what text it is; they must not begin in a character."""
 
-_MAX_ANCHORS = 512
-"""More are forgotten down to half; what reaches further back is read from the start."""
-
-_AT_ONCE = 128
+_LOOKED_AT = 128
 """Of a longer text only the last so many target tokens are looked at one by one."""
 
 
@@ -37,24 +36,13 @@ class Lookbehind(NamedTuple):
     """Of the target, when its text becomes draft ids: `target_lookbehind`."""
 
 
-class _Anchor(NamedTuple):
-    """A place where a token ends on both sides."""
-
-    target: int
-    """Target tokens before it."""
-    draft: int
-    """Draft tokens before it."""
-    offset: int
-    """Characters before it, of the text that is kept."""
-
-
 class _Written(NamedTuple):
     """A draft token behind the last anchor."""
 
     start: int
-    """Characters before it, of the text that is kept."""
+    """Offset before it."""
     end: int | None
-    """Characters before the next; None inside a character."""
+    """Offset behind it; None inside a character."""
     log_prob: float
 
 
@@ -72,24 +60,20 @@ class BilingualText:
         """Nothing will come of what is written, nor of what would follow it."""
         self._items = items
         self._lookbehind = lookbehind
-        self._text = ""  # from the first anchor on
-        self._anchors: list[_Anchor] = []
-        self._begins_text = True  # whether the first anchor is where text begins
-        self._written: list[_Written] = []  # behind the last anchor
+        self._text = AnchoredText()
+        self._written: list[_Written] = []
         self._decoder: StreamDecoder = items.draft.decoder([])
-        self._reading: tuple[list[int], list[int | None]] | None = None  # of what is written
+        self._reading: Reading | None = None  # of what is behind the last anchor
 
     def rewind(self, length: int) -> None:
         """Learn that target tokens from position `length` on are no longer what they were."""
-        if not self._anchors or length >= self._anchors[-1].target:
-            return  # what is written behind the anchor is compared anyway
-        while self._anchors and self._anchors[-1].target > length:
-            self._anchors.pop()
+        if not self._text.rewind(length):
+            return  # what is behind the last anchor is compared anyway
         self._written.clear()
         self._reading = None
-        if self._anchors:
-            self._text = self._text[: self._anchors[-1].offset]
-            del self.draft_ids[self._anchors[-1].draft :]
+        if self._text.anchors:
+            self._text.cut()
+            del self.draft_ids[self._text.last.draft :]
             self._decoder = self._draft_decoder()
 
     def follow(self, tokens: Sequence[int]) -> int:
@@ -102,64 +86,55 @@ class BilingualText:
             How many of the draft ids are what they were.
         """
         kept = len(self.draft_ids)
-        if not self._anchors or not self._goes_on(tokens):
+        if not self._text.anchors or not self._goes_on(tokens):
             kept = self._read_anew(tokens)
             self._reading = None
-        self._look(tokens)
+        if self._reading is None:
+            self._reading = self._read_back(tokens)
+        if self._reading is not None:
+            self._move_anchor(self._reading, len(tokens))
+        self._take_stock(tokens)
         return kept
 
     def write(self, draft_id: int, log_prob: float) -> None:
         """Add a token of the draft model; `follow` tells what becomes of it."""
-        start = len(self._text)
+        start = self._text.end
         self.draft_ids.append(draft_id)
-        self._text += self._decoder.push([draft_id])
-        end = None if self._decoder.holds_back else len(self._text)
+        self._text.add(self._decoder.push([draft_id]))
+        end = None if self._decoder.holds_back else self._text.end
         self._written.append(_Written(start, end, log_prob))
         self._reading = None
-
-    def end(self, token_id: int, log_prob: float, tokens: Sequence[int]) -> list[Proposed]:
-        """What is left to propose where the draft model ends the text by a special token."""
-        return [*self.rest(tokens), Proposed(token_id, log_prob)]
 
     def rest(self, tokens: Sequence[int]) -> list[Proposed]:
         """What is left to propose where the draft model writes no more."""
         return self._new(tokens, settled=False)
 
     def _goes_on(self, tokens: Sequence[int]) -> bool:
-        """Whether the target's tokens are a beginning of what is written behind the anchor."""
-        anchor = self._anchors[-1]
-        behind = list(tokens[anchor.target :])
-        if self._reading is not None and self._reading[0][: len(behind)] == behind:
+        """Whether the target's tokens are a beginning of what stands behind the anchor."""
+        behind = list(tokens[self._text.last.target :])
+        if self._reading is not None and self._reading.begins_with(behind):
             return True
-        if any(i in self._items.target.special for i in behind):
+        if not self._items.target.special.keys().isdisjoint(behind):
             return False
         decoder = self._target_decoder(tokens)
-        if not self._text.startswith(decoder.push(behind), anchor.offset):
+        if not self._text.says(decoder.push(behind), self._text.last.offset):
             return False
         if decoder.holds_back and self._written:  # is it the character that was written?
             self._reading = self._read_back(tokens)
             return self._reading is not None
         return True
 
-    def _look(self, tokens: Sequence[int]) -> None:
-        """Read what is written as target ids, move the anchor up, and see what is new."""
-        if self._reading is None:
-            self._reading = self._read_back(tokens)
-        if self._reading is not None:
-            self._move_anchor(len(tokens))
-        reading = self._reading
-        behind = tokens[self._anchors[-1].target :]
-        self.history = [*tokens[: len(tokens) - len(behind)], *(reading[0] if reading else behind)]
+    def _take_stock(self, tokens: Sequence[int]) -> None:
+        """See what there is to propose."""
+        anchor, reading = self._text.last, self._reading
+        behind = tokens[anchor.target :]
+        read = behind if reading is None else reading.token_ids
+        self.history = [*tokens[: len(tokens) - len(behind)], *read]
         self.ready = self._new(tokens, settled=True)
-        self.stuck = not self.ready and self._is_cut(reading)
-
-    def _is_cut(self, reading: tuple[list[int], list[int | None]] | None) -> bool:
-        """Whether not all that is written can be said in target ids."""
-        if reading is None:
-            return True
-        anchor = self._anchors[-1]
-        reached = next((e for e in reversed(reading[1]) if e is not None), anchor.offset)
-        return bool(self._written) and reached < len(self._text)
+        unsaid = bool(self._written) and (
+            reading is None or reading.reach(anchor.offset) < self._text.end
+        )
+        self.stuck = unsaid and not self.ready
 
     def _new(self, tokens: Sequence[int], *, settled: bool) -> list[Proposed]:
         """Target tokens that what is written adds, as probable as the draft tokens in them.
@@ -170,112 +145,88 @@ class BilingualText:
         """
         if self._reading is None:
             return []
-        ids, ends = self._reading
-        known = len(tokens) - self._anchors[-1].target
-        starts = _starts(self._anchors[-1].offset, ends)
+        token_ids = self._reading.token_ids
+        starts = [*self._reading.starts(self._text.last.offset), self._text.end + 1]
         proposed = []
-        for i in range(known, len(ids)):
-            if settled and self._items.may_grow(self._text[starts[i] :]):
+        for i in range(len(tokens) - self._text.last.target, len(token_ids)):
+            start, stop = starts[i], starts[i + 1]
+            if settled and self._items.may_grow(self._text.since(start)):
                 break
-            stop = starts[i + 1] if i + 1 < len(ids) else len(self._text) + 1
-            log_prob = sum((w.log_prob for w in self._written if starts[i] <= w.start < stop), 0.0)
-            proposed.append(Proposed(ids[i], log_prob))
+            log_prob = sum((w.log_prob for w in self._written if start <= w.start < stop), 0.0)
+            proposed.append(Proposed(token_ids[i], log_prob))
         return proposed
 
-    def _read_back(self, tokens: Sequence[int]) -> tuple[list[int], list[int | None]] | None:
-        """What is written behind the anchor as target ids that go on from `tokens`.
+    def _read_back(self, tokens: Sequence[int]) -> Reading | None:
+        """What stands behind the anchor as target ids that go on from `tokens`.
 
         Returns:
-            The ids, as far as their text is what is written, and where each ends in the text; None
-            where they do not begin with the target's own.
+            The ids, as far as their text is what stands there; None where they do not begin with
+            the target's own.
         """
-        target, anchor = self._items.target, self._anchors[-1]
+        target, anchor = self._items.target, self._text.last
         behind = list(tokens[anchor.target :])
-        start = self._window(anchor.draft - self._lookbehind.draft, "draft")
-        encoded = target.encode(self._text[start.offset :])
+        start = self._text.window(of_draft, anchor.draft - self._lookbehind.draft)
+        encoded = target.encode(self._text.since(start.offset))
         first = encoded.boundary(anchor.offset - start.offset)
-        ids = list(encoded.ids[first:]) if first is not None else None
+        token_ids = None if first is None else list(encoded.ids[first:])
         decoder = self._target_decoder(tokens)
-        if ids is None or ids[: len(behind)] != behind:
-            text, ends = _spell(decoder.copy(), behind, anchor.offset)
-            if not self._text.startswith(text, anchor.offset):
+        if token_ids is None or token_ids[: len(behind)] != behind:
+            own = spell(decoder.copy(), behind, anchor.offset)
+            if not self._text.says(own.text, anchor.offset):
                 return None
-            rest = self._text[anchor.offset + len(text) :]
+            rest = self._text.since(anchor.offset + len(own.text))
             if not rest:
-                return behind, ends
-            ids = [*behind, *target.encode(rest).ids]
-        return self._as_far_as_true(decoder, ids, len(behind))
+                return own.reading
+            token_ids = [*behind, *target.encode(rest).ids]
+        return self._as_far_as_true(decoder, token_ids, len(behind))
 
     def _as_far_as_true(
-        self, decoder: StreamDecoder, ids: list[int], known: int
-    ) -> tuple[list[int], list[int | None]] | None:
-        """Cut ids off where their text is not what is written."""
-        offset = self._anchors[-1].offset
+        self, decoder: StreamDecoder, token_ids: list[int], known: int
+    ) -> Reading | None:
+        """Cut ids off where their text is not what stands there; None if the known ones are cut."""
+        offset = self._text.last.offset
         ends: list[int | None] = []
         true = 0
-        for token_id in ids:
-            if token_id in self._items.target.special:
-                break
+        for token_id in token_ids:
             piece = decoder.push([token_id])
-            if not self._text.startswith(piece, offset):
+            if token_id in self._items.target.special or not self._text.says(piece, offset):
                 break
             offset += len(piece)
             ends.append(None if decoder.holds_back else offset)
             if not decoder.holds_back:
                 true = len(ends)
-        return None if true < known else (ids[:true], ends[:true])
+        return None if true < known else Reading(token_ids[:true], ends[:true])
 
-    def _move_anchor(self, num_tokens: int) -> None:
+    def _move_anchor(self, reading: Reading, num_tokens: int) -> None:
         """Put anchors wherever tokens of both sides end, as far as the target's tokens go."""
-        assert self._reading is not None
-        ids, ends = self._reading
-        anchor = self._anchors[-1]
-        places = {w.end: i + 1 for i, w in enumerate(self._written)}
-        last = anchor
-        for i, end in enumerate(ends[: num_tokens - anchor.target]):
-            if end is not None and end in places:
-                last = _Anchor(anchor.target + i + 1, anchor.draft + places[end], end)
-                self._anchors.append(last)
-        self._reading = (ids[last.target - anchor.target :], ends[last.target - anchor.target :])
-        del self._written[: last.draft - anchor.draft]
-        self._forget_old_anchors()
-
-    def _forget_old_anchors(self) -> None:
-        if len(self._anchors) <= _MAX_ANCHORS:
-            return
-        del self._anchors[: -_MAX_ANCHORS // 2]
-        gone = self._anchors[0].offset
-        self._begins_text = False
-        self._text = self._text[gone:]
-        self._anchors = [a._replace(offset=a.offset - gone) for a in self._anchors]
-        self._written = [
-            w._replace(start=w.start - gone, end=None if w.end is None else w.end - gone)
-            for w in self._written
-        ]
-        if self._reading is not None:
-            ids, ends = self._reading
-            self._reading = ids, [None if end is None else end - gone for end in ends]
+        old = self._text.last
+        places = {written.end: i for i, written in enumerate(self._written, start=1)}
+        known = enumerate(reading.ends[: num_tokens - old.target], start=1)
+        self._text.put(
+            [
+                Anchor(old.target + i, old.draft + places[end], end)
+                for i, end in known
+                if end is not None and end in places
+            ]
+        )
+        self._reading = reading.behind(self._text.last.target - old.target)
+        del self._written[: self._text.last.draft - old.draft]
 
     def _target_decoder(self, tokens: Sequence[int]) -> StreamDecoder:
         """Goes on from the last anchor; nothing before the text began is heard."""
-        end = self._anchors[-1].target
-        start = self._window(end - _CONTEXT, "target").target
+        end = self._text.last.target
+        start = self._text.window(of_target, end - _CONTEXT).target
         return self._items.target.decoder(tokens[start:end])
 
     def _draft_decoder(self) -> StreamDecoder:
         """Goes on from the last draft token."""
-        start = self._window(len(self.draft_ids) - _CONTEXT, "draft").draft
+        start = self._text.window(of_draft, len(self.draft_ids) - _CONTEXT).draft
         return self._items.draft.decoder(self.draft_ids[start:])
-
-    def _window(self, index: int, side: str) -> _Anchor:
-        """The last anchor that is no later than a token; else the first."""
-        found = (a for a in reversed(self._anchors) if getattr(a, side) <= index)
-        return next(found, self._anchors[0])
 
     def _read_anew(self, tokens: Sequence[int]) -> int:
         """Read the target's tokens behind the last anchor; returns how many draft ids stay."""
         old = self.draft_ids
-        if not self._anchors or not self._read_on(tokens):
+        if not self._text.anchors or not self._read_on(tokens):
             self._begin(tokens)
         self._decoder = self._draft_decoder()
         return next(
@@ -287,32 +238,27 @@ class BilingualText:
         """Read all of the target's tokens."""
         prefix = self._items.draft.prefix
         self.draft_ids = [*prefix]
-        self._begin_text(0)
-        skipped = 0
-        if prefix and tokens and self._items.specials.get(tokens[0]) == prefix[-1]:
-            skipped = 1  # both put one before a text, and one is enough
-            self._begin_text(1)
-        read = self._read_runs(tokens, skipped)
-        assert read, "nothing was kept that could contradict"
+        # Both may put a special token before a text, and one is enough.
+        twice = prefix and tokens and self._items.specials.get(tokens[0]) == prefix[-1]
+        self._begin_text(1 if twice else 0)
+        self._read_runs(tokens)
 
     def _begin_text(self, target: int) -> None:
-        """Set the first anchor: text begins here."""
-        self._text = ""
-        self._begins_text = True
-        self._anchors = [_Anchor(target, len(self.draft_ids), 0)]
+        """Text begins here: behind so many target tokens, and all draft tokens."""
+        self._text.begin(target, len(self.draft_ids))
         self._written = []
 
     def _read_on(self, tokens: Sequence[int]) -> bool:
         """Read on from the last anchor; False if it cannot be told where to join."""
-        anchor = self._anchors[-1]
-        self.draft_ids = self.draft_ids[: anchor.draft]
-        self._text = self._text[: anchor.offset]
+        self.draft_ids = self.draft_ids[: self._text.last.draft]
+        self._text.cut()
         self._written = []
-        return self._read_runs(tokens, anchor.target)
+        return self._read_runs(tokens)
 
-    def _read_runs(self, tokens: Sequence[int], start: int) -> bool:
-        """Read tokens from `start` on: runs of text, and special tokens between them."""
-        for begin, end in _runs(tokens, start, self._items.target.special):
+    def _read_runs(self, tokens: Sequence[int]) -> bool:
+        """Read on from the last anchor: runs of text, and special tokens between them."""
+        target = self._items.target
+        for begin, end in runs(tokens, self._text.last.target, target.special):
             if end > begin:
                 if not self._read_run(tokens[:end], begin):
                     return False
@@ -326,86 +272,52 @@ class BilingualText:
     def _read_run(self, tokens: Sequence[int], begin: int) -> bool:
         """Read text behind the last anchor, up to the end of `tokens`."""
         ends = self._take_text(tokens, begin)
-        anchor = self._anchors[-1]
-        window = self._window(anchor.target - self._lookbehind.target, "target")
-        encoded = self._items.draft.encode(self._text[window.offset :])
+        window = self._text.window(of_target, begin - self._lookbehind.target)
+        encoded = self._items.draft.encode(self._text.since(window.offset))
         join = self._join(window, encoded)
         if join is None:
             return False
         at, first = join
-        del self._anchors[self._anchors.index(at) + 1 :]
+        self._text.drop_behind(at)
         self.draft_ids = [*self.draft_ids[: at.draft], *encoded.ids[first:]]
-        for i, end in enumerate(ends):
-            if end is not None:
-                place = encoded.boundary(end - window.offset)
-                if place is not None and place > first:
-                    draft = at.draft + place - first
-                    self._anchors.append(_Anchor(begin + i + 1, draft, end))
-        last = self._anchors[-1]
+        anchors = []
+        for i, end in enumerate(ends, start=begin + 1):
+            place = None if end is None else encoded.boundary(end - window.offset)
+            if end is not None and place is not None and place > first:
+                anchors.append(Anchor(i, at.draft + place - first, end))
+        self._text.put(anchors)
+        behind = first + self._text.last.draft - at.draft
+        spans = zip(encoded.starts[behind:], encoded.ends[behind:], strict=True)
         self._written = [
-            _Written(start + window.offset, end + window.offset, 0.0)
-            for start, end in zip(encoded.starts, encoded.ends, strict=True)
-        ][first + last.draft - at.draft :]
+            _Written(start + window.offset, end + window.offset, 0.0) for start, end in spans
+        ]
         return True
 
     def _take_text(self, tokens: Sequence[int], begin: int) -> list[int | None]:
         """Add the text of tokens; returns where each ends, as far as it was looked at."""
         run = tokens[begin:]
-        late = len(run) - _AT_ONCE if len(run) > 2 * _AT_ONCE else 0
         decoder = self._target_decoder(tokens)
-        if late:
+        unseen = len(run) - _LOOKED_AT if len(run) > 2 * _LOOKED_AT else 0
+        if unseen:
             # Where this cuts a character, the pieces are not those of the whole text: rare, and as
             # harmless as any other wrong guess.
-            self._text += self._items.target.decode(run[:late])
-            decoder = self._items.target.decoder(run[late - _CONTEXT : late])
-        text, ends = _spell(decoder, run[late:], len(self._text))
-        self._text += text
-        return [*[None] * late, *ends]
+            self._text.add(self._items.target.decode(run[:unseen]))
+            decoder = self._items.target.decoder(run[unseen - _CONTEXT : unseen])
+        text, reading = spell(decoder, run[unseen:], self._text.end)
+        self._text.add(text)
+        return [*[None] * unseen, *reading.ends]
 
-    def _join(self, window: _Anchor, encoded: Encoded) -> tuple[_Anchor, int] | None:
+    def _join(self, window: Anchor, encoded: Encoded) -> tuple[Anchor, int] | None:
         """The last anchor at which a new reading agrees with the old; and its tokens before it."""
-        for anchor in reversed(self._anchors):
+        for anchor in reversed(self._text.anchors):
             if anchor.offset < window.offset:
                 break
             place = encoded.boundary(anchor.offset - window.offset)
             if place is None:
                 continue
-            if anchor is self._anchors[0] and self._begins_text:
+            if anchor.offset == 0:
                 return anchor, 0
             alike = place and encoded.ids[place - 1] == self.draft_ids[anchor.draft - 1]
             if alike or self._lookbehind.target == 0:
                 return anchor, place
         return None
-
-
-def _runs(tokens: Sequence[int], start: int, special: dict[int, str]) -> Iterator[tuple[int, int]]:
-    """Places where runs of ordinary tokens begin and end; each special token as an empty run."""
-    begin = start
-    for i in range(start, len(tokens)):
-        if tokens[i] in special:
-            if i > begin:
-                yield begin, i
-            yield i, i
-            begin = i + 1
-    if len(tokens) > begin:
-        yield begin, len(tokens)
-
-
-def _spell(decoder: StreamDecoder, ids: Sequence[int], offset: int) -> tuple[str, list[int | None]]:
-    """The text of tokens, and where in it each ends; None inside a character."""
-    pieces: list[str] = []
-    ends: list[int | None] = []
-    for token_id in ids:
-        pieces.append(decoder.push([token_id]))
-        offset += len(pieces[-1])
-        ends.append(None if decoder.holds_back else offset)
-    return "".join(pieces), ends
-
-
-def _starts(offset: int, ends: Sequence[int | None]) -> list[int]:
-    """Where each token's text begins: those of one character all begin with it."""
-    starts = []
-    for end in ends:
-        starts.append(offset)
-        offset = offset if end is None else end
-    return starts

@@ -22,7 +22,7 @@ from outrider_runtime.model.runner import Runner, SequenceRows
 from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
 
 from outrider_draft.proposer import Description, Outcome, OutOfRoom, Share
-from outrider_draft.session import Line, Session
+from outrider_draft.session import Line, Proposed, Session
 from outrider_draft.translation.bilingual_text import BilingualText, Lookbehind
 from outrider_draft.translation.choices import Choices, ChoicesKey
 from outrider_draft.translation.shared_items import SharedItems
@@ -218,7 +218,8 @@ class TranslatingProposer:
         """What the target is told of a choice."""
         held = self._held[session.key]
         if token_id in self._items[session.request.tokenizer].target.special:
-            return Outcome(held.text.end(token_id, log_prob, session.tokens), exhausted=True)
+            said = [*held.text.rest(session.tokens), Proposed(token_id, log_prob)]
+            return Outcome(said, exhausted=True)
         held.text.write(draft_id, log_prob)
         held.silent += 1
         return self._without_writing(session) or Outcome()
