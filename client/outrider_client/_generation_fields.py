@@ -230,10 +230,10 @@ class GenerationFields:
     """Layer after which the target model itself is used as drafter."""
 
     assistant_lookbehind: int | None = None
-    """Look-behind of the drafter when tokenizers differ. Default 10."""
+    """Tokens of a drafter with another tokenizer that are read again with its draft. Default 10."""
 
     target_lookbehind: int | None = None
-    """Look-behind of the target when tokenizers differ. Default 10."""
+    """Tokens that such a drafter reads again with those decided since. Default 10."""
 
     assistant_ensemble_weight: float | None = None
     """Weight of the drafter in lossy ensemble verification, in (0, 1)."""

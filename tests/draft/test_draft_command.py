@@ -141,6 +141,8 @@ async def test_without_a_model_the_command_says_what_to_give() -> None:
     assert "--model" in await refusal()
     for method in ("prompt-lookup", "suffix"):
         assert "exclude" in await refusal("--model", "x", "--method", method)
+    needless = await refusal("--method", "prompt-lookup", "--target-tokenizer", "x")
+    assert "--target-tokenizer is for a draft model" in needless
 
 
 async def test_a_model_that_is_missing_or_broken_is_one_clear_line(tmp_path: Path) -> None:
@@ -162,7 +164,8 @@ async def test_a_flag_that_makes_no_sense_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     "flag",
     [
-        "--model", "--method", "--host", "--port", "--dtype", "--device", "--threads",
+        "--model", "--target-tokenizer", "--method", "--host", "--port", "--dtype", "--device",
+        "--threads",
         "--max-num-seqs", "--max-num-batched-tokens", "--max-sessions", "--max-sessions-per-target",
         "--max-model-len", "--kv-cache-tokens", "--max-matching-ngram-size", "--lookup-rule",
         "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--api-key", "--metrics-port",

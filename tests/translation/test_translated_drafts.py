@@ -134,11 +134,10 @@ def test_targets_of_both_kinds_are_served_at_once(
     ):
         kinds = [t.client.server_info().draft_links[0].kind for t in (same, other)]
         assert kinds == ["model", "translated"]
-        found = at_once.map(
-            compare, (same, other), (code_requests(TARGET_DIR), code_requests(smaller))
-        )
+        requests = [code_requests(folder, count=1) for folder in (TARGET_DIR, smaller)]
+        found = at_once.map(compare, (same, other), requests)
         own, translated = found
-    assert tokens(own.drafted) == tokens(untranslated.drafted)
+    assert tokens(own.drafted) == tokens(untranslated.drafted[::2])
     assert translated.acceptance > 0.5 * untranslated.acceptance
 
 
@@ -170,7 +169,12 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 
 @pytest.mark.parametrize(
     ("target", "draft"),
-    [("bytes", "words"), ("words", "bytes"), ("fallback", "word pieces"), ("word pieces", "bytes")],
+    [
+        ("bytes", "words"),
+        ("words", "bytes"),
+        pytest.param("fallback", "word pieces", marks=pytest.mark.slow),
+        pytest.param("word pieces", "bytes", marks=pytest.mark.slow),
+    ],
 )
 def test_a_lossy_tokenizer_on_either_side_changes_no_token(
     target: str, draft: str, threads: ServiceThreads, tmp_path: Path

@@ -616,9 +616,13 @@ class GenerationConfig(_message.Message):
     model was trained for it (LayerSkip).
     """
     assistant_lookbehind: _builtins.int
-    """Look-behind of the drafter when tokenizers differ. Default 10."""
+    """Where the drafter has another tokenizer: its tokens before a draft that are read again with it as the target's, in
+    [0, 256]. Default 10.
+    """
     target_lookbehind: _builtins.int
-    """Look-behind of the target when tokenizers differ. Default 10."""
+    """Where the drafter has another tokenizer: the target's tokens before new ones that it reads again with them, in
+    [0, 256]. Default 10.
+    """
     assistant_ensemble_weight: _builtins.float
     """Weight of the drafter in lossy ensemble verification."""
     speculation_type: _builtins.str
