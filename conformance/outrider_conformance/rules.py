@@ -115,6 +115,24 @@ async def starts_anew_after_a_correction(trial: Trial) -> None:
 
 
 @rule
+async def keeps_tenants_apart(trial: Trial) -> None:
+    """What one tenant's session wrote is not proposed to another tenant's, nor to one without."""
+    secret = trial.random_text(28)
+    async with trial.link() as target:
+        await target.open(1, secret[:4], window=4, tenant=b"one")
+        for start in range(4, len(secret), 4):
+            await target.grown(1)
+            await target.commit(1, secret[start : start + 4])
+        await target.grown(1)
+        await target.close(1)
+        for number, tenant in ((2, b"two"), (3, b"")):
+            await target.open(number, secret[:12], window=8, tenant=tenant)
+            chain = await target.grown(number)
+            _hold(chain[:4] != secret[12:16], "it told one tenant what another was written")
+            await target.close(number)
+
+
+@rule
 async def takes_a_commit_twice(trial: Trial) -> None:
     """`Commit` is idempotent: the same one again, or one that overlaps, changes nothing."""
     async with trial.link() as target:

@@ -43,6 +43,10 @@ class Trial:
         phrase = [self._chance.randrange(self.vocab_size) for _ in range(min(4, length))]
         return [phrase[i % len(phrase)] for i in range(length)]
 
+    def random_text(self, length: int) -> list[int]:
+        """Token ids that nobody could guess."""
+        return [self._chance.randrange(self.vocab_size) for _ in range(length)]
+
     def other_than(self, tokens: Sequence[int]) -> int:
         """A token id that is none of these."""
         return next(token for token in range(self.vocab_size) if token not in tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unittest import mock
 
 import pytest
 from draft.harness import ScriptedProposer, draft_service
@@ -11,10 +12,13 @@ from draft.node_drafter import node_drafter
 from outrider_conformance.report import judge
 from outrider_conformance.rules import RULES
 from outrider_conformance.trial import ANY_VOCABULARY, trial
+from outrider_draft import suffix_proposer
 from outrider_draft.lookup_proposer import LookupProposer
 from outrider_draft.proposer import Proposer
 from outrider_draft.settings import LookupSettings, SuffixSettings
 from outrider_draft.suffix_proposer import SuffixProposer
+from outrider_runtime.recent_texts import RecentTexts
+from outrider_runtime.suffix_tree import SuffixTree
 
 
 def counting_round(tokens: Sequence[int]) -> int:
@@ -50,6 +54,25 @@ async def test_the_example_in_another_language_keeps_every_rule() -> None:
 async def test_a_drafter_that_breaks_rules_is_found_out() -> None:
     async with serving(AdversarialDrafter(seed=3)) as drafter:
         assert len(await broken_rules(drafter.address, timeout=0.3)) >= 5
+
+
+class CommonTexts(RecentTexts):
+    """Makes no difference between tenants."""
+
+    def tree(self, tenant: bytes) -> SuffixTree | None:
+        return super().tree(b"everybody")
+
+    def add(self, tenant: bytes, token_ids: Sequence[int]) -> None:
+        super().add(b"everybody", token_ids)
+
+
+async def test_a_drafter_that_mixes_tenants_is_found_out() -> None:
+    with mock.patch.object(suffix_proposer, "RecentTexts", CommonTexts):
+        proposer = SuffixProposer(SuffixSettings())
+    async with draft_service(proposer) as drafter:
+        broken = await broken_rules(drafter.address)
+    assert len(broken) == 1
+    assert any("tenant" in rule for rule in broken), broken
 
 
 async def test_a_drafter_that_never_asks_for_what_is_missing_is_found_out() -> None:
