@@ -16,6 +16,7 @@ from outrider_target.decoding.beams.scores import BeamScores
 from outrider_target.decoding.beams.search import BeamSearch
 from outrider_target.decoding.beams.settings import BeamSettings, EarlyStopping
 from outrider_target.decoding.beams.strategy import BeamStrategy
+from outrider_target.drafting.drafter import NO_DRAFT
 from outrider_target.engine.branch_places import BranchPlaces
 from outrider_target.engine.prefixes import PrefixNames
 from outrider_target.requests.request import Finish
@@ -97,7 +98,6 @@ def trace(
         num_groups=1,
         diversity_penalty=0.0,
         pad_token_id=0,
-        forced_phrases=(),
         progress_interval=0,
     )
     ends = Ends(parameters, None)
@@ -110,7 +110,7 @@ def trace(
     places.place(held)
     finished = False
     while not finished:
-        rows = strategy.rows(())
+        rows = strategy.rows(NO_DRAFT)
         logits = runner.forward(places.feeds(held, rows.branches))
         (own,) = strategy.selector(logits, [rows])
         finished = strategy.commit((), own).finish is not None

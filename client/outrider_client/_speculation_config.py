@@ -54,7 +54,9 @@ _RANGES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationConfig:
-    """How a request is speculated. None of it can change the text; all of it changes speed only.
+    """How a request is speculated.
+
+    None of it can change the text, but for `verification`; all of it changes speed only.
 
     Every field may be left out: the server decides then.
 
@@ -84,7 +86,9 @@ class SpeculationConfig:
     but the form of a structured output, or none."""
 
     verification: Literal["exact", "speculative-sampling"] | None = None
-    """How draft tokens are accepted."""
+    """How draft tokens are accepted: by agreement with the target's own sample, or by ratio, as a
+    block. By ratio the text still has the distribution that it has without a drafter, but the same
+    seed gives the same text only with the same drafts."""
 
     pacing: Literal["adaptive", "synchronous"] | None = None
     """How long a round waits for the drafter: as long as it pays, or for its whole answer."""

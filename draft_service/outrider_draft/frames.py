@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, cast
 
-from outrider.v1 import draft_pb2, generation_config_pb2
+from outrider.v1 import draft_pb2, generation_config_pb2, speculation_pb2
 from outrider_contract.generation_config import GLOBAL_DEFAULTS
 from outrider_runtime.conversion import sampling_parameters
 from outrider_runtime.draft_tree import Limits
 from outrider_runtime.errors import InvalidRequest
 from outrider_runtime.sampling_parameters import SamplingParameters
+from outrider_runtime.sparse_distribution import SparseDistribution
 
 from outrider_draft.proposer import Description
 from outrider_draft.updates import (
@@ -89,17 +91,7 @@ def response(messages: Iterable[Message]) -> draft_pb2.SpeculateResponse:
     frame = draft_pb2.SpeculateResponse()
     for message in messages:
         if isinstance(message, Grown):
-            frame.grows.append(
-                draft_pb2.Grow(
-                    session=message.key.number,
-                    base_length=message.base_length,
-                    node_ids=[p.id for p in message.proposals],
-                    parent_ids=[p.parent_id for p in message.proposals],
-                    token_ids=[p.token_id for p in message.proposals],
-                    log_probs=[p.log_prob for p in message.proposals],
-                    complete=message.complete,
-                )
-            )
+            frame.grows.append(_grow(message))
         else:
             frame.resyncs.append(
                 draft_pb2.Resync(
@@ -110,6 +102,26 @@ def response(messages: Iterable[Message]) -> draft_pb2.SpeculateResponse:
                 )
             )
     return frame
+
+
+def _grow(grown: Grown) -> draft_pb2.Grow:
+    proposals = grown.proposals
+    grow = draft_pb2.Grow(
+        session=grown.key.number,
+        base_length=grown.base_length,
+        node_ids=[p.id for p in proposals],
+        parent_ids=[p.parent_id for p in proposals],
+        token_ids=[p.token_id for p in proposals],
+        log_probs=[p.log_prob for p in proposals],
+        complete=grown.complete,
+    )
+    if any(p.distribution for p in proposals):
+        drawn = [p.distribution or SparseDistribution((), ()) for p in proposals]
+        weights = [weight for one in drawn for weight in one.weights]
+        grow.distribution_sizes.extend(len(one.token_ids) for one in drawn)
+        grow.distribution_token_ids.extend(token for one in drawn for token in one.token_ids)
+        grow.distribution_weights = struct.pack(f"<{len(weights)}H", *weights)
+    return grow
 
 
 def describe(
@@ -163,13 +175,19 @@ def _opened(key: SessionKey, opened: draft_pb2.Open, bounds: Bounds) -> Opened:
     if not opened.HasField("limits"):
         raise _Malformed("limits: are missing")
     config = opened.generation_config
+    parameters = _parameters(config, num_prompt_tokens, bounds)
+    by_ratio = opened.verification == speculation_pb2.VERIFICATION_SPECULATIVE_SAMPLING
+    by_ratio = by_ratio and parameters.do_sample
+    if by_ratio and bounds.tokenizer:
+        temperature = 0.0  # what is translated has no distribution, and fares best if most probable
     request = SessionRequest(
-        parameters=_parameters(config, num_prompt_tokens, bounds),
+        parameters=parameters,
         num_prompt_tokens=num_prompt_tokens,
         seed=opened.seed,
         sample_index=opened.sample_index,
         draft_temperature=temperature,
         vocab_size=bounds.target_vocab_size,
+        draws=by_ratio and not bounds.tokenizer,
         max_matching_ngram_size=config.max_matching_ngram_size or None,
         tenant=opened.tenant and bounds.scope + opened.tenant,
         tokenizer=bounds.tokenizer,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from outrider_runtime.metrics import DraftMetrics
+from outrider_runtime.model.drawing import draw_tokens
 from outrider_runtime.model.kv_pool import OutOfBlocks
 from outrider_runtime.model.runner import Runner, SequenceRows
 from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
@@ -157,15 +158,16 @@ class ModelProposer:
         self._metrics.kv_cache_usage.set(1 - self._pool.num_free_blocks / self._pool.num_blocks)
 
     def _choose(self, shares: Sequence[Share], logits: torch.Tensor) -> dict[SessionKey, Outcome]:
-        """Choose a token per row, with the noise that the target will use at its position."""
-        by_vocabulary: dict[int, list[int]] = defaultdict(list)  # target's size -> rows
+        """Choose a token per row: draw it, or use the noise that the target will use there."""
+        alike: dict[tuple[int, bool], list[int]] = defaultdict(list)  # -> rows
         for row, share in enumerate(shares):
-            by_vocabulary[share.session.request.vocab_size].append(row)
+            alike[share.session.request.vocab_size, share.session.request.draws].append(row)
         chosen: dict[SessionKey, Outcome] = {}
-        for vocab_size, rows in by_vocabulary.items():
+        for (vocab_size, draws), rows in alike.items():
             own = logits if len(rows) == len(shares) else logits[rows]
             members = [shares[row] for row in rows]
-            chosen |= _choose_alike(members, _as_wide_as(own, vocab_size))
+            choose = _draw_alike if draws else _choose_alike
+            chosen |= choose(members, _as_wide_as(own, vocab_size))
         return chosen
 
 
@@ -196,6 +198,16 @@ def _choose_alike(shares: list[Share], logits: torch.Tensor) -> dict[SessionKey,
             chosen[share.line.key] = Outcome([first], siblings[: share.num_siblings])
         break
     return chosen
+
+
+def _draw_alike(shares: list[Share], logits: torch.Tensor) -> dict[SessionKey, Outcome]:
+    """Draw a token per row for lines of targets with equal vocabularies."""
+    groups = [_row_group(share.line) for share in shares]
+    bases = [share.session.tree.committed_length for share in shares]
+    return {
+        share.line.key: Outcome([Proposed(*one)] if one else (), exhausted=one is None)
+        for share, one in zip(shares, draw_tokens(logits, groups, bases), strict=True)
+    }
 
 
 def _row_group(line: Line) -> RowGroup:

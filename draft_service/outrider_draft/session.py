@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from outrider_runtime.draft_tree import ROOT, DraftTree, Limits, Node, Proposal
+from outrider_runtime.sparse_distribution import SparseDistribution
 
 from outrider_draft.side_line import SideLine
 from outrider_draft.updates import Grown, Opened, SessionKey, SessionRequest
@@ -23,6 +24,9 @@ class Proposed(NamedTuple):
 
     token_id: int
     log_prob: float
+    distribution: SparseDistribution | None = None
+    """What it was drawn from, if the target has to know; the log-probability is then that of the
+    most probable token of it."""
 
 
 class Line(Protocol):
@@ -254,7 +258,7 @@ class Session:
         return added
 
     def _add(self, parent_id: int, proposed: Proposed) -> Node:
-        node = self.tree.add(parent_id, proposed.token_id, proposed.log_prob)
+        node = self.tree.add(parent_id, *proposed)
         self._unsent.append(node)
         return node
 
@@ -301,7 +305,8 @@ class Session:
         """What the target should be told now, if anything; it counts as told."""
         complete = self.room() == 0
         owed = complete and self._answer_owed
-        if not (owed or self._window_unsent() or self._ahead_unsent()):
+        due = owed or self._window_unsent() or self._ahead_unsent() or self._drawn_unsent()
+        if not due:
             self._steps_unsent += 1
             return None
         if complete:
@@ -315,6 +320,7 @@ class Session:
                 ROOT if node.id in roots else node.parent_id,
                 node.token_id,
                 node.log_prob,
+                node.distribution,
             )
             for node in self._unsent
         ]
@@ -337,6 +343,14 @@ class Session:
         if not self._unsent or (self.below_window and self.room()):
             return False
         return self._steps_unsent + 1 >= self.limits.window or not self.may_grow
+
+    def _drawn_unsent(self) -> bool:
+        """Whether there is something that was drawn from a distribution.
+
+        When such a token arrives must not depend on those drawn after it: were they awaited, the
+        target would verify it the more often the sooner they end the chain.
+        """
+        return self.request.draws and bool(self._unsent)
 
     def _path_ended(self) -> bool:
         parameters = self.request.parameters

@@ -42,6 +42,10 @@ class SessionRequest:
     vocab_size: int = 0
     """Token ids the target can emit; ids at or above it are never proposed."""
 
+    draws: bool = False
+    """Whether the target accepts by ratios: tokens are then drawn from distributions that are sent
+    along, and sent as soon as they are drawn."""
+
     max_matching_ngram_size: int | None = None
     """Longest n-gram of prompt lookup; None: the server's default."""
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from outrider_runtime.sparse_distribution import SparseDistribution
+
 ROOT = 0
 """Parent id of the nodes that follow the last committed token (or the one at a `base_length`)."""
 
@@ -43,6 +45,8 @@ class Node(NamedTuple):
     log_prob: float
     depth: int
     """Distance from the first root of the session: does not change when the root moves."""
+    distribution: SparseDistribution | None = None
+    """What the token was drawn from, where that matters; None: nothing but itself."""
 
 
 class Proposal(NamedTuple):
@@ -52,6 +56,7 @@ class Proposal(NamedTuple):
     parent_id: int
     token_id: int
     log_prob: float
+    distribution: SparseDistribution | None = None
 
 
 class Growth(NamedTuple):
@@ -133,10 +138,16 @@ class DraftTree:
         for token_id in token_ids[len(known) :]:
             self._walk(token_id)
 
-    def add(self, parent_id: int, token_id: int, log_prob: float) -> Node:
+    def add(
+        self,
+        parent_id: int,
+        token_id: int,
+        log_prob: float,
+        distribution: SparseDistribution | None = None,
+    ) -> Node:
         """Propose a token (the drafter's side). The id is new in the session."""
         self.last_id += 1
-        return self._insert(Proposal(self.last_id, parent_id, token_id, log_prob))
+        return self._insert(Proposal(self.last_id, parent_id, token_id, log_prob, distribution))
 
     def grow(
         self, base_length: int, proposals: Iterable[Proposal], *, vocab_size: int, max_nodes: int
@@ -146,7 +157,8 @@ class DraftTree:
         Args:
             base_length: Committed length that the parent id `ROOT` refers to.
             proposals: Parents before children, ids ascending and never used before.
-            vocab_size: Token ids at or above it are offences.
+            vocab_size: Token ids at or above it are offences, as are distributions that hold some
+                or cannot have given their token.
             max_nodes: Nodes beyond this are offences. The window and depth of `Limits` are not
                 enforced here: they move from round to round, a node granted a round ago must stay,
                 or the two copies would part for good.
@@ -161,6 +173,7 @@ class DraftTree:
                 or proposal.token_id >= vocab_size
                 or not 0 <= base_length <= self.committed_length
                 or proposal.parent_id in rejected
+                or not _is_drawn_rightly(proposal, vocab_size)
             ):
                 offences += 1
                 if fresh:
@@ -205,7 +218,7 @@ class DraftTree:
     def _insert(self, proposal: Proposal) -> Node:
         parent = self._nodes.get(proposal.parent_id)
         depth = (parent.depth if parent else self._root_depth) + 1
-        node = Node(*proposal, depth)
+        node = Node(*proposal[:4], depth, proposal.distribution)
         self._nodes[node.id] = node
         self._children.setdefault(proposal.parent_id if parent else ROOT, []).append(node.id)
         return node
@@ -245,3 +258,8 @@ class DraftTree:
         self._nodes.clear()
         self._children.clear()
         self._committed_nodes.clear()
+
+
+def _is_drawn_rightly(proposal: Proposal, vocab_size: int) -> bool:
+    distribution = proposal.distribution
+    return distribution is None or distribution.gave(proposal.token_id, vocab_size=vocab_size)

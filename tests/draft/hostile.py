@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -391,6 +392,33 @@ def _wrong_tokens(
     return _frame(drafter.plausible(session, vocab_size))
 
 
+def _broken_distributions(
+    drafter: AdversarialDrafter, session: GuessedSession, vocab_size: int
+) -> draft_pb2.SpeculateResponse:
+    grow = drafter.plausible(session, vocab_size)
+    size = len(grow.node_ids)
+    grow.distribution_sizes[:] = [2] * size
+    grow.distribution_token_ids[:] = [
+        token_id for drawn in grow.token_ids for token_id in (drawn, (drawn + 1) % vocab_size)
+    ]
+    weights = [1, 2] * size
+    match drafter.random.randrange(6):
+        case 0:
+            grow.distribution_token_ids[1] = vocab_size
+        case 1:
+            grow.distribution_token_ids[1] = grow.distribution_token_ids[0]
+        case 2:
+            grow.distribution_token_ids[0] = (grow.token_ids[0] + 2) % vocab_size
+        case 3:
+            weights[0] = 0
+        case 4:
+            grow.distribution_sizes[0] = drafter.random.choice([1, 3, MAX_UINT32])
+        case 5:
+            weights.pop()
+    grow.distribution_weights = struct.pack(f"<{len(weights)}H", *weights)
+    return _frame(grow)
+
+
 ATTACKS: dict[str, Attack] = {
     "ids_outside_the_vocabulary": _ids_outside_the_vocabulary,
     "unknown_parents": _unknown_parents,
@@ -402,6 +430,7 @@ ATTACKS: dict[str, Attack] = {
     "wrong_sessions": _wrong_sessions,
     "wrong_base": _wrong_base,
     "unequal_arrays": _unequal_arrays,
+    "broken_distributions": _broken_distributions,
     "impossible_probabilities": _impossible_probabilities,
     "more_after_completion": _more_after_completion,
     "refusal": _refusal,

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from outrider_runtime.draft_tree import ROOT, CommitGap, DraftTree, Growth, Node, Proposal
+from outrider_runtime.sparse_distribution import SparseDistribution
 
 VOCAB_SIZE = 3
 MAX_NODES = 12
@@ -259,6 +261,35 @@ def test_what_exceeds_the_granted_nodes_is_an_offence() -> None:
     tree = DraftTree(PROMPT)
     flood = [(i, i - 1, 0) for i in range(1, MAX_NODES + 8)]
     assert grow(tree, *flood) == Growth(MAX_NODES, 0, 7)
+
+
+BROKEN_DISTRIBUTIONS = {
+    "no token": ((), ()),
+    "not the token drawn": ((1, 2), (3, 4)),
+    "a token twice": ((0, 0), (1, 1)),
+    "no weight": ((0, 1), (0, 1)),
+    "too much weight": ((0, 1), (1, 2**16)),
+    "weights missing": ((0, 1), (1,)),
+    "outside the vocabulary": ((0, VOCAB_SIZE), (1, 1)),
+    "negative": ((0, -1), (1, 1)),
+    "too many": (tuple(range(65)), (1,) * 65),
+}
+
+
+@pytest.mark.parametrize("why", BROKEN_DISTRIBUTIONS)
+def test_a_token_that_was_not_drawn_from_what_is_told_is_an_offence(why: str) -> None:
+    broken = SparseDistribution(*BROKEN_DISTRIBUTIONS[why])
+    sound = SparseDistribution((1, 0), (1, 2**16 - 1))
+    tree = DraftTree(PROMPT)
+    proposals = [
+        Proposal(1, ROOT, 0, -1.0, sound),
+        Proposal(2, 1, 0, -1.0, broken),
+        Proposal(3, 2, 1, -1.0, sound),
+    ]
+    vocab_size = 100 if why == "too many" else VOCAB_SIZE
+    growth = tree.grow(3, proposals, vocab_size=vocab_size, max_nodes=MAX_NODES)
+    assert growth == Growth(1, 0, 2), "what hangs on it goes with it"
+    assert [node.distribution for node in tree.best_path()] == [sound]
 
 
 def test_growth_from_a_future_the_target_does_not_know_is_an_offence() -> None:

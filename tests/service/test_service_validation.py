@@ -331,7 +331,7 @@ SPECULATION_RANGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "draft_timeout_ms": ((MAX_DRAFT_TIMEOUT_MS + 1, MAX_UINT32), (0, MAX_DRAFT_TIMEOUT_MS)),
     "draft_temperature": ((0.0, -1.0), (TINY, 3e38)),
     "method": ((9, 99, -1), (0, 1, 2, 3, 4, 6, 7)),
-    "verification": ((3, 99, -1), (0, 1)),
+    "verification": ((3, 99, -1), (0, 1, 2)),
     "pacing": ((3, 99, -1), (0, 1, 2)),
 }
 
@@ -357,12 +357,25 @@ def test_inside_its_range_a_value_about_speculation_is_served(
     assert len(answer.token_ids) == 3
 
 
-def test_acceptance_by_ratio_is_refused_as_not_served(caller: Caller) -> None:
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_drafts_are_accepted_by_ratio_where_that_is_asked_and_something_is_sampled(
+    caller: Caller, do_sample: bool
+) -> None:
     speculation = speculation_pb2.SpeculationConfig(
-        verification=speculation_pb2.VERIFICATION_SPECULATIVE_SAMPLING
+        method=speculation_pb2.DRAFT_METHOD_COMBINED,
+        verification=speculation_pb2.VERIFICATION_SPECULATIVE_SAMPLING,
+        draft_fan_out=4,
     )
-    request = ask(PROMPT, speculation=speculation)
-    check(caller, request, "speculation.verification", Reason.UNSUPPORTED_FIELD)
+    request = ask(PROMPT, max_new_tokens=3, do_sample=do_sample, speculation=speculation)
+    in_force = collect(caller.open(request)).started.effective_speculation
+    if do_sample:
+        assert in_force.verification == speculation_pb2.VERIFICATION_SPECULATIVE_SAMPLING
+        assert in_force.method == speculation_pb2.DRAFT_METHOD_REMOTE
+        assert in_force.draft_fan_out == 1
+    else:
+        assert in_force.verification == speculation_pb2.VERIFICATION_EXACT
+        assert in_force.method == speculation_pb2.DRAFT_METHOD_COMBINED
+        assert in_force.draft_fan_out == 4
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from outrider_target.decoding.acceptance import accept
 from outrider_target.decoding.branch import Branch
 from outrider_target.decoding.strategy import BranchRows, Decision, Selector
+from outrider_target.drafting.drafter import Draft
 from outrider_target.engine.events import Event, TokensDecided
 from outrider_target.requests.request import Finish, FinishReason
 from transformers import PreTrainedModel
@@ -45,8 +46,8 @@ class Contrast:
     def admissible(self, draft: Sequence[int]) -> int:
         return len(draft)
 
-    def rows(self, draft: Sequence[int]) -> Wanted:
-        return Wanted([BranchRows(draft, len(draft) + 1)] * 2)
+    def rows(self, draft: Draft) -> Wanted:
+        return Wanted([BranchRows(draft.token_ids, len(draft.token_ids) + 1)] * 2)
 
     def fed(self) -> Sequence[Event]:
         return ()
@@ -80,7 +81,7 @@ class Herd:
     def admissible(self, draft: Sequence[int]) -> int:
         return 0
 
-    def rows(self, draft: Sequence[int]) -> Wanted:
+    def rows(self, draft: Draft) -> Wanted:
         return Wanted([BranchRows((), 1)] * len(self.branches))
 
     def fed(self) -> Sequence[Event]:

@@ -8,7 +8,7 @@ The generator is Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy
 2011) with the layout
 
     key     = (low half of the seed, high half of the seed)
-    counter = (token_id >> 2, position, stream | sample_index << 8, 0)
+    counter = (token_id >> 2, position, stream | sample_index << 8, base)
     word    = output[token_id & 3]
 
 It is written out here because no dependency offers it: numpy's `Philox` is the 4x64 variant and a
@@ -46,11 +46,17 @@ class Stream(enum.IntEnum):
     target's own sample: then the draft's draw never enters the output. Under a ratio test it is
     not: given that a draft token won its race and was rejected, the noise of the others is no
     longer Gumbel, and a residual drawn from that noise is biased (63 percent instead of 60 in one
-    published measurement). Rules that test ratios therefore need streams of their own for draft,
-    acceptance and residual; 1, 2 and 3 are kept for them.
+    published measurement). Under such a rule draft, acceptance and the target's own draws have
+    streams of their own.
     """
 
     TARGET = 0
+    DRAFT = 1
+    """The drafter's draws, where a ratio decides."""
+    ACCEPT = 2
+    """What decides whether a draft token is kept."""
+    RESIDUAL = 3
+    """The target's own draws, where a ratio decides: recovered, bonus, and without a draft."""
 
 
 class NoiseRow(NamedTuple):
@@ -62,6 +68,9 @@ class NoiseRow(NamedTuple):
     """Which of the request's returned sequences; below 2**24."""
     position: int
     """Absolute index of the token being sampled, prompt included; below 2**32."""
+    base: int = 0
+    """Committed length at the time of the draw, where a position may be drawn for again: what
+    became of a rejected draft depends on all its draws, so none of them may be met twice."""
 
 
 def philox(xp: Arrays, even: Array, odd: Array, keys: Array) -> tuple[Array, Array]:
@@ -119,16 +128,23 @@ def gumbel_of_all(
     return xp.concatenate(pieces)[:, :vocab_size]
 
 
+def uniforms(xp: Arrays, rows: Sequence[NoiseRow], *, stream: Stream) -> Array:
+    """One uniform number in (0, 1) a row: float64 [rows]."""
+    keys, odd, streams = _row_words(xp, rows, stream)
+    even, _ = philox(xp, xp.pairs(streams * 0, streams), odd, keys)
+    return _uniform(xp, even[0, :, 0])
+
+
 def _row_words(xp: Arrays, rows: Sequence[NoiseRow], stream: Stream) -> tuple[Array, Array, Array]:
     """What of the generator's input depends on the row alone.
 
     Returns:
-        The keys of all rounds [10, 2, rows, 1]; counter words 1 and 3, the position and 0,
+        The keys of all rounds [10, 2, rows, 1]; counter words 1 and 3, the position and the base,
         [2, rows, 1]; counter word 2, stream and sample, [rows, 1].
     """
     words = [
         [row.position for row in rows],
-        [0] * len(rows),
+        [row.base for row in rows],
         [stream | row.sample_index << 8 for row in rows],
     ]
     counters = xp.integers(np.array(words, np.int64)[..., None])
@@ -141,5 +157,8 @@ def _gumbel(xp: Arrays, words: Array) -> Array:
 
     Winners have small exponentials, that is small words: log1p keeps their resolution.
     """
-    uniforms = (xp.doubles(words) + 0.5) * 2.0**-32  # in (0, 1), exact
-    return -xp.log(-xp.log1p(-uniforms))
+    return -xp.log(-xp.log1p(-_uniform(xp, words)))
+
+
+def _uniform(xp: Arrays, words: Array) -> Array:
+    return (xp.doubles(words) + 0.5) * 2.0**-32  # in (0, 1), exact

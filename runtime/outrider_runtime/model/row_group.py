@@ -65,6 +65,16 @@ class RowGroup(NamedTuple):
         """Number of tokens row 0 sees, which is also the position it predicts."""
         return len(self.token_ids) - self.num_rows + 1
 
+    def first(self, count: int) -> RowGroup:
+        """Its first rows alone; all of them are the group itself."""
+        if count == self.num_rows:
+            return self
+        return self._replace(
+            token_ids=self.token_ids[: self.first_length + count - 1],
+            num_rows=count,
+            allowed=None if self.allowed is None else self.allowed[:count],
+        )
+
 
 class PlacedGroup(NamedTuple):
     """A group and where its rows lie in the batch."""

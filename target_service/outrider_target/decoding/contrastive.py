@@ -30,6 +30,7 @@ from outrider_target.decoding.strategy import (
     row_tensors,
 )
 from outrider_target.decoding.tensors import TensorReport
+from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.engine.events import Event
 from outrider_target.requests.request import ContrastiveSettings, Finish
 
@@ -99,7 +100,7 @@ class ContrastiveStrategy:
         """Nothing: which token comes next depends on all candidates having been fed."""
         return 0
 
-    def rows(self, draft: Sequence[int]) -> CandidateRows:
+    def rows(self, draft: Draft) -> CandidateRows:
         """The last token of the prompt, or each candidate."""
         if self._candidates is None:
             return CandidateRows([BranchRows((), 1)])
@@ -164,7 +165,7 @@ class ContrastiveStrategy:
 
     def _propose(self, logits: torch.Tensor, source: Branch) -> None:
         """Make a branch of each token that may come next, after the context in `source`."""
-        rows = self._inner.rows(())
+        rows = self._inner.rows(NO_DRAFT)
         probabilities = processed_scores(logits, [rows.group])[0].softmax(-1)
         if not bool(probabilities.isfinite().all()):
             raise InvalidScores(

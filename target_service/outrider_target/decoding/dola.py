@@ -25,6 +25,7 @@ from outrider_target.decoding.strategy import (
     TokenStrategy,
     select_own_tokens,
 )
+from outrider_target.drafting.drafter import Draft
 
 
 class DolaStrategy(TokenStrategy):
@@ -52,7 +53,7 @@ class DolaStrategy(TokenStrategy):
         """All contrasted rows of a batch are decided in one call."""
         return select_contrasted_tokens
 
-    def rows(self, draft: Sequence[int]) -> TokenRows:
+    def rows(self, draft: Draft) -> TokenRows:
         """The same rows, each read at the layers to contrast with."""
         rows = super().rows(draft)
         reading = LayerReading(rows.group.num_rows, logits_of=self._layers)

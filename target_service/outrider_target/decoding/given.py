@@ -42,7 +42,7 @@ class GivenStrategy(TokenStrategy):
         """Nothing is selected."""
         return take_given_tokens
 
-    def rows(self, draft: Sequence[int]) -> TokenRows:
+    def rows(self, draft: Draft) -> TokenRows:
         """One row for each given token of the window."""
         rows = super().rows(draft)
         first = rows.group.first_length - self._num_prompt_tokens

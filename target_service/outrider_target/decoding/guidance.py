@@ -26,6 +26,7 @@ from outrider_target.decoding.strategy import (
     TokenStrategy,
     select_own_tokens,
 )
+from outrider_target.drafting.drafter import Draft
 from outrider_target.requests.request import Guidance
 
 
@@ -58,10 +59,10 @@ class GuidedStrategy(TokenStrategy):
         """All guided rows of a batch are decided in one call."""
         return select_guided_tokens
 
-    def rows(self, draft: Sequence[int]) -> TokenRows:
+    def rows(self, draft: Draft) -> TokenRows:
         """The same rows on both branches."""
         rows = super().rows(draft)
-        negative = BranchRows(draft, rows.group.num_rows)
+        negative = BranchRows(rows.branches[0].draft, rows.group.num_rows)
         return rows._replace(branches=(*rows.branches, negative), guidance_scale=self._scale)
 
     def commit(self, draft: Sequence[int], own: OwnTokens) -> Decision:

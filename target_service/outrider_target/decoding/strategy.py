@@ -13,6 +13,7 @@ its code.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -27,7 +28,13 @@ from outrider_target.constraints.constraint import Constraint
 from outrider_target.decoding.acceptance import accept
 from outrider_target.decoding.branch import Branch
 from outrider_target.decoding.committed import Committed
+from outrider_target.decoding.speculative_sampling import (
+    DrawnRows,
+    DrawnToken,
+    decide_by_ratio,
+)
 from outrider_target.decoding.tensors import TensorReport, TokenTensor
+from outrider_target.drafting.drafter import Draft
 from outrider_target.engine.events import Event, TokensDecided
 from outrider_target.requests.request import Finish, TensorKind
 
@@ -67,6 +74,7 @@ class TokenRows(NamedTuple):
         given: The token of each row, where it is not to be chosen but given.
         tensors: What else to tell of each row: scores, logits. Other kinds do not matter here.
         guidance_scale: How far the scores are pushed from those of the negative branch.
+        drawn: The draft, where it is accepted by ratio; None where by agreement.
     """
 
     branches: Sequence[BranchRows]
@@ -75,16 +83,19 @@ class TokenRows(NamedTuple):
     given: Sequence[int] = ()
     tensors: frozenset[TensorKind] = frozenset()
     guidance_scale: float = 1.0
+    drawn: Sequence[DrawnToken] | None = None
 
 
 class OwnTokens(NamedTuple):
-    """The target's own token of each row of a group."""
+    """The target's own token of each row of a group; by ratio, what a round decides."""
 
     token_ids: list[int]
     log_probs: Sequence[TokenLogProbs] = ()
     """One entry a row, for requests that ask; else empty."""
     tensors: Mapping[TensorKind, torch.Tensor] = {}
     """Float32 [rows, vocab], by kind; those that the request asks for."""
+    num_accepted: int | None = None
+    """How many draft tokens they begin with, by ratio; None where agreement is yet to be seen."""
 
 
 class Decision(NamedTuple):
@@ -137,7 +148,7 @@ class DecodingStrategy(Protocol):
     def admissible(self, draft: Sequence[int]) -> int:
         """How many tokens of a draft could be accepted at all: the others are not worth a row."""
 
-    def rows(self, draft: Sequence[int]) -> Rows:
+    def rows(self, draft: Draft) -> Rows:
         """What to compute, given a draft behind the committed tokens."""
 
     def fed(self) -> Sequence[Event]:
@@ -161,25 +172,47 @@ def select_own_tokens(
         model_logits: The model's own, where those are others: what is told as such.
     """
     model_logits = logits if model_logits is None else model_logits
-    groups = [rows.group for rows in wanted]
-    chosen = select_tokens(logits, groups, with_log_probs=False).token_ids
+    chosen = _choose(logits, wanted)
     own: list[OwnTokens] = []
     first = 0
-    for rows in wanted:
+    for rows, choice in zip(wanted, chosen, strict=True):
         span = slice(first, first + rows.group.num_rows)
         first = span.stop
         log_probs: Sequence[TokenLogProbs] = ()
         if rows.num_top_log_probs is not None:
+            count = len(choice.token_ids)
             log_probs = token_log_probs(
-                logits[span],
-                rows.group,
-                chosen[span],
+                logits[span][:count],
+                rows.group.first(count),
+                choice.token_ids,
                 num_top=rows.num_top_log_probs,
-                model_logits=model_logits[span],
+                model_logits=model_logits[span][:count],
             )
         tensors = row_tensors(logits[span], rows, model_logits=model_logits[span])
-        own.append(OwnTokens(chosen[span], log_probs, tensors))
+        own.append(choice._replace(log_probs=log_probs, tensors=tensors))
     return own
+
+
+def _choose(logits: torch.Tensor, wanted: Sequence[TokenRows]) -> list[OwnTokens]:
+    """The tokens alone: all of one kind in one call."""
+    if all(rows.drawn is None for rows in wanted):
+        chosen = iter(select_tokens(logits, _groups(wanted), with_log_probs=False).token_ids)
+        return [OwnTokens(list(islice(chosen, rows.group.num_rows))) for rows in wanted]
+    if all(rows.drawn is not None for rows in wanted):
+        drawn = [DrawnRows(rows.group, rows.drawn or ()) for rows in wanted]
+        decided = decide_by_ratio(logits, drawn)
+        return [OwnTokens(token_ids, num_accepted=count) for token_ids, count in decided]
+    parts = torch.split(logits, [rows.group.num_rows for rows in wanted])
+    own: dict[int, OwnTokens] = {}
+    for by_ratio in (False, True):
+        places = [i for i, rows in enumerate(wanted) if (rows.drawn is not None) is by_ratio]
+        some = _choose(torch.cat([parts[i] for i in places]), [wanted[i] for i in places])
+        own |= zip(places, some, strict=True)
+    return [own[place] for place in range(len(wanted))]
+
+
+def _groups(wanted: Sequence[TokenRows]) -> list[RowGroup]:
+    return [rows.group for rows in wanted]
 
 
 def row_tensors(
@@ -210,6 +243,7 @@ class TokenStrategy:
         constraint: Constraint | None = None,
         tensors: TensorReport | None = None,
         processors: Sequence[NamedProcessor] = (),
+        by_ratio: bool = False,
     ) -> None:
         self._parameters = parameters
         self._committed = committed
@@ -220,6 +254,7 @@ class TokenStrategy:
         self._constraint = constraint
         self._tensors = tensors
         self._processors = processors
+        self._by_ratio = by_ratio
         reader = tensors if tensors is not None and tensors.reads_layers else None
         self._branches: Sequence[Branch] = (Branch(committed.token_ids, reader=reader),)
 
@@ -239,27 +274,38 @@ class TokenStrategy:
         return self._branches
 
     def admissible(self, draft: Sequence[int]) -> int:
-        """As many as the constraint allows; all without one."""
-        return len(draft) if self._constraint is None else self._constraint.admissible(draft)
+        """As many as the constraint allows; all without one.
 
-    def rows(self, draft: Sequence[int]) -> TokenRows:
+        By ratio the first that it forbids is worth something, though not a row: to be drawn and
+        rejected is what makes room for other tokens.
+        """
+        if self._constraint is None:
+            return len(draft)
+        possible = self._constraint.admissible(draft)
+        return min(possible + 1, len(draft)) if self._by_ratio else possible
+
+    def rows(self, draft: Draft) -> TokenRows:
         """The last committed token and each draft token predict one token each."""
-        num_rows = len(draft) + 1
+        fed = draft.token_ids
+        if self._by_ratio and self._constraint is not None:
+            fed = fed[: self._constraint.admissible(fed)]
+        num_rows = len(fed) + 1
         group = RowGroup(
             parameters=self._parameters,
             seed=self._seed,
             sample_index=self._sample_index,
-            token_ids=[*self._committed.token_ids, *draft],
+            token_ids=[*self._committed.token_ids, *fed],
             num_rows=num_rows,
             num_prompt_tokens=self._num_prompt_tokens,
-            allowed=None if self._constraint is None else self._constraint.allowed(draft),
+            allowed=None if self._constraint is None else self._constraint.allowed(fed),
             processors=self._processors,
         )
         return TokenRows(
-            (BranchRows(draft, num_rows),),
+            (BranchRows(fed, num_rows),),
             group,
             self._num_top_log_probs,
             tensors=frozenset() if self._tensors is None else self._tensors.kinds,
+            drawn=_drawn(draft) if self._by_ratio else None,
         )
 
     def fed(self) -> Sequence[Event]:
@@ -271,7 +317,9 @@ class TokenStrategy:
 
     def commit(self, draft: Sequence[int], own: OwnTokens) -> Decision:
         """Keep what agrees (see `acceptance`), up to the token that ends the sequence."""
-        decided, num_accepted = accept(draft, own.token_ids)
+        decided, num_accepted = own.token_ids, own.num_accepted
+        if num_accepted is None:
+            decided, num_accepted = accept(draft, own.token_ids)
         kept = self._committed.extend(decided)
         num_accepted = min(num_accepted, len(kept))
         drafted = [position < num_accepted for position in range(len(kept))]
@@ -297,3 +345,8 @@ class TokenStrategy:
     def end(self, finish: Finish) -> Decision:
         """No more tokens."""
         return Decision((), 0, 0, (TokensDecided(self._sample_index, (), (), finish),), finish)
+
+
+def _drawn(draft: Draft) -> list[DrawnToken]:
+    distributions = draft.distributions or [None] * len(draft.token_ids)
+    return list(map(DrawnToken.of, draft.token_ids, distributions))

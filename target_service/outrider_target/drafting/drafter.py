@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
+from outrider_runtime.sparse_distribution import SparseDistribution
+
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 
@@ -20,6 +22,9 @@ class Draft(NamedTuple):
     probabilities: Sequence[float] | None = None
     """For each token, after those before it, how probable its drafter itself takes it to be; None
     when it has no opinion. Not calibrated."""
+    distributions: Sequence[SparseDistribution | None] | None = None
+    """For each token what it was drawn from; None where nobody drew. It matters where drafts are
+    accepted by ratio; nothing that depends on a drawn token may then decide whether it is here."""
 
     def cut(self, count: int) -> Draft:
         """Its first tokens, at most so many."""
@@ -28,7 +33,8 @@ class Draft(NamedTuple):
         if count <= 0:
             return NO_DRAFT
         known = None if self.probabilities is None else self.probabilities[:count]
-        return Draft(self.token_ids[:count], self.method, known)
+        drawn = None if self.distributions is None else self.distributions[:count]
+        return Draft(self.token_ids[:count], self.method, known, drawn)
 
 
 NO_DRAFT = Draft((), DraftMethod.NONE)

@@ -144,7 +144,12 @@ class RemoteSession:
             return NO_DRAFT
         # A drafter may tell anything: above 0 there is no log-probability.
         probabilities = [math.exp(min(0.0, node.log_prob)) for node in path]
-        return Draft([node.token_id for node in path], DraftMethod.REMOTE, probabilities)
+        return Draft(
+            [node.token_id for node in path],
+            DraftMethod.REMOTE,
+            probabilities,
+            [node.distribution for node in path],
+        )
 
     @property
     def silence(self) -> Silence:

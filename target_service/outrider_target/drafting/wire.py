@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from outrider.v1 import draft_pb2
+from outrider.v1 import draft_pb2, speculation_pb2
 from outrider_runtime.draft_tree import Limits, Proposal
+from outrider_runtime.sparse_distribution import SparseDistribution
 
 from outrider_target.drafting.updates import (
     CommitTokens,
@@ -59,6 +61,9 @@ def _open(update: OpenSession) -> draft_pb2.Open:
         sample_index=update.sample_index,
         draft_temperature=update.draft_temperature,
         limits=_limits(update.limits),
+        verification=speculation_pb2.VERIFICATION_SPECULATIVE_SAMPLING
+        if update.request.speculation.by_ratio
+        else speculation_pb2.VERIFICATION_EXACT,
         tenant=update.request.speculation.tenant,
     )
 
@@ -75,12 +80,40 @@ def _limits(limits: Limits) -> draft_pb2.Limits:
 
 def _proposals(grow: draft_pb2.Grow) -> list[Proposal]:
     size = len(grow.node_ids)
-    if not size == len(grow.parent_ids) == len(grow.token_ids) == len(grow.log_probs):
+    equal = size == len(grow.parent_ids) == len(grow.token_ids) == len(grow.log_probs)
+    if not equal or not _distributions_fit(grow):
         return [Proposal(0, 0, 0, 0.0)]  # node id 0 does not exist
     return [
         # NaN would make the order of siblings depend on their order of arrival.
-        Proposal(node, parent, token, -math.inf if math.isnan(log_prob) else log_prob)
-        for node, parent, token, log_prob in zip(
-            grow.node_ids, grow.parent_ids, grow.token_ids, grow.log_probs, strict=True
+        Proposal(node, parent, token, -math.inf if math.isnan(log_prob) else log_prob, drawn)
+        for node, parent, token, log_prob, drawn in zip(
+            grow.node_ids,
+            grow.parent_ids,
+            grow.token_ids,
+            grow.log_probs,
+            _distributions(grow),
+            strict=True,
         )
     ]
+
+
+def _distributions_fit(grow: draft_pb2.Grow) -> bool:
+    total = sum(grow.distribution_sizes)
+    return (
+        len(grow.distribution_sizes) in (0, len(grow.node_ids))
+        and len(grow.distribution_token_ids) == total
+        and len(grow.distribution_weights) == 2 * total
+    )
+
+
+def _distributions(grow: draft_pb2.Grow) -> Iterator[SparseDistribution | None]:
+    """What each node was drawn from."""
+    weights = struct.unpack(f"<{len(grow.distribution_token_ids)}H", grow.distribution_weights)
+    first = 0
+    for size in grow.distribution_sizes or [0] * len(grow.node_ids):
+        span = slice(first, first + size)
+        first = span.stop
+        if size:
+            yield SparseDistribution(grow.distribution_token_ids[span], weights[span])
+        else:
+            yield None

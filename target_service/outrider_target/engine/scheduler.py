@@ -220,9 +220,7 @@ class Scheduler:
                 continue
             needed = self._reserve(work, reserved)
             if needed is None and work.draft.token_ids:
-                # A draft never costs another sequence its blocks.
-                work = self._verification(sequence, NO_DRAFT)
-                needed = self._reserve(work, reserved)
+                work, needed = self._shortened(work, reserved)
             while needed is None:
                 victim = self.running[-1]
                 self._preempt(victim)
@@ -267,7 +265,7 @@ class Scheduler:
         return self._verification(sequence, self._draft(sequence, window))
 
     def _verification(self, sequence: Sequence, draft: Draft) -> Work:
-        rows = sequence.strategy.rows(draft.token_ids)
+        rows = sequence.strategy.rows(draft)
         return Work(sequence, self._places.feeds(sequence.branches, rows.branches), rows, draft)
 
     def _draft(self, sequence: Sequence, window: int) -> Draft:
@@ -275,6 +273,19 @@ class Scheduler:
         assert sequence.session is not None
         draft = sequence.session.proposal(window)
         return draft.cut(sequence.strategy.admissible(draft.token_ids))
+
+    def _shortened(self, work: Work, reserved: int) -> tuple[Work, int | None]:
+        """The work with as much of its draft as fits, and the blocks it needs.
+
+        A draft never costs another sequence its blocks. It is cut, not left out: whether it is left
+        out would depend on its length, and so on its tokens.
+        """
+        needed = None
+        for count in reversed(range(len(work.draft.token_ids))):
+            work = self._verification(work.sequence, work.draft.cut(count))
+            if (needed := self._reserve(work, reserved)) is not None:
+                break
+        return work, needed
 
     def _reserve(self, work: Work, reserved: int) -> int | None:
         """Blocks the work needs, or None when they are not free."""

@@ -183,6 +183,7 @@ def _strategy(
         "num_top_log_probs": request.num_top_log_probs,
         "constraint": constraint,
         "processors": request.plugins.processors,
+        "by_ratio": request.speculation.by_ratio,
     }
     if request.tensors.kinds:
         options["tensors"] = TensorReport(request.tensors, len(request.prompt))

@@ -51,7 +51,7 @@ class DraftMethod(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SpeculationSettings:
-    """How to speculate for a request. None of it can change the text."""
+    """How to speculate for a request. None of it can change the text, but for the verification."""
 
     method: DraftMethod
     synchronous: bool
@@ -88,6 +88,8 @@ class SpeculationSettings:
     """The text that is expected; empty without one."""
     tenant: bytes = b""
     """Opaque name of those among whom outputs are remembered; empty: nobody."""
+    by_ratio: bool = False
+    """Accept drafts by ratio (speculative sampling), not by agreement; only where it samples."""
 
 
 class TextForm(StrEnum):

@@ -1,6 +1,7 @@
 """How to speculate for a request: what it says over the model's configuration over the server's.
 
-A value is refused with the name of its field. None of them can change the text.
+A value is refused with the name of its field. None of them can change the text, but for the
+verification, which can change which of all possible texts it is.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def speculation_settings(
         UnsupportedOption: A value asks for what is not served.
     """
     check_finite(message, "speculation")
-    _check_verification(message)
+    by_ratio = _is_by_ratio(message, config)
     pacing = message.pacing
     if pacing not in speculation_pb2.DraftPacing.values():
         raise InvalidRequest("speculation.pacing", f"{pacing} is not a known pacing")
@@ -56,6 +57,9 @@ def speculation_settings(
     method = _draft_method(
         message, config, defaults, synchronous=synchronous, predicted=bool(prediction)
     )
+    if by_ratio and method is DraftMethod.COMBINED:
+        # To choose between drafts by their tokens would favour some tokens.
+        method = DraftMethod.PREDICTION if prediction else DraftMethod.REMOTE
     _check_prediction(method, predicted=bool(prediction))
     if message.lookup_rule not in _LOOKUP_RULES:
         raise InvalidRequest(
@@ -94,7 +98,7 @@ def speculation_settings(
         schedule=schedule,
         max_window=max_window,
         run_ahead=0 if synchronous else run_ahead,
-        fan_out=1 if synchronous else fan_out,
+        fan_out=1 if synchronous or by_ratio else fan_out,
         confidence_threshold=config.assistant_confidence_threshold,
         timeout_seconds=timeout_ms / 1000,
         draft_temperature=message.draft_temperature
@@ -109,12 +113,13 @@ def speculation_settings(
         lookup_rule=_LOOKUP_RULES[message.lookup_rule],
         prediction=tuple(prediction),
         tenant=sharing.tenant(message.cache_salt),
+        by_ratio=by_ratio,
     )
 
 
 def without_drafts(settings: SpeculationSettings) -> SpeculationSettings:
     """The same for a mode in which drafts have no place."""
-    return replace(settings, method=DraftMethod.NONE, early_exit=0, forced=False)
+    return replace(settings, method=DraftMethod.NONE, early_exit=0, forced=False, by_ratio=False)
 
 
 def with_guesses(settings: SpeculationSettings) -> SpeculationSettings:
@@ -210,15 +215,14 @@ def _early_exit(config: GenerationConfig, layers: LayerShapes | None) -> int:
     return count
 
 
-def _check_verification(message: speculation_pb2.SpeculationConfig) -> None:
+def _is_by_ratio(message: speculation_pb2.SpeculationConfig, config: GenerationConfig) -> bool:
+    """Whether drafts are accepted by ratio: where nothing is sampled that is agreement."""
     if message.verification not in speculation_pb2.Verification.values():
         raise InvalidRequest(
             "speculation.verification", f"{message.verification} is not a known verification"
         )
-    if message.verification == speculation_pb2.VERIFICATION_SPECULATIVE_SAMPLING:
-        raise UnsupportedOption(
-            "speculation.verification", "speculative_sampling is not served yet; use exact"
-        )
+    wanted = message.verification == speculation_pb2.VERIFICATION_SPECULATIVE_SAMPLING
+    return wanted and config.do_sample
 
 
 def _bounded(

@@ -297,7 +297,9 @@ def _speculation(settings: SpeculationSettings) -> speculation_pb2.SpeculationCo
     return speculation_pb2.SpeculationConfig(
         enabled=settings.method is not DraftMethod.NONE,
         method=_METHODS[settings.method],
-        verification=speculation_pb2.VERIFICATION_EXACT,
+        verification=speculation_pb2.VERIFICATION_SPECULATIVE_SAMPLING
+        if settings.by_ratio
+        else speculation_pb2.VERIFICATION_EXACT,
         pacing=speculation_pb2.DRAFT_PACING_SYNCHRONOUS
         if settings.synchronous
         else speculation_pb2.DRAFT_PACING_ADAPTIVE,

@@ -23,41 +23,42 @@ _sym_db = _symbol_database.Default()
 
 
 from outrider.v1 import generation_config_pb2 as outrider_dot_v1_dot_generation__config__pb2
+from outrider.v1 import speculation_pb2 as outrider_dot_v1_dot_speculation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17outrider/v1/draft.proto\x12\x0boutrider.v1\x1a#outrider/v1/generation_config.proto\"\xa1\x01\n\x10SpeculateRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x12.outrider.v1.Hello\x12 \n\x05opens\x18\x02 \x03(\x0b\x32\x11.outrider.v1.Open\x12$\n\x07\x63ommits\x18\x03 \x03(\x0b\x32\x13.outrider.v1.Commit\x12\"\n\x06\x63loses\x18\x04 \x03(\x0b\x32\x12.outrider.v1.Close\"\x82\x01\n\x11SpeculateResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.outrider.v1.Welcome\x12 \n\x05grows\x18\x02 \x03(\x0b\x32\x11.outrider.v1.Grow\x12$\n\x07resyncs\x18\x03 \x03(\x0b\x32\x13.outrider.v1.Resync\"f\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\r\"U\n\x07Welcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x30\n\x07\x64rafter\x18\x02 \x01(\x0b\x32\x1f.outrider.v1.DrafterDescription\"\xb2\x01\n\x12\x44rafterDescription\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x04 \x01(\t\x12\x14\n\x0cmax_sessions\x18\x05 \x01(\r\x12\x12\n\nmax_length\x18\x06 \x01(\r\x12\x1f\n\x17translated_fingerprints\x18\x07 \x03(\t\"i\n\x06Limits\x12\x0e\n\x06window\x18\x01 \x01(\r\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\r\x12\x11\n\tmax_nodes\x18\x03 \x01(\r\x12\x1c\n\x14\x63onfidence_threshold\x18\x04 \x01(\x02\x12\x0f\n\x07\x66\x61n_out\x18\x05 \x01(\r\"\xf3\x01\n\x04Open\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x38\n\x11generation_config\x18\x04 \x01(\x0b\x32\x1d.outrider.v1.GenerationConfig\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x14\n\x0csample_index\x18\x06 \x01(\r\x12\x19\n\x11\x64raft_temperature\x18\x07 \x01(\x02\x12#\n\x06limits\x18\x08 \x01(\x0b\x32\x13.outrider.v1.Limits\x12\x0e\n\x06tenant\x18\t \x01(\x0c\"f\n\x06\x43ommit\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x13\n\x0b\x62\x61se_length\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12#\n\x06limits\x18\x04 \x01(\x0b\x32\x13.outrider.v1.Limits\"\x18\n\x05\x43lose\x12\x0f\n\x07session\x18\x01 \x01(\x04\"\x8a\x01\n\x04Grow\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x13\n\x0b\x62\x61se_length\x18\x02 \x01(\r\x12\x10\n\x08node_ids\x18\x03 \x03(\r\x12\x12\n\nparent_ids\x18\x04 \x03(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x11\n\tlog_probs\x18\x06 \x03(\x02\x12\x10\n\x08\x63omplete\x18\x07 \x01(\x08\"O\n\x06Resync\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x13\n\x0bheld_length\x18\x02 \x01(\r\x12\x0f\n\x07refused\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"\x96\x01\n\x10\x44\x65scribeResponse\x12\x1c\n\x14min_protocol_version\x18\x01 \x01(\r\x12\x1c\n\x14max_protocol_version\x18\x02 \x01(\r\x12\x30\n\x07\x64rafter\x18\x03 \x01(\x0b\x32\x1f.outrider.v1.DrafterDescription\x12\x14\n\x0cnum_sessions\x18\x04 \x01(\r2\xa7\x01\n\x0c\x44raftService\x12N\n\tSpeculate\x12\x1d.outrider.v1.SpeculateRequest\x1a\x1e.outrider.v1.SpeculateResponse(\x01\x30\x01\x12G\n\x08\x44\x65scribe\x12\x1c.outrider.v1.DescribeRequest\x1a\x1d.outrider.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17outrider/v1/draft.proto\x12\x0boutrider.v1\x1a#outrider/v1/generation_config.proto\x1a\x1doutrider/v1/speculation.proto\"\xa1\x01\n\x10SpeculateRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x12.outrider.v1.Hello\x12 \n\x05opens\x18\x02 \x03(\x0b\x32\x11.outrider.v1.Open\x12$\n\x07\x63ommits\x18\x03 \x03(\x0b\x32\x13.outrider.v1.Commit\x12\"\n\x06\x63loses\x18\x04 \x03(\x0b\x32\x12.outrider.v1.Close\"\x82\x01\n\x11SpeculateResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.outrider.v1.Welcome\x12 \n\x05grows\x18\x02 \x03(\x0b\x32\x11.outrider.v1.Grow\x12$\n\x07resyncs\x18\x03 \x03(\x0b\x32\x13.outrider.v1.Resync\"f\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\r\"U\n\x07Welcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x30\n\x07\x64rafter\x18\x02 \x01(\x0b\x32\x1f.outrider.v1.DrafterDescription\"\xb2\x01\n\x12\x44rafterDescription\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x04 \x01(\t\x12\x14\n\x0cmax_sessions\x18\x05 \x01(\r\x12\x12\n\nmax_length\x18\x06 \x01(\r\x12\x1f\n\x17translated_fingerprints\x18\x07 \x03(\t\"i\n\x06Limits\x12\x0e\n\x06window\x18\x01 \x01(\r\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\r\x12\x11\n\tmax_nodes\x18\x03 \x01(\r\x12\x1c\n\x14\x63onfidence_threshold\x18\x04 \x01(\x02\x12\x0f\n\x07\x66\x61n_out\x18\x05 \x01(\r\"\xa4\x02\n\x04Open\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x38\n\x11generation_config\x18\x04 \x01(\x0b\x32\x1d.outrider.v1.GenerationConfig\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x14\n\x0csample_index\x18\x06 \x01(\r\x12\x19\n\x11\x64raft_temperature\x18\x07 \x01(\x02\x12#\n\x06limits\x18\x08 \x01(\x0b\x32\x13.outrider.v1.Limits\x12\x0e\n\x06tenant\x18\t \x01(\x0c\x12/\n\x0cverification\x18\n \x01(\x0e\x32\x19.outrider.v1.Verification\"f\n\x06\x43ommit\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x13\n\x0b\x62\x61se_length\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12#\n\x06limits\x18\x04 \x01(\x0b\x32\x13.outrider.v1.Limits\"\x18\n\x05\x43lose\x12\x0f\n\x07session\x18\x01 \x01(\x04\"\xe4\x01\n\x04Grow\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x13\n\x0b\x62\x61se_length\x18\x02 \x01(\r\x12\x10\n\x08node_ids\x18\x03 \x03(\r\x12\x12\n\nparent_ids\x18\x04 \x03(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x11\n\tlog_probs\x18\x06 \x03(\x02\x12\x10\n\x08\x63omplete\x18\x07 \x01(\x08\x12\x1a\n\x12\x64istribution_sizes\x18\x08 \x03(\r\x12\x1e\n\x16\x64istribution_token_ids\x18\t \x03(\r\x12\x1c\n\x14\x64istribution_weights\x18\n \x01(\x0c\"O\n\x06Resync\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x13\n\x0bheld_length\x18\x02 \x01(\r\x12\x0f\n\x07refused\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"\x96\x01\n\x10\x44\x65scribeResponse\x12\x1c\n\x14min_protocol_version\x18\x01 \x01(\r\x12\x1c\n\x14max_protocol_version\x18\x02 \x01(\r\x12\x30\n\x07\x64rafter\x18\x03 \x01(\x0b\x32\x1f.outrider.v1.DrafterDescription\x12\x14\n\x0cnum_sessions\x18\x04 \x01(\r2\xa7\x01\n\x0c\x44raftService\x12N\n\tSpeculate\x12\x1d.outrider.v1.SpeculateRequest\x1a\x1e.outrider.v1.SpeculateResponse(\x01\x30\x01\x12G\n\x08\x44\x65scribe\x12\x1c.outrider.v1.DescribeRequest\x1a\x1d.outrider.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'outrider.v1.draft_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SPECULATEREQUEST']._serialized_start=78
-  _globals['_SPECULATEREQUEST']._serialized_end=239
-  _globals['_SPECULATERESPONSE']._serialized_start=242
-  _globals['_SPECULATERESPONSE']._serialized_end=372
-  _globals['_HELLO']._serialized_start=374
-  _globals['_HELLO']._serialized_end=476
-  _globals['_WELCOME']._serialized_start=478
-  _globals['_WELCOME']._serialized_end=563
-  _globals['_DRAFTERDESCRIPTION']._serialized_start=566
-  _globals['_DRAFTERDESCRIPTION']._serialized_end=744
-  _globals['_LIMITS']._serialized_start=746
-  _globals['_LIMITS']._serialized_end=851
-  _globals['_OPEN']._serialized_start=854
-  _globals['_OPEN']._serialized_end=1097
-  _globals['_COMMIT']._serialized_start=1099
-  _globals['_COMMIT']._serialized_end=1201
-  _globals['_CLOSE']._serialized_start=1203
-  _globals['_CLOSE']._serialized_end=1227
-  _globals['_GROW']._serialized_start=1230
-  _globals['_GROW']._serialized_end=1368
-  _globals['_RESYNC']._serialized_start=1370
-  _globals['_RESYNC']._serialized_end=1449
-  _globals['_DESCRIBEREQUEST']._serialized_start=1451
-  _globals['_DESCRIBEREQUEST']._serialized_end=1468
-  _globals['_DESCRIBERESPONSE']._serialized_start=1471
-  _globals['_DESCRIBERESPONSE']._serialized_end=1621
-  _globals['_DRAFTSERVICE']._serialized_start=1624
-  _globals['_DRAFTSERVICE']._serialized_end=1791
+  _globals['_SPECULATEREQUEST']._serialized_start=109
+  _globals['_SPECULATEREQUEST']._serialized_end=270
+  _globals['_SPECULATERESPONSE']._serialized_start=273
+  _globals['_SPECULATERESPONSE']._serialized_end=403
+  _globals['_HELLO']._serialized_start=405
+  _globals['_HELLO']._serialized_end=507
+  _globals['_WELCOME']._serialized_start=509
+  _globals['_WELCOME']._serialized_end=594
+  _globals['_DRAFTERDESCRIPTION']._serialized_start=597
+  _globals['_DRAFTERDESCRIPTION']._serialized_end=775
+  _globals['_LIMITS']._serialized_start=777
+  _globals['_LIMITS']._serialized_end=882
+  _globals['_OPEN']._serialized_start=885
+  _globals['_OPEN']._serialized_end=1177
+  _globals['_COMMIT']._serialized_start=1179
+  _globals['_COMMIT']._serialized_end=1281
+  _globals['_CLOSE']._serialized_start=1283
+  _globals['_CLOSE']._serialized_end=1307
+  _globals['_GROW']._serialized_start=1310
+  _globals['_GROW']._serialized_end=1538
+  _globals['_RESYNC']._serialized_start=1540
+  _globals['_RESYNC']._serialized_end=1619
+  _globals['_DESCRIBEREQUEST']._serialized_start=1621
+  _globals['_DESCRIBEREQUEST']._serialized_end=1638
+  _globals['_DESCRIBERESPONSE']._serialized_start=1641
+  _globals['_DESCRIBERESPONSE']._serialized_end=1791
+  _globals['_DRAFTSERVICE']._serialized_start=1794
+  _globals['_DRAFTSERVICE']._serialized_end=1961
 # @@protoc_insertion_point(module_scope)

@@ -15,6 +15,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from outrider.v1 import generation_config_pb2 as _generation_config_pb2
+from outrider.v1 import speculation_pb2 as _speculation_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -276,6 +277,7 @@ class Open(_message.Message):
     DRAFT_TEMPERATURE_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    VERIFICATION_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     """Number of the session, chosen by the target, unique on its stream."""
     num_prompt_tokens: _builtins.int
@@ -289,6 +291,14 @@ class Open(_message.Message):
     tenant: _builtins.bytes
     """Whose text it is, as an opaque name: a drafter that remembers texts uses each for sessions of the same tenant, model
     vocabulary and tokenizer only. Empty: for this session only.
+    """
+    verification: _speculation_pb2.Verification.ValueType
+    """How the target accepts drafts. With VERIFICATION_SPECULATIVE_SAMPLING a drafter that samples draws each token from a
+    distribution that it sends along (see Grow), with noise that is independent of the shared one and new for every draw,
+    also where a position is drawn for again. Its tree is then a chain; it never drops a token once it is drawn, decides
+    whether to go on without a look at tokens that are not drawn yet, and sends each token as soon as it is drawn. A
+    drafter that draws nothing, or does not know this field, needs to heed none of it: without a distribution a token
+    counts as certain, and is verified rightly whatever it is.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -314,10 +324,11 @@ class Open(_message.Message):
         draft_temperature: _builtins.float = ...,
         limits: Global___Limits | None = ...,
         tenant: _builtins.bytes = ...,
+        verification: _speculation_pb2.Verification.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation_config", b"generation_config", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_temperature", b"draft_temperature", "generation_config", b"generation_config", "limits", b"limits", "num_prompt_tokens", b"num_prompt_tokens", "sample_index", b"sample_index", "seed", b"seed", "session", b"session", "tenant", b"tenant", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_temperature", b"draft_temperature", "generation_config", b"generation_config", "limits", b"limits", "num_prompt_tokens", b"num_prompt_tokens", "sample_index", b"sample_index", "seed", b"seed", "session", b"session", "tenant", b"tenant", "token_ids", b"token_ids", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -396,6 +407,9 @@ class Grow(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOG_PROBS_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
+    DISTRIBUTION_SIZES_FIELD_NUMBER: _builtins.int
+    DISTRIBUTION_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    DISTRIBUTION_WEIGHTS_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     """The session."""
     base_length: _builtins.int
@@ -403,6 +417,10 @@ class Grow(_message.Message):
     complete: _builtins.bool
     """Whether the most probable path gets no longer before the next Commit: the limits are reached or the drafter is not
     sure enough. Nodes beside it may still come where `fan_out` grants them.
+    """
+    distribution_weights: _builtins.bytes
+    """Their weights, two bytes each, little end first, at least 1; the probabilities are proportional to them. What a node
+    was drawn from is exactly this: first cut and rounded, then drawn.
     """
     @_builtins.property
     def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -420,8 +438,19 @@ class Grow(_message.Message):
     def log_probs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """For each node the drafter's log-probability of its token. Advice for ordering; never part of acceptance. Of nodes
         with one parent the drafter's own choice, under the shared noise, has the highest; its next guesses are lower by as
-        much as they lost to it.
+        much as they lost to it. Of a node with a distribution: that of the distribution's most probable token, because
+        whatever depends on the token that was drawn must not decide whether it is verified.
         """
+
+    @_builtins.property
+    def distribution_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each node the number of tokens in the distribution it was drawn from, at most 64; 0: none, the token is certain.
+        Empty when no node has a distribution.
+        """
+
+    @_builtins.property
+    def distribution_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens of all distributions, node by node, each once in its own."""
 
     def __init__(
         self,
@@ -433,10 +462,13 @@ class Grow(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         log_probs: _abc.Iterable[_builtins.float] | None = ...,
         complete: _builtins.bool = ...,
+        distribution_sizes: _abc.Iterable[_builtins.int] | None = ...,
+        distribution_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        distribution_weights: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_length", b"base_length", "complete", b"complete", "log_probs", b"log_probs", "node_ids", b"node_ids", "parent_ids", b"parent_ids", "session", b"session", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_length", b"base_length", "complete", b"complete", "distribution_sizes", b"distribution_sizes", "distribution_token_ids", b"distribution_token_ids", "distribution_weights", b"distribution_weights", "log_probs", b"log_probs", "node_ids", b"node_ids", "parent_ids", b"parent_ids", "session", b"session", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

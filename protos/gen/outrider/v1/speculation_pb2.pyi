@@ -126,7 +126,12 @@ class _VerificationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verifica
     VERIFICATION_EXACT: _Verification.ValueType  # 1
     """A draft token is accepted if and only if it equals the target's own sample. The text never depends on the drafter."""
     VERIFICATION_SPECULATIVE_SAMPLING: _Verification.ValueType  # 2
-    """Acceptance by probability ratio (Leviathan et al. 2023). Not served yet: refused with INVALID_ARGUMENT."""
+    """Draft tokens are accepted by the ratio of their probabilities, as a block (Leviathan et al. 2023, Sun et al. 2024).
+    The text has exactly the distribution that it has without a drafter, but which text it is depends on the drafts: the
+    same seed gives the same text only with the same drafts. Accepts a little more than VERIFICATION_EXACT. Of several
+    drafters only one drafts (DRAFT_METHOD_COMBINED is DRAFT_METHOD_REMOTE, with a prediction DRAFT_METHOD_PREDICTION), and
+    a draft service is trusted to draw as it says. Where nothing is sampled this is VERIFICATION_EXACT.
+    """
 
 class Verification(_Verification, metaclass=_VerificationEnumTypeWrapper):
     """How draft tokens are accepted."""
@@ -136,7 +141,12 @@ VERIFICATION_UNSPECIFIED: Verification.ValueType  # 0
 VERIFICATION_EXACT: Verification.ValueType  # 1
 """A draft token is accepted if and only if it equals the target's own sample. The text never depends on the drafter."""
 VERIFICATION_SPECULATIVE_SAMPLING: Verification.ValueType  # 2
-"""Acceptance by probability ratio (Leviathan et al. 2023). Not served yet: refused with INVALID_ARGUMENT."""
+"""Draft tokens are accepted by the ratio of their probabilities, as a block (Leviathan et al. 2023, Sun et al. 2024).
+The text has exactly the distribution that it has without a drafter, but which text it is depends on the drafts: the
+same seed gives the same text only with the same drafts. Accepts a little more than VERIFICATION_EXACT. Of several
+drafters only one drafts (DRAFT_METHOD_COMBINED is DRAFT_METHOD_REMOTE, with a prediction DRAFT_METHOD_PREDICTION), and
+a draft service is trusted to draw as it says. Where nothing is sampled this is VERIFICATION_EXACT.
+"""
 Global___Verification: _TypeAlias = Verification  # noqa: Y015
 
 class _DraftPacing:
@@ -170,7 +180,7 @@ Global___DraftPacing: _TypeAlias = DraftPacing  # noqa: Y015
 @_typing.final
 class SpeculationConfig(_message.Message):
     """Everything a request may say about speculation beside the `assistant_*` fields of GenerationConfig. None of it can
-    change the text; all of it changes speed only.
+    change the text, but for `verification`; all of it changes speed only.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

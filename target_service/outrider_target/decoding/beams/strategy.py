@@ -21,6 +21,7 @@ from outrider_target.decoding.beams.settings import BeamSettings
 from outrider_target.decoding.branch import Branch
 from outrider_target.decoding.stopping import StopStrings
 from outrider_target.decoding.strategy import BranchRows, Decision, Selector
+from outrider_target.drafting.drafter import Draft
 from outrider_target.engine.events import BeamProgress, Event, TokensDecided
 from outrider_target.requests.request import Finish, FinishReason
 
@@ -80,9 +81,9 @@ class BeamStrategy:
         """The whole guess."""
         return len(draft)
 
-    def rows(self, draft: Sequence[int]) -> BeamRows:
+    def rows(self, draft: Draft) -> BeamRows:
         """The last token of each branch, and the guess, unless it is not to be computed."""
-        if not draft:
+        if not draft.token_ids:
             return BeamRows([BranchRows((), 1)] * len(self.branches))
         return BeamRows(
             [
