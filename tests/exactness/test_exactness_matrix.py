@@ -151,13 +151,14 @@ def test_a_drafter_without_a_model_changes_nothing(
         assert num_accepted(completions) > 0
 
 
-@pytest.mark.parametrize("method", ["prompt-lookup", "suffix"])
-@pytest.mark.parametrize("rule", ["latest", "first"])
+@pytest.mark.parametrize(
+    ("method", "rule"), [("prompt-lookup", "latest"), ("prompt-lookup", "first"), ("suffix", None)]
+)
 def test_looking_up_in_the_target_changes_nothing(
     plain_target: RunningTarget,
     work: Workload,
     method: Literal["prompt-lookup", "suffix"],
-    rule: Literal["latest", "first"],
+    rule: Literal["latest", "first"] | None,
 ) -> None:
     completions = serve(
         plain_target,
