@@ -105,6 +105,7 @@ class Comparison:
             tally.count(configuration, drafted)
             assert text_of(drafted) == text_of(plainly), configuration
             assert_drafted(drafted, configuration)
+            assert_of_the_form(drafted, configuration)
             if sequences is not None:
                 assert_as_expected(drafted, sequences, configuration)
         self._running.assert_nothing_left()
@@ -150,6 +151,16 @@ def assert_drafted(answer: Answer, configuration: Configuration) -> None:
         and len(answer.token_ids) > 2
     ):
         assert answer.speculation.num_draft_tokens > 0, configuration
+
+
+def assert_of_the_form(answer: Answer, configuration: Configuration) -> None:
+    """The text is one of the form's, or the beginning of one."""
+    form = configuration.additions.form
+    if form is None or not form.texts or not isinstance(answer, Completion):
+        return
+    for sequence in answer.sequences:
+        if sequence.matched_stop_token_id is None:
+            assert any(text.startswith(sequence.text) for text in form.texts), configuration
 
 
 def assert_as_expected(

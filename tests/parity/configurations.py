@@ -32,7 +32,10 @@ class Configuration(NamedTuple):
         # Its SynthID keeps what it has seen by row, and rows are other beams after every step.
         mark = self.request.options.get("watermarking_config", {})
         astray = "num_beams" in self.request.options and "ngram_len" in mark
-        return MODES[self.mode].compared and not astray
+        # Where a form leaves one text, its library leaves the tokenizer's own tokens of it alone.
+        form = self.additions.form
+        spelled = form is not None and bool(form.texts)
+        return MODES[self.mode].compared and not astray and not spelled
 
     @property
     def asks_the_drafter(self) -> bool:

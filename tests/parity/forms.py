@@ -1,14 +1,13 @@
-"""Forms of few texts, all known: what may follow a prefix is seen by looking through them."""
+"""Forms of few texts, all known."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from outrider_client import StructuredOutput
-from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,44 +57,14 @@ TEXT_FORMS = (
 
 
 class Followers:
-    """What may follow in a form, by its list of texts.
+    """What may follow in lists of token ids."""
 
-    Args:
-        form: It.
-        pieces: Texts of the tokens, by id.
-        eos_token_ids: Tokens that end a text.
-    """
-
-    def __init__(self, form: Form, pieces: Mapping[int, str], eos_token_ids: Sequence[int]) -> None:
+    def __init__(self, form: Form, eos_token_ids: Sequence[int]) -> None:
         self._eos_token_ids = set(eos_token_ids)
         self._lists = [tuple(each) for each in form.asked.token_choices or ()]
-        self._pieces = pieces
-        self._texts = set(form.texts)
-        self._prefixes = {text[:end] for text in form.texts for end in range(1, len(text) + 1)}
 
     def allowed(self, token_ids: Sequence[int]) -> list[int]:
         """Tokens that may follow; none where the text must end and no token says so."""
-        if self._lists:
-            before, number = tuple(token_ids), len(token_ids)
-            going_on = {each[number] for each in self._lists if each[:number] == before != each}
-            complete = before in self._lists
-        else:
-            text = "".join(self._pieces.get(each, "\0") for each in token_ids)
-            going_on = {
-                token_id
-                for token_id, piece in self._pieces.items()
-                if text + piece in self._prefixes
-            } - self._eos_token_ids
-            complete = text in self._texts
-        return sorted(going_on | (self._eos_token_ids if complete else set()))
-
-
-def pieces_of(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
-    """The texts of those tokens that are ASCII."""
-    texts = {token_id: tokenizer.decode([token_id]) for token_id in range(len(tokenizer))}
-    special = set(tokenizer.all_special_ids)
-    return {
-        token_id: text
-        for token_id, text in texts.items()
-        if text and text.isascii() and token_id not in special
-    }
+        before, number = tuple(token_ids), len(token_ids)
+        going_on = {each[number] for each in self._lists if each[:number] == before != each}
+        return sorted(going_on | (self._eos_token_ids if before in self._lists else set()))

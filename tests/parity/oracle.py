@@ -14,7 +14,7 @@ from exactness.running import Request
 from outrider_runtime.plugins import PluginContext
 from parity.additions import Additions
 from parity.fields import LONGEST_OUTPUT, NOT_TOLD, Text
-from parity.forms import Followers, pieces_of
+from parity.forms import Followers
 from parity.functions import functions
 from parity.seeded import NothingToChoose, seeded, seeded_beams
 from transformers import PreTrainedTokenizerFast
@@ -52,7 +52,6 @@ class Oracle:
     def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         self.reference = Reference(folder)
         self._tokenizer = tokenizer
-        self._pieces = pieces_of(tokenizer)
 
     def sequences(self, request: Request, additions: Additions) -> list[Expected]:
         """The sequences of a request: of one beam search, or each from a `generate` of its own.
@@ -113,7 +112,7 @@ class Oracle:
     def _followers(self, request: Request, additions: Additions) -> Followers | None:
         if additions.form is None:
             return None
-        return Followers(additions.form, self._pieces, self._eos_token_ids(request))
+        return Followers(additions.form, self._eos_token_ids(request))
 
     def _eos_token_ids(self, request: Request) -> list[int]:
         own = self.reference.model.generation_config.eos_token_id

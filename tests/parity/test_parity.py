@@ -6,7 +6,8 @@ mixed batches, with a drafter that does its worst.
 
 DoLa and contrastive search are in transformers 5 no more: among the others they are served with
 drafts and without, which must be the same, and golden files of transformers 4.55 say what it is
-(`exactness/test_dola.py`, `exactness/test_contrastive.py`).
+(`exactness/test_dola.py`, `exactness/test_contrastive.py`). So are texts bound to a grammar, a
+schema, an expression or choices, which must be of that form; lists of token ids are compared.
 """
 
 from __future__ import annotations
