@@ -39,6 +39,7 @@ _HEURISTIC = (
     ("num_assistant_tokens_schedule", "heuristic"),
     ("assistant_confidence_threshold", 0.4),
 )
+_AUTO = {"num_assistant_tokens_schedule": "auto"}
 
 
 def main() -> None:
@@ -84,6 +85,8 @@ def _outrider(stack: ExitStack, threads: int) -> Client:
         Service("outrider_draft", ["--model", str(DRAFT_DIR), "--threads", "1"])
     )
     arguments = ["--model", str(TARGET_DIR), "--threads", str(threads), "--draft", draft.address]
+    # Every repetition asks the same: what it remembered of the last would be all it needs.
+    arguments += ["--suffix-cache-tokens", "0"]
     target = stack.enter_context(Service("outrider_target", arguments))
     return stack.enter_context(Client(target.address, timeout=600))
 
@@ -107,7 +110,14 @@ def _contenders(plain: Transformers, stack: ExitStack, threads: int) -> list[Con
         Transformers("transformers assisted (heuristic)", TARGET_DIR, DRAFT_DIR, _HEURISTIC),
         Outrider("Outrider plain", client, SpeculationConfig(enabled=False)),
         Outrider("Outrider with drafter (default: lookup beside it)", client),
+        Outrider("Outrider with drafter, schedule auto", client, options=_AUTO),
         Outrider("Outrider with drafter alone", client, SpeculationConfig(method="remote")),
+        Outrider(
+            "Outrider with drafter alone, schedule auto",
+            client,
+            SpeculationConfig(method="remote"),
+            _AUTO,
+        ),
         Outrider("Outrider with lookup alone", client, SpeculationConfig(method="prompt-lookup")),
     ]
 

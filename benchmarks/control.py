@@ -169,7 +169,8 @@ def _written(client: Client, prompts: Sequence[str], new_tokens: int) -> list[li
 def _target(drafter: str | None, arguments: Sequence[str]) -> Iterator[Client]:
     """A target fed by a drafter, until the block ends."""
     with ExitStack() as stack:
-        target = ["--model", str(TARGET_DIR), "--threads", "1"]
+        # Every repetition asks the same: what it remembered of the last would be all it needs.
+        target = ["--model", str(TARGET_DIR), "--threads", "1", "--suffix-cache-tokens", "0"]
         if drafter is not None:
             target += ["--draft", stack.enter_context(Service(drafter, arguments)).address]
         service = stack.enter_context(Service("outrider_target", target))

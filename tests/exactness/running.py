@@ -156,7 +156,10 @@ def target(
         batch=batch or BatchSettings(),
         drafts=tuple(drafts),
         plugins=tuple(plugins),
-        speculation=SpeculationDefaults(draft_method=draft_method),
+        # Not by measured costs: tests say who drafts, and see to it that it happened.
+        speculation=SpeculationDefaults(
+            draft_method=draft_method, num_assistant_tokens_schedule="heuristic"
+        ),
     )
 
     @asynccontextmanager

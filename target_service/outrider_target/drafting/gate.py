@@ -51,15 +51,15 @@ class Gate:
         self._now = 0  # rounds
         self._num_sequences = 1
         self._plan: deque[Regime] = deque()
-        self._schedule(Regime.QUIET, Regime.ASKED, Regime.QUIET, Regime.ASKED)
-        self._run = Run(Regime.QUIET, 0)
+        self._schedule(Regime.ASKED, Regime.QUIET, Regime.ASKED, Regime.QUIET)
+        self._run = Run(Regime.ASKED, 0)
         self._before: Run | None = None
         self._last: dict[Regime, Run] = {}
         self._allowed = self._kept = 0  # answers to "may I ask?" since the last round
         self._steady: Regime | None = None
         self._interval = FIRST_INTERVAL
         self._next_trial = FIRST_INTERVAL
-        self._trial: list[tuple[Gain, float]] | None = None  # gains while a trial is under way
+        self._trial: list[tuple[Gain, float]] | None = []  # gains while a trial is under way
         self._plain_interval = round(RUN / plain_share) if plain_share else 0
         self._next_plain = self._plain_interval
 
