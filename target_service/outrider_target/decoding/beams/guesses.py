@@ -26,10 +26,10 @@ _NUM_FOLLOWERS = 8
 """Continuations to keep of each row."""
 _IN_PROMPT = math.log(0.7)
 """What to think of the token that follows in the prompt, whose rows say nothing."""
-_HOPELESS_BELOW = 0.15
-"""Accepted steps a guess, on average, below which guesses cost more than they bring."""
-_TRY_AGAIN = 8
-"""Of the rounds in which guesses do not pay, each such one has one, in case they do again."""
+_ROW_PRICE = 0.04
+"""What a further row costs, in rounds: as measured on the kernels of our own behind the sixth."""
+_TRY_AGAIN = 10
+"""Each such round guesses although it has not paid lately, in case it does again."""
 
 
 class Node(NamedTuple):
@@ -46,6 +46,13 @@ class Node(NamedTuple):
     def followed_by(self, token_id: int) -> Node:
         """Its continuation."""
         return Node(self.beam, (*self.path, token_id))
+
+
+class _Kind(NamedTuple):
+    """How far off a guessed step is, and whether all of it rests on two tokens, not on one."""
+
+    step: int
+    sure: bool
 
 
 class Guess(NamedTuple):
@@ -77,7 +84,9 @@ class Guesser:
         self._followers: dict[tuple[int, ...], Mapping[int, float]] = {}
         for position in range(1, len(prompt)):
             self._remember(prompt[:position][-2:], {prompt[position]: _IN_PROMPT})
-        self._accepted = 1.0  # steps a guess, a moving average
+        # How often a step was at hand, by its number and how sure the guess was: moving averages.
+        self._at_hand: dict[_Kind, float] = {}
+        self._kinds: list[_Kind] = []  # of the steps of the last guess
         self._num_rounds = 0
 
     def learn(self, beams: Sequence[Beam], log_probs: torch.Tensor) -> None:
@@ -93,7 +102,9 @@ class Guesser:
 
     def observe(self, num_accepted: int) -> None:
         """Hear how many steps a guess was good for."""
-        self._accepted += 0.1 * (num_accepted - self._accepted)
+        for step, kind in enumerate(self._kinds):
+            before = self._at_hand.get(kind, 0.5)
+            self._at_hand[kind] = before + 0.1 * ((step < num_accepted) - before)
 
     def guess(self, beams: Sequence[Beam], most_rows: int) -> Guess:
         """The beams of the next steps, as far as they are worth their rows.
@@ -103,28 +114,43 @@ class Guesser:
             most_rows: Rows that it may cost, beside those of the live beams.
         """
         self._num_rounds += 1
-        if self._accepted < _HOPELESS_BELOW and self._num_rounds % _TRY_AGAIN:
-            return NO_GUESS
+        self._kinds = []
+        sure = True
         paths: list[list[tuple[int, ...]]] = [[] for _ in beams]
         nodes = {Node(index, ()): beam.score for index, beam in enumerate(beams)}
         depth = min(_DEPTH, self._parameters.max_length - 1 - len(beams[0].branch.token_ids))
-        for _ in range(depth):
+        for step in range(depth):
+            sure = sure and self._is_sure(beams, nodes)
             nodes = self._next(beams, nodes)
             longer = [list(known) for known in paths]
             for index, path in nodes:
                 if path[:-1] in longer[index]:
                     longer[index].remove(path[:-1])
                 longer[index].append(path)
-            if not nodes or _num_rows(longer) > most_rows:
+            kind = _Kind(step, sure)
+            num_rows = _num_rows(longer)
+            if not nodes or num_rows > most_rows:
                 break
+            if not self._pays(kind, num_rows - _num_rows(paths)):
+                break
+            self._kinds.append(kind)
             paths = longer
         return guess_of(paths) if any(paths) else NO_GUESS
+
+    def _pays(self, kind: _Kind, num_rows: int) -> bool:
+        """Whether a step is at hand often enough for what its rows cost."""
+        trying = self._num_rounds % _TRY_AGAIN == 0
+        return trying or self._at_hand.get(kind, 0.5) >= _ROW_PRICE * num_rows
+
+    def _is_sure(self, beams: Sequence[Beam], nodes: Mapping[Node, float]) -> bool:
+        """Whether all texts end with two tokens that were there before."""
+        return all(_tail(beams, node) in self._followers for node in nodes)
 
     def _next(self, beams: Sequence[Beam], nodes: Mapping[Node, float]) -> dict[Node, float]:
         """One step of the small search; nothing where a text has no like."""
         grown: list[tuple[float, Node]] = []
         for node, score in nodes.items():
-            tail = (*beams[node.beam].branch.token_ids[-2:], *node.path)[-2:]
+            tail = _tail(beams, node)
             followers = self._followers.get(tail) or self._followers.get(tail[-1:])
             if not followers:
                 return {}
@@ -137,6 +163,10 @@ class Guesser:
 
     def _remember(self, tail: Sequence[int], followers: Mapping[int, float]) -> None:
         self._followers[tuple(tail)] = self._followers[tuple(tail[-1:])] = followers
+
+
+def _tail(beams: Sequence[Beam], node: Node) -> tuple[int, ...]:
+    return (*beams[node.beam].branch.token_ids[-2:], *node.path)[-2:]
 
 
 def _num_rows(paths: Sequence[Sequence[tuple[int, ...]]]) -> int:
