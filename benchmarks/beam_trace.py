@@ -98,6 +98,7 @@ def trace(
         num_groups=1,
         diversity_penalty=0.0,
         pad_token_id=0,
+        forced_phrases=(),
         progress_interval=0,
     )
     ends = Ends(parameters, None)

@@ -185,7 +185,10 @@ CAPABILITIES: dict[str, Capability] = {
         "do_sample"
     ),
     "constraints": _refused("Python objects cannot cross the wire; see force_words_ids"),
-    "force_words_ids": _not_yet("constrained beam search is not served yet"),
+    "force_words_ids": _honoured(
+        "constrained beam search as in transformers 4.56; with num_beams, without do_sample and "
+        "num_beam_groups"
+    ),
     "transformers_version": _honoured("informative"),
 }
 """By transformers' name, in the order of the contract."""

@@ -22,7 +22,7 @@ def case(name: str, options: dict[str, Any], prompt: list[int]) -> dict[str, Any
     """One search: sequences without padding, their scores, and the beams they continued.
 
     Of the end-of-sequence tokens the first is put down, whichever it was. Beams are None where
-    that release tells those of another group.
+    that release tells those of another group, or none.
     """
     # That release cannot tell the scores of a float64 model.
     model = build(name, sharpness=SHARPNESS).float()
@@ -37,8 +37,10 @@ def case(name: str, options: dict[str, Any], prompt: list[int]) -> dict[str, Any
     eos = options.get("eos_token_id", [])
     ends = {eos} if isinstance(eos, int) else set(eos)
     found = []
+    none = torch.full_like(output.sequences, -1)
+    beam_indices = none if output.beam_indices is None else output.beam_indices
     for row, indices, score in zip(
-        output.sequences, output.beam_indices, output.sequences_scores, strict=True
+        output.sequences, beam_indices, output.sequences_scores, strict=True
     ):
         row_ids = row[len(prompt) :].tolist()
         number = next((i + 1 for i, token_id in enumerate(row_ids) if token_id in ends), None)

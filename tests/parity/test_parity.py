@@ -25,6 +25,7 @@ NOT_TRIED = {
     "max_time": "what fits into a time is not always the same",
     "num_beam_groups": "transformers 5 no longer has groups of beams: see tests/golden",
     "diversity_penalty": "likewise",
+    "force_words_ids": "likewise",
     "token_healing": "rewrites the prompt, by a sampled token in transformers",
 }
 """Honoured fields that are left out here, and why."""

@@ -14,6 +14,7 @@ from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 
 from outrider_target.decoding.beams.settings import BeamSettings, EarlyStopping
 from outrider_target.requests.beam_group_rules import check_groups
+from outrider_target.requests.forced_phrases_rules import forced_phrases
 from outrider_target.requests.generation_mode import BEAM_MODES, generation_mode
 from outrider_target.requests.request import TensorKind
 from outrider_target.requests.room import Room
@@ -28,6 +29,7 @@ def beam_settings(
     *,
     num_prompt_tokens: int,
     max_length: int,
+    vocab_size: int,
     room: Room,
 ) -> BeamSettings | None:
     """The beams that a request asks for; None in other modes.
@@ -37,6 +39,7 @@ def beam_settings(
         config: Its merged configuration.
         num_prompt_tokens: Length of the prompt.
         max_length: Total length at which generation stops.
+        vocab_size: The model's.
         room: The server's.
 
     Raises:
@@ -58,6 +61,7 @@ def beam_settings(
         num_groups=config.num_beam_groups or 1,
         diversity_penalty=shortest_float(config.diversity_penalty),
         pad_token_id=_pad_token_id(config),
+        forced_phrases=forced_phrases(config, vocab_size),
         progress_interval=message.beam_progress_interval
         if message.HasField("beam_progress_interval")
         else 1,

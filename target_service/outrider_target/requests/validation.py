@@ -114,6 +114,7 @@ def validate(
         config,
         num_prompt_tokens=len(prompt),
         max_length=max_length,
+        vocab_size=model.vocab_size,
         room=model.room,
     )
     contrastive = None

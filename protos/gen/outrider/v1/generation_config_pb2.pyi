@@ -207,7 +207,7 @@ class ForcedPhrases(_message.Message):
     ALTERNATIVES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]:
-        """The alternatives. One alternative is a plain phrasal constraint."""
+        """The alternatives, none of which begins another. One alternative is a plain phrasal constraint."""
 
     def __init__(
         self,
@@ -712,7 +712,9 @@ class GenerationConfig(_message.Message):
 
     @_builtins.property
     def force_words_ids(self) -> Global___ForcedPhrasesList:
-        """Phrases that must appear."""
+        """Phrases that must appear: constrained beam search, with `num_beams` above 1, without `do_sample` and
+        `num_beam_groups`. The prompt counts. Texts that lack some are returned where the length allows no others.
+        """
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from outrider_target.decoding.beams.constrained_search import ConstrainedBeamSearch
 from outrider_target.decoding.beams.draws import HighestScores, SeededSample
 from outrider_target.decoding.beams.ends import Ends
 from outrider_target.decoding.beams.group_search import GroupBeamSearch
@@ -40,5 +41,7 @@ def _rule(request: GenerationRequest, settings: BeamSettings, ends: Ends) -> Bea
         return GroupBeamSearch(
             settings, request.parameters, ends, num_prompt_tokens=num_prompt_tokens
         )
+    if settings.forced_phrases:
+        return ConstrainedBeamSearch(settings, request.parameters, ends, request.prompt)
     draw = SeededSample(request.seed) if request.parameters.do_sample else HighestScores()
     return BeamSearch(settings, request.parameters, draw, ends, num_prompt_tokens=num_prompt_tokens)

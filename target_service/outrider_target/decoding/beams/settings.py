@@ -32,6 +32,8 @@ class BeamSettings:
     """Taken off a token's score for each beam of another group that says it in this step."""
     pad_token_id: int
     """What the beams of a group that is done are taken to say."""
+    forced_phrases: tuple[tuple[tuple[int, ...], ...], ...]
+    """What a text must hold: phrases, each in one of several forms."""
     progress_interval: int
     """Steps from one report of the best hypothesis so far to the next; 0: none."""
 
