@@ -48,6 +48,7 @@ _RANGES = {
     "max_assistant_tokens": (1, 64),
     "run_ahead": (0, 64),
     "draft_fan_out": (1, 16),
+    "draft_tree_rows": (0, 64),
     "draft_timeout_ms": (0, 60_000),
 }
 
@@ -101,6 +102,9 @@ class SpeculationConfig:
 
     draft_fan_out: int | None = None
     """Guesses for each position of the draft that are continued meanwhile, in [1, 16]."""
+
+    draft_tree_rows: int | None = None
+    """Rows that a round may spend on verifying such guesses beside the draft, in [0, 64]."""
 
     draft_timeout_ms: int | None = None
     """Longest wait for the drafter in one round, in milliseconds, in [0, 60000]."""
@@ -161,6 +165,7 @@ class SpeculationConfig:
             max_assistant_tokens=self.max_assistant_tokens,
             run_ahead=self.run_ahead,
             draft_fan_out=self.draft_fan_out,
+            draft_tree_rows=self.draft_tree_rows,
             draft_timeout_ms=self.draft_timeout_ms,
             draft_temperature=self.draft_temperature,
             report_rounds=self.report_rounds,

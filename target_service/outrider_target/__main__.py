@@ -185,6 +185,15 @@ def serve(
             max=0.5,
         ),
     ] = _SPECULATION.speedup_probe_rate,
+    draft_tree_rows: Annotated[
+        int,
+        flag(
+            "--draft-tree-rows",
+            "Rows of a round for verifying guesses beside the draft.",
+            min=0,
+            max=64,
+        ),
+    ] = _SPECULATION.draft_tree_rows,
     draft_timeout_ms: Annotated[
         int,
         flag("--draft-timeout-ms", "Longest wait for a drafter in a round.", min=0, max=60_000),
@@ -269,6 +278,7 @@ def serve(
             run_ahead=run_ahead,
             draft_fan_out=draft_fan_out,
             speedup_probe_rate=speedup_probe_rate,
+            draft_tree_rows=draft_tree_rows,
             draft_timeout_ms=draft_timeout_ms,
         ),
         drafts=tuple(draft or ()),

@@ -101,6 +101,9 @@ class SpeculationDefaults:
     """Share of rounds that run plainly, to measure what drafting gains; only with the schedule
     auto. 0: none, and the gain is not known."""
 
+    draft_tree_rows: int = 0
+    """Rows that a round may spend on verifying such guesses beside the draft."""
+
     draft_timeout_ms: int = 1000
     """Longest wait for a drafter in one round."""
 

@@ -20,6 +20,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "max_assistant_tokens": st.integers(1, 64),
     "run_ahead": st.integers(0, 64),
     "draft_fan_out": st.integers(1, 16),
+    "draft_tree_rows": st.integers(0, 64),
     "draft_timeout_ms": st.integers(0, 60_000),
     "draft_temperature": st.floats(0, 100, width=32, exclude_min=True).map(shortest_float),
     "report_rounds": st.booleans(),

@@ -327,6 +327,7 @@ def test_the_debugging_aid_of_synthid_is_refused_as_not_served(caller: Caller) -
 SPECULATION_RANGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "max_assistant_tokens": ((0, MAX_WINDOW + 1, MAX_UINT32), (1, MAX_WINDOW)),
     "run_ahead": ((MAX_WINDOW + 1, MAX_UINT32), (0, MAX_WINDOW)),
+    "draft_tree_rows": ((MAX_WINDOW + 1, MAX_UINT32), (0, MAX_WINDOW)),
     "draft_fan_out": ((0, MAX_FAN_OUT + 1, MAX_UINT32), (1, MAX_FAN_OUT)),
     "draft_timeout_ms": ((MAX_DRAFT_TIMEOUT_MS + 1, MAX_UINT32), (0, MAX_DRAFT_TIMEOUT_MS)),
     "draft_temperature": ((0.0, -1.0), (TINY, 3e38)),

@@ -50,6 +50,7 @@ SPECULATION = SpeculationSettings(
     max_window=64,
     run_ahead=0,
     fan_out=1,
+    tree_rows=0,
     confidence_threshold=0.0,
     timeout_seconds=1.0,
     draft_temperature=1.0,

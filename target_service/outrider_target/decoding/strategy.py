@@ -25,7 +25,7 @@ from outrider_runtime.model.selection import select_tokens
 from outrider_runtime.sampling_parameters import SamplingParameters
 
 from outrider_target.constraints.constraint import Constraint
-from outrider_target.decoding.acceptance import accept
+from outrider_target.decoding.acceptance import accept_furthest
 from outrider_target.decoding.branch import Branch
 from outrider_target.decoding.committed import Committed
 from outrider_target.decoding.speculative_sampling import (
@@ -84,6 +84,13 @@ class TokenRows(NamedTuple):
     tensors: frozenset[TensorKind] = frozenset()
     guidance_scale: float = 1.0
     drawn: Sequence[DrawnToken] | None = None
+    side_groups: Sequence[RowGroup] = ()
+    """For each further path the rows behind its tokens; they lie behind those of `group`."""
+
+    @property
+    def num_rows(self) -> int:
+        """All of them."""
+        return self.group.num_rows + sum(group.num_rows for group in self.side_groups)
 
 
 class OwnTokens(NamedTuple):
@@ -96,6 +103,8 @@ class OwnTokens(NamedTuple):
     """Float32 [rows, vocab], by kind; those that the request asks for."""
     num_accepted: int | None = None
     """How many draft tokens they begin with, by ratio; None where agreement is yet to be seen."""
+    sides: Sequence[Sequence[int]] = ()
+    """The own tokens behind those of each further path."""
 
 
 class Decision(NamedTuple):
@@ -177,7 +186,7 @@ def select_own_tokens(
     first = 0
     for rows, choice in zip(wanted, chosen, strict=True):
         span = slice(first, first + rows.group.num_rows)
-        first = span.stop
+        first += rows.num_rows
         log_probs: Sequence[TokenLogProbs] = ()
         if rows.num_top_log_probs is not None:
             count = len(choice.token_ids)
@@ -197,12 +206,18 @@ def _choose(logits: torch.Tensor, wanted: Sequence[TokenRows]) -> list[OwnTokens
     """The tokens alone: all of one kind in one call."""
     if all(rows.drawn is None for rows in wanted):
         chosen = iter(select_tokens(logits, _groups(wanted), with_log_probs=False).token_ids)
-        return [OwnTokens(list(islice(chosen, rows.group.num_rows))) for rows in wanted]
+        return [
+            OwnTokens(
+                list(islice(chosen, rows.group.num_rows)),
+                sides=[list(islice(chosen, group.num_rows)) for group in rows.side_groups],
+            )
+            for rows in wanted
+        ]
     if all(rows.drawn is not None for rows in wanted):
         drawn = [DrawnRows(rows.group, rows.drawn or ()) for rows in wanted]
         decided = decide_by_ratio(logits, drawn)
         return [OwnTokens(token_ids, num_accepted=count) for token_ids, count in decided]
-    parts = torch.split(logits, [rows.group.num_rows for rows in wanted])
+    parts = torch.split(logits, [rows.num_rows for rows in wanted])
     own: dict[int, OwnTokens] = {}
     for by_ratio in (False, True):
         places = [i for i, rows in enumerate(wanted) if (rows.drawn is not None) is by_ratio]
@@ -212,7 +227,7 @@ def _choose(logits: torch.Tensor, wanted: Sequence[TokenRows]) -> list[OwnTokens
 
 
 def _groups(wanted: Sequence[TokenRows]) -> list[RowGroup]:
-    return [rows.group for rows in wanted]
+    return [group for rows in wanted for group in (rows.group, *rows.side_groups)]
 
 
 def row_tensors(
@@ -255,6 +270,7 @@ class TokenStrategy:
         self._tensors = tensors
         self._processors = processors
         self._by_ratio = by_ratio
+        self._others: Sequence[Sequence[int]] = ()  # of the round
         reader = tensors if tensors is not None and tensors.reads_layers else None
         self._branches: Sequence[Branch] = (Branch(committed.token_ids, reader=reader),)
 
@@ -284,8 +300,18 @@ class TokenStrategy:
         possible = self._constraint.admissible(draft)
         return min(possible + 1, len(draft)) if self._by_ratio else possible
 
+    @property
+    def verifies_others(self) -> bool:
+        """Whether it can verify a tree: where only tokens are told, and any may follow."""
+        plain = type(self) is TokenStrategy and self._constraint is None and not self._by_ratio
+        return plain and self._num_top_log_probs is None and self._tensors is None
+
     def rows(self, draft: Draft) -> TokenRows:
-        """The last committed token and each draft token predict one token each."""
+        """The last committed token and each draft token predict one token each.
+
+        Further paths of the draft, where they are verified, have prefixes and rows of their own.
+        """
+        others = self._others = draft.others if self.verifies_others else ()
         fed = draft.token_ids
         if self._by_ratio and self._constraint is not None:
             fed = fed[: self._constraint.admissible(fed)]
@@ -301,11 +327,15 @@ class TokenStrategy:
             processors=self._processors,
         )
         return TokenRows(
-            (BranchRows(fed, num_rows),),
+            (BranchRows(fed, num_rows, others=others),),
             group,
             self._num_top_log_probs,
             tensors=frozenset() if self._tensors is None else self._tensors.kinds,
             drawn=_drawn(draft) if self._by_ratio else None,
+            side_groups=[
+                group._replace(token_ids=[*self._committed.token_ids, *path], num_rows=len(path))
+                for path in others
+            ],
         )
 
     def fed(self) -> Sequence[Event]:
@@ -319,7 +349,7 @@ class TokenStrategy:
         """Keep what agrees (see `acceptance`), up to the token that ends the sequence."""
         decided, num_accepted = own.token_ids, own.num_accepted
         if num_accepted is None:
-            decided, num_accepted = accept(draft, own.token_ids)
+            decided, num_accepted = accept_furthest(draft, own.token_ids, self._others, own.sides)
         kept = self._committed.extend(decided)
         num_accepted = min(num_accepted, len(kept))
         drafted = [position < num_accepted for position in range(len(kept))]

@@ -25,9 +25,19 @@ class Draft(NamedTuple):
     distributions: Sequence[SparseDistribution | None] | None = None
     """For each token what it was drawn from; None where nobody drew. It matters where drafts are
     accepted by ratio; nothing that depends on a drawn token may then decide whether it is here."""
+    others: Sequence[Sequence[int]] = ()
+    """Further paths to verify with it, each from the first draft token on."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens proposed, those that several paths have in common counted once."""
+        if not self.others:
+            return len(self.token_ids)
+        paths = [self.token_ids, *self.others]
+        return len({tuple(path[:end]) for path in paths for end in range(1, len(path) + 1)})
 
     def cut(self, count: int) -> Draft:
-        """Its first tokens, at most so many."""
+        """Its first tokens, at most so many; other paths only where it stays whole."""
         if count >= len(self.token_ids):
             return self
         if count <= 0:

@@ -20,6 +20,7 @@ from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.foresight import Foresight
 from outrider_target.drafting.link_state import LinkState
 from outrider_target.drafting.patience import Question, RoundPace, decide, patience
+from outrider_target.drafting.side_paths import best_side_paths
 from outrider_target.drafting.silence import Silence
 from outrider_target.drafting.tempering import DraftTemperatures
 from outrider_target.drafting.updates import CommitTokens, Growth, OpenSession
@@ -144,11 +145,13 @@ class RemoteSession:
             return NO_DRAFT
         # A drafter may tell anything: above 0 there is no log-probability.
         probabilities = [math.exp(min(0.0, node.log_prob)) for node in path]
+        rows = self._request.speculation.tree_rows
         return Draft(
             [node.token_id for node in path],
             DraftMethod.REMOTE,
             probabilities,
             [node.distribution for node in path],
+            best_side_paths(self._tree, window=window, rows=rows) if rows else (),
         )
 
     @property

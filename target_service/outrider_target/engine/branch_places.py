@@ -14,6 +14,7 @@ from outrider_runtime.model.runner import SequenceRows
 
 from outrider_target.decoding.branch import Branch, share_prefixes
 from outrider_target.decoding.strategy import BranchRows
+from outrider_target.drafting.agreement import num_agreeing
 from outrider_target.engine.prefixes import PrefixNames
 
 
@@ -130,6 +131,8 @@ class BranchPlaces:
                     self._fork(branch)
             self.free(branch for branch in held if branch not in wanted)
         for branch in held:
+            if wanted is held and branch in self._fed:
+                self._keep_furthest(branch)
             self._drop_copies(branch)
         for branch in wanted:
             assert branch.handle is not None
@@ -202,6 +205,19 @@ class BranchPlaces:
             if list(fed[: len(draft)]) == draft:
                 return handle
         return source.handle
+
+    def _keep_furthest(self, branch: Branch) -> None:
+        """Go on with the copy whose draft agrees with the branch's tokens furthest."""
+        fed = self._fed[branch]
+
+        def agreed(one: _Fed) -> int:
+            base = self._pool.length(one.handle) - len(one.draft)
+            return num_agreeing(one.draft, branch.token_ids[base:])
+
+        furthest = max(fed, key=agreed)  # of equals the first, which is no copy
+        fed.remove(furthest)
+        fed.insert(0, furthest)
+        branch.handle = furthest.handle
 
     def _drop_copies(self, branch: Branch) -> None:
         for copy, _ in self._fed.pop(branch, ())[1:]:

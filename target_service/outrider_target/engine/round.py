@@ -262,7 +262,8 @@ class Rounds:
             sequence.calibration.observe(sequence.offered, decision.token_ids)
         # What the form forces is always accepted, which says nothing of a drafter beside it.
         if work.draft.method is not DraftMethod.GRAMMAR or not sequence.session.active:
-            sequence.window.observe(len(work.draft.token_ids), decision.num_accepted)
+            length = len(work.draft.token_ids)
+            sequence.window.observe(length, min(length, decision.num_accepted))
         if sequence.state.first_token_at is None:
             sequence.state.first_token_at = time.monotonic()
         self._report(sequence, decision)
@@ -295,7 +296,7 @@ class Rounds:
             (self.totals, False),
         ):
             counters.observe(
-                len(draft.token_ids),
+                draft.num_tokens,
                 num_accepted,
                 method=draft.method,
                 has_drafter=sequence.session.active,

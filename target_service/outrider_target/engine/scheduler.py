@@ -17,7 +17,7 @@ from typing import NamedTuple
 from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.runner import SequenceRows
 
-from outrider_target.decoding.strategy import Rows
+from outrider_target.decoding.strategy import Rows, TokenStrategy
 from outrider_target.drafting.control import Control
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.patience import RoundPace
@@ -265,7 +265,10 @@ class Scheduler:
         return self._verification(sequence, self._draft(sequence, window))
 
     def _verification(self, sequence: Sequence, draft: Draft) -> Work:
-        rows = sequence.strategy.rows(draft)
+        strategy = sequence.strategy
+        if draft.others and not (isinstance(strategy, TokenStrategy) and strategy.verifies_others):
+            draft = draft._replace(others=())
+        rows = strategy.rows(draft)
         return Work(sequence, self._places.feeds(sequence.branches, rows.branches), rows, draft)
 
     def _draft(self, sequence: Sequence, window: int) -> Draft:

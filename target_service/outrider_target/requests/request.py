@@ -64,6 +64,8 @@ class SpeculationSettings:
     """Upper bound of the window."""
     run_ahead: int
     """Tokens beyond the window that may be drafted while the target verifies."""
+    tree_rows: int
+    """Rows that a round may spend on paths beside the draft."""
     fan_out: int
     """Guesses for each position of the draft that may be continued meanwhile, the first included.
     """

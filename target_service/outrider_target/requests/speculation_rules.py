@@ -90,6 +90,7 @@ def speculation_settings(
     if config.HasField("prompt_lookup_num_tokens") and method is not DraftMethod.EARLY_EXIT:
         window, schedule = config.prompt_lookup_num_tokens, "constant"  # as in transformers
     run_ahead = _bounded(message, "run_ahead", defaults.run_ahead, 0, MAX_WINDOW)
+    tree_rows = _bounded(message, "draft_tree_rows", defaults.draft_tree_rows, 0, MAX_WINDOW)
     fan_out = _bounded(message, "draft_fan_out", defaults.draft_fan_out, 1, MAX_FAN_OUT)
     return SpeculationSettings(
         method=method,
@@ -99,6 +100,7 @@ def speculation_settings(
         max_window=max_window,
         run_ahead=0 if synchronous else run_ahead,
         fan_out=1 if synchronous or by_ratio else fan_out,
+        tree_rows=tree_rows,
         confidence_threshold=config.assistant_confidence_threshold,
         timeout_seconds=timeout_ms / 1000,
         draft_temperature=message.draft_temperature

@@ -306,6 +306,7 @@ def _speculation(settings: SpeculationSettings) -> speculation_pb2.SpeculationCo
         max_assistant_tokens=settings.max_window,
         run_ahead=settings.run_ahead,
         draft_fan_out=settings.fan_out,
+        draft_tree_rows=settings.tree_rows,
         draft_timeout_ms=round(settings.timeout_seconds * 1000),
         draft_temperature=settings.draft_temperature,
         report_rounds=settings.report_rounds,

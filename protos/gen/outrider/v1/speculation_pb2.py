@@ -24,27 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1doutrider/v1/speculation.proto\x12\x0boutrider.v1\"\xdb\x04\n\x11SpeculationConfig\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12(\n\x06method\x18\x02 \x01(\x0e\x32\x18.outrider.v1.DraftMethod\x12/\n\x0cverification\x18\x03 \x01(\x0e\x32\x19.outrider.v1.Verification\x12(\n\x06pacing\x18\x04 \x01(\x0e\x32\x18.outrider.v1.DraftPacing\x12!\n\x14max_assistant_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x16\n\trun_ahead\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x1d\n\x10\x64raft_timeout_ms\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x1e\n\x11\x64raft_temperature\x18\x08 \x01(\x02H\x04\x88\x01\x01\x12\x1a\n\rreport_rounds\x18\t \x01(\x08H\x05\x88\x01\x01\x12\x17\n\x0fprediction_text\x18\n \x01(\t\x12\x1c\n\x14prediction_token_ids\x18\x0b \x03(\r\x12\x12\n\ncache_salt\x18\x0c \x01(\t\x12,\n\x0blookup_rule\x18\r \x01(\x0e\x32\x17.outrider.v1.LookupRule\x12\x1a\n\rdraft_fan_out\x18\x0e \x01(\rH\x06\x88\x01\x01\x42\n\n\x08_enabledB\x17\n\x15_max_assistant_tokensB\x0c\n\n_run_aheadB\x13\n\x11_draft_timeout_msB\x14\n\x12_draft_temperatureB\x10\n\x0e_report_roundsB\x10\n\x0e_draft_fan_out\"I\n\x10SpeculationRound\x12\x18\n\x10num_draft_tokens\x18\x01 \x01(\r\x12\x1b\n\x13num_accepted_tokens\x18\x02 \x01(\r\"\x83\x01\n\x0c\x44rafterStats\x12(\n\x06method\x18\x01 \x01(\x0e\x32\x18.outrider.v1.DraftMethod\x12\x12\n\nnum_drafts\x18\x02 \x01(\x04\x12\x18\n\x10num_draft_tokens\x18\x03 \x01(\x04\x12\x1b\n\x13num_accepted_tokens\x18\x04 \x01(\x04\"\xcb\x02\n\x10SpeculationStats\x12\x12\n\nnum_drafts\x18\x01 \x01(\x04\x12\x18\n\x10num_draft_tokens\x18\x02 \x01(\x04\x12\x1b\n\x13num_accepted_tokens\x18\x03 \x01(\x04\x12#\n\x1bnum_accepted_tokens_per_pos\x18\x04 \x03(\x04\x12\x1e\n\x16mean_acceptance_length\x18\x05 \x01(\x01\x12\x1d\n\x15\x64raft_acceptance_rate\x18\x06 \x01(\x01\x12\x12\n\nnum_rounds\x18\x07 \x01(\x04\x12\x18\n\x10num_plain_rounds\x18\x08 \x01(\x04\x12-\n\x06rounds\x18\t \x03(\x0b\x32\x1d.outrider.v1.SpeculationRound\x12+\n\x08\x64rafters\x18\n \x03(\x0b\x32\x19.outrider.v1.DrafterStats*\x83\x02\n\x0b\x44raftMethod\x12\x1c\n\x18\x44RAFT_METHOD_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44RAFT_METHOD_NONE\x10\x01\x12\x17\n\x13\x44RAFT_METHOD_REMOTE\x10\x02\x12\x1e\n\x1a\x44RAFT_METHOD_PROMPT_LOOKUP\x10\x03\x12\x19\n\x15\x44RAFT_METHOD_COMBINED\x10\x04\x12\x1b\n\x17\x44RAFT_METHOD_EARLY_EXIT\x10\x05\x12\x18\n\x14\x44RAFT_METHOD_GRAMMAR\x10\x06\x12\x17\n\x13\x44RAFT_METHOD_SUFFIX\x10\x07\x12\x1b\n\x17\x44RAFT_METHOD_PREDICTION\x10\x08*X\n\nLookupRule\x12\x1b\n\x17LOOKUP_RULE_UNSPECIFIED\x10\x00\x12\x16\n\x12LOOKUP_RULE_LATEST\x10\x01\x12\x15\n\x11LOOKUP_RULE_FIRST\x10\x02*k\n\x0cVerification\x12\x1c\n\x18VERIFICATION_UNSPECIFIED\x10\x00\x12\x16\n\x12VERIFICATION_EXACT\x10\x01\x12%\n!VERIFICATION_SPECULATIVE_SAMPLING\x10\x02*d\n\x0b\x44raftPacing\x12\x1c\n\x18\x44RAFT_PACING_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44RAFT_PACING_ADAPTIVE\x10\x01\x12\x1c\n\x18\x44RAFT_PACING_SYNCHRONOUS\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1doutrider/v1/speculation.proto\x12\x0boutrider.v1\"\x8d\x05\n\x11SpeculationConfig\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12(\n\x06method\x18\x02 \x01(\x0e\x32\x18.outrider.v1.DraftMethod\x12/\n\x0cverification\x18\x03 \x01(\x0e\x32\x19.outrider.v1.Verification\x12(\n\x06pacing\x18\x04 \x01(\x0e\x32\x18.outrider.v1.DraftPacing\x12!\n\x14max_assistant_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x16\n\trun_ahead\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x1d\n\x10\x64raft_timeout_ms\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x1e\n\x11\x64raft_temperature\x18\x08 \x01(\x02H\x04\x88\x01\x01\x12\x1a\n\rreport_rounds\x18\t \x01(\x08H\x05\x88\x01\x01\x12\x17\n\x0fprediction_text\x18\n \x01(\t\x12\x1c\n\x14prediction_token_ids\x18\x0b \x03(\r\x12\x12\n\ncache_salt\x18\x0c \x01(\t\x12,\n\x0blookup_rule\x18\r \x01(\x0e\x32\x17.outrider.v1.LookupRule\x12\x1a\n\rdraft_fan_out\x18\x0e \x01(\rH\x06\x88\x01\x01\x12\x1c\n\x0f\x64raft_tree_rows\x18\x0f \x01(\rH\x07\x88\x01\x01\x42\n\n\x08_enabledB\x17\n\x15_max_assistant_tokensB\x0c\n\n_run_aheadB\x13\n\x11_draft_timeout_msB\x14\n\x12_draft_temperatureB\x10\n\x0e_report_roundsB\x10\n\x0e_draft_fan_outB\x12\n\x10_draft_tree_rows\"I\n\x10SpeculationRound\x12\x18\n\x10num_draft_tokens\x18\x01 \x01(\r\x12\x1b\n\x13num_accepted_tokens\x18\x02 \x01(\r\"\x83\x01\n\x0c\x44rafterStats\x12(\n\x06method\x18\x01 \x01(\x0e\x32\x18.outrider.v1.DraftMethod\x12\x12\n\nnum_drafts\x18\x02 \x01(\x04\x12\x18\n\x10num_draft_tokens\x18\x03 \x01(\x04\x12\x1b\n\x13num_accepted_tokens\x18\x04 \x01(\x04\"\xcb\x02\n\x10SpeculationStats\x12\x12\n\nnum_drafts\x18\x01 \x01(\x04\x12\x18\n\x10num_draft_tokens\x18\x02 \x01(\x04\x12\x1b\n\x13num_accepted_tokens\x18\x03 \x01(\x04\x12#\n\x1bnum_accepted_tokens_per_pos\x18\x04 \x03(\x04\x12\x1e\n\x16mean_acceptance_length\x18\x05 \x01(\x01\x12\x1d\n\x15\x64raft_acceptance_rate\x18\x06 \x01(\x01\x12\x12\n\nnum_rounds\x18\x07 \x01(\x04\x12\x18\n\x10num_plain_rounds\x18\x08 \x01(\x04\x12-\n\x06rounds\x18\t \x03(\x0b\x32\x1d.outrider.v1.SpeculationRound\x12+\n\x08\x64rafters\x18\n \x03(\x0b\x32\x19.outrider.v1.DrafterStats*\x83\x02\n\x0b\x44raftMethod\x12\x1c\n\x18\x44RAFT_METHOD_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44RAFT_METHOD_NONE\x10\x01\x12\x17\n\x13\x44RAFT_METHOD_REMOTE\x10\x02\x12\x1e\n\x1a\x44RAFT_METHOD_PROMPT_LOOKUP\x10\x03\x12\x19\n\x15\x44RAFT_METHOD_COMBINED\x10\x04\x12\x1b\n\x17\x44RAFT_METHOD_EARLY_EXIT\x10\x05\x12\x18\n\x14\x44RAFT_METHOD_GRAMMAR\x10\x06\x12\x17\n\x13\x44RAFT_METHOD_SUFFIX\x10\x07\x12\x1b\n\x17\x44RAFT_METHOD_PREDICTION\x10\x08*X\n\nLookupRule\x12\x1b\n\x17LOOKUP_RULE_UNSPECIFIED\x10\x00\x12\x16\n\x12LOOKUP_RULE_LATEST\x10\x01\x12\x15\n\x11LOOKUP_RULE_FIRST\x10\x02*k\n\x0cVerification\x12\x1c\n\x18VERIFICATION_UNSPECIFIED\x10\x00\x12\x16\n\x12VERIFICATION_EXACT\x10\x01\x12%\n!VERIFICATION_SPECULATIVE_SAMPLING\x10\x02*d\n\x0b\x44raftPacing\x12\x1c\n\x18\x44RAFT_PACING_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44RAFT_PACING_ADAPTIVE\x10\x01\x12\x1c\n\x18\x44RAFT_PACING_SYNCHRONOUS\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'outrider.v1.speculation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DRAFTMETHOD']._serialized_start=1196
-  _globals['_DRAFTMETHOD']._serialized_end=1455
-  _globals['_LOOKUPRULE']._serialized_start=1457
-  _globals['_LOOKUPRULE']._serialized_end=1545
-  _globals['_VERIFICATION']._serialized_start=1547
-  _globals['_VERIFICATION']._serialized_end=1654
-  _globals['_DRAFTPACING']._serialized_start=1656
-  _globals['_DRAFTPACING']._serialized_end=1756
+  _globals['_DRAFTMETHOD']._serialized_start=1246
+  _globals['_DRAFTMETHOD']._serialized_end=1505
+  _globals['_LOOKUPRULE']._serialized_start=1507
+  _globals['_LOOKUPRULE']._serialized_end=1595
+  _globals['_VERIFICATION']._serialized_start=1597
+  _globals['_VERIFICATION']._serialized_end=1704
+  _globals['_DRAFTPACING']._serialized_start=1706
+  _globals['_DRAFTPACING']._serialized_end=1806
   _globals['_SPECULATIONCONFIG']._serialized_start=47
-  _globals['_SPECULATIONCONFIG']._serialized_end=650
-  _globals['_SPECULATIONROUND']._serialized_start=652
-  _globals['_SPECULATIONROUND']._serialized_end=725
-  _globals['_DRAFTERSTATS']._serialized_start=728
-  _globals['_DRAFTERSTATS']._serialized_end=859
-  _globals['_SPECULATIONSTATS']._serialized_start=862
-  _globals['_SPECULATIONSTATS']._serialized_end=1193
+  _globals['_SPECULATIONCONFIG']._serialized_end=700
+  _globals['_SPECULATIONROUND']._serialized_start=702
+  _globals['_SPECULATIONROUND']._serialized_end=775
+  _globals['_DRAFTERSTATS']._serialized_start=778
+  _globals['_DRAFTERSTATS']._serialized_end=909
+  _globals['_SPECULATIONSTATS']._serialized_start=912
+  _globals['_SPECULATIONSTATS']._serialized_end=1243
 # @@protoc_insertion_point(module_scope)

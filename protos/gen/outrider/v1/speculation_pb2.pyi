@@ -199,6 +199,7 @@ class SpeculationConfig(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     LOOKUP_RULE_FIELD_NUMBER: _builtins.int
     DRAFT_FAN_OUT_FIELD_NUMBER: _builtins.int
+    DRAFT_TREE_ROWS_FIELD_NUMBER: _builtins.int
     enabled: _builtins.bool
     """Whether to speculate at all. Default true. False is plain decoding: not even what a form forces is drafted."""
     method: Global___DraftMethod.ValueType
@@ -243,6 +244,12 @@ class SpeculationConfig(_message.Message):
     in [1, 16]: the next draft is then there after most answers, whichever it is. They go as deep as `run_ahead` allows.
     Default: the server's `--draft-fan-out`. Always 1 when pacing is synchronous.
     """
+    draft_tree_rows: _builtins.int
+    """Rows that a round may spend on verifying paths of the draft tree beside the most probable one, in [0, 64]: where the
+    target leaves the draft at a token that was guessed, it goes on along that path in the same round. A path takes a row
+    for each of its tokens and one more. Needs `draft_fan_out` above 1. Requests that ask for log-probabilities, tensors or
+    a form of the text verify the most probable path alone. Default: the server's `--draft-tree-rows`.
+    """
     @_builtins.property
     def prediction_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Likewise as token ids; not both."""
@@ -264,10 +271,11 @@ class SpeculationConfig(_message.Message):
         cache_salt: _builtins.str = ...,
         lookup_rule: Global___LookupRule.ValueType = ...,
         draft_fan_out: _builtins.int | None = ...,
+        draft_tree_rows: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_fan_out", b"_draft_fan_out", "_draft_temperature", b"_draft_temperature", "_draft_timeout_ms", b"_draft_timeout_ms", "_enabled", b"_enabled", "_max_assistant_tokens", b"_max_assistant_tokens", "_report_rounds", b"_report_rounds", "_run_ahead", b"_run_ahead", "draft_fan_out", b"draft_fan_out", "draft_temperature", b"draft_temperature", "draft_timeout_ms", b"draft_timeout_ms", "enabled", b"enabled", "max_assistant_tokens", b"max_assistant_tokens", "report_rounds", b"report_rounds", "run_ahead", b"run_ahead"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_fan_out", b"_draft_fan_out", "_draft_temperature", b"_draft_temperature", "_draft_timeout_ms", b"_draft_timeout_ms", "_draft_tree_rows", b"_draft_tree_rows", "_enabled", b"_enabled", "_max_assistant_tokens", b"_max_assistant_tokens", "_report_rounds", b"_report_rounds", "_run_ahead", b"_run_ahead", "draft_fan_out", b"draft_fan_out", "draft_temperature", b"draft_temperature", "draft_timeout_ms", b"draft_timeout_ms", "draft_tree_rows", b"draft_tree_rows", "enabled", b"enabled", "max_assistant_tokens", b"max_assistant_tokens", "report_rounds", b"report_rounds", "run_ahead", b"run_ahead"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_fan_out", b"_draft_fan_out", "_draft_temperature", b"_draft_temperature", "_draft_timeout_ms", b"_draft_timeout_ms", "_enabled", b"_enabled", "_max_assistant_tokens", b"_max_assistant_tokens", "_report_rounds", b"_report_rounds", "_run_ahead", b"_run_ahead", "cache_salt", b"cache_salt", "draft_fan_out", b"draft_fan_out", "draft_temperature", b"draft_temperature", "draft_timeout_ms", b"draft_timeout_ms", "enabled", b"enabled", "lookup_rule", b"lookup_rule", "max_assistant_tokens", b"max_assistant_tokens", "method", b"method", "pacing", b"pacing", "prediction_text", b"prediction_text", "prediction_token_ids", b"prediction_token_ids", "report_rounds", b"report_rounds", "run_ahead", b"run_ahead", "verification", b"verification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_fan_out", b"_draft_fan_out", "_draft_temperature", b"_draft_temperature", "_draft_timeout_ms", b"_draft_timeout_ms", "_draft_tree_rows", b"_draft_tree_rows", "_enabled", b"_enabled", "_max_assistant_tokens", b"_max_assistant_tokens", "_report_rounds", b"_report_rounds", "_run_ahead", b"_run_ahead", "cache_salt", b"cache_salt", "draft_fan_out", b"draft_fan_out", "draft_temperature", b"draft_temperature", "draft_timeout_ms", b"draft_timeout_ms", "draft_tree_rows", b"draft_tree_rows", "enabled", b"enabled", "lookup_rule", b"lookup_rule", "max_assistant_tokens", b"max_assistant_tokens", "method", b"method", "pacing", b"pacing", "prediction_text", b"prediction_text", "prediction_token_ids", b"prediction_token_ids", "report_rounds", b"report_rounds", "run_ahead", b"run_ahead", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__draft_fan_out: _TypeAlias = _typing.Literal["draft_fan_out"]  # noqa: Y015
     _WhichOneofArgType__draft_fan_out: _TypeAlias = _typing.Literal["_draft_fan_out", b"_draft_fan_out"]  # noqa: Y015
@@ -275,6 +283,8 @@ class SpeculationConfig(_message.Message):
     _WhichOneofArgType__draft_temperature: _TypeAlias = _typing.Literal["_draft_temperature", b"_draft_temperature"]  # noqa: Y015
     _WhichOneofReturnType__draft_timeout_ms: _TypeAlias = _typing.Literal["draft_timeout_ms"]  # noqa: Y015
     _WhichOneofArgType__draft_timeout_ms: _TypeAlias = _typing.Literal["_draft_timeout_ms", b"_draft_timeout_ms"]  # noqa: Y015
+    _WhichOneofReturnType__draft_tree_rows: _TypeAlias = _typing.Literal["draft_tree_rows"]  # noqa: Y015
+    _WhichOneofArgType__draft_tree_rows: _TypeAlias = _typing.Literal["_draft_tree_rows", b"_draft_tree_rows"]  # noqa: Y015
     _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
     _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
     _WhichOneofReturnType__max_assistant_tokens: _TypeAlias = _typing.Literal["max_assistant_tokens"]  # noqa: Y015
@@ -289,6 +299,8 @@ class SpeculationConfig(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__draft_temperature) -> _WhichOneofReturnType__draft_temperature | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__draft_timeout_ms) -> _WhichOneofReturnType__draft_timeout_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__draft_tree_rows) -> _WhichOneofReturnType__draft_tree_rows | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
     @_typing.overload
