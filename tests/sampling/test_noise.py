@@ -18,6 +18,7 @@ from outrider_runtime.model.noise import (
     philox,
     round_keys,
 )
+from outrider_runtime.model.noise import uniforms as uniform_numbers
 from sampling.chi_square import FALSE_ALARM, p_value
 
 MASK = 0xFFFFFFFF
@@ -92,6 +93,20 @@ def test_random_access_gives_the_words_of_the_whole_vocabulary(xp: Arrays, vocab
     rng = np.random.default_rng(2)
     token_ids = xp.integers(rng.integers(0, vocab_size, (2, 50)))
     np.testing.assert_array_equal(xp.take(whole, token_ids), gumbel_of(xp, token_ids, rows))
+
+
+@pytest.mark.parametrize("xp", SIDES)
+def test_streams_and_committed_lengths_have_words_of_their_own(xp: Arrays) -> None:
+    rows = [NoiseRow(7, 2, 5, base) for base in (0, 4, 5)]
+    seen = set()
+    for stream in Stream:
+        numbers = uniform_numbers(xp, rows, stream=stream)
+        for row, number in zip(rows, numbers.tolist(), strict=True):
+            counter = (0, row.position, stream | row.sample_index << 8, row.base)
+            word = reference_philox(counter, (row.seed & MASK, row.seed >> 32))[0]
+            assert number == (word + 0.5) * 2.0**-32
+        seen |= set(numbers.tolist())
+    assert len(seen) == len(rows) * len(Stream)
 
 
 def test_numpy_and_torch_compute_equal_words() -> None:
