@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=1, help="prompts served at a time")
     parser.add_argument("--json", type=Path, default=Path("build/bench-links.json"))
     options = parser.parse_args()
-    console = Console()
+    console = Console(width=100)
     results = []
     for result in _measure_all(options):
         console.print(_table(result))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from exactness.model_pairs import VOCAB_SIZE
@@ -116,10 +117,16 @@ def _some(
 
 
 def _speculation(chance: random.Random) -> SpeculationConfig:
-    return SpeculationConfig(
+    drawn = SpeculationConfig(
         pacing=chance.choice(["adaptive", "synchronous"]),
         run_ahead=chance.choice([0, 4, 16]),
         max_assistant_tokens=chance.choice([4, 16, 64]),
         draft_temperature=chance.choice([None, 0.5, 2.0]),
         draft_timeout_ms=10_000,
+    )
+    shapes = random.Random(repr(drawn))  # so that the other options stay what they were
+    return replace(
+        drawn,
+        draft_fan_out=shapes.choice([1, 2, 4]),
+        draft_tree_rows=shapes.choice([0, 8, 32]),
     )
