@@ -16,6 +16,7 @@ from outrider_target.constraints.constraint import Form
 from outrider_target.decoding.beams.beam import BeamScore
 from outrider_target.decoding.strategy import DecodingStrategy
 from outrider_target.decoding.tensors import TokenTensor
+from outrider_target.drafting.control import Control
 from outrider_target.drafting.drafter import Drafter, NullDrafter
 from outrider_target.drafting.lookup import LookupDrafter
 from outrider_target.drafting.patience import RoundPace
@@ -122,6 +123,7 @@ class Batch:
     max_num_seqs: int = 16
     max_batched_tokens: int = 512
     prefix_caching: bool = True
+    control: Control = field(default_factory=Control)
     before_round: Callable[[Batch], None] = lambda batch: None
     answers: dict[RequestState, Answer] = field(default_factory=dict)
 
@@ -132,6 +134,7 @@ class Batch:
             round_pace,
             max_num_seqs=self.max_num_seqs,
             max_batched_tokens=self.max_batched_tokens,
+            control=self.control,
             prefix_caching=self.prefix_caching,
         )
         drafters: dict[DraftMethod, Drafter] = {
@@ -140,7 +143,9 @@ class Batch:
             DraftMethod.REMOTE: self.drafter,
             DraftMethod.PROMPT_LOOKUP: LookupDrafter(),
         }
-        self.rounds = Rounds(self.runner, self.scheduler, drafters, self._take, round_pace)
+        self.rounds = Rounds(
+            self.runner, self.scheduler, drafters, self._take, round_pace, self.control
+        )
         self.num_rounds = 0
 
     def submit(

@@ -6,8 +6,10 @@ import dataclasses
 
 import pytest
 from engine.tiny_models import VOCAB_SIZE
+from outrider_target.drafting.control import Control
 from outrider_target.drafting.drafter import NullDrafter
 from outrider_target.drafting.silence import Silence
+from outrider_target.drafting.step_costs import MEASURED_ROWS, Measured, RowCurve
 from outrider_target.engine.explanation import Figures, explain
 from outrider_target.engine.round_log import Recent, RoundLog, RoundRecord
 from outrider_target.requests.request import DraftMethod
@@ -103,7 +105,8 @@ def test_rounds_are_recorded_with_why_nothing_was_drafted(new_runner: NewRunner)
 
 def test_drafts_that_do_not_pay_are_recorded_as_such(new_runner: NewRunner) -> None:
     controlled = dataclasses.replace(SPECULATION, schedule="auto")
-    batch = Batch(new_runner(), repeating(3))
+    dear = RowCurve([Measured(rows, 3.0 * rows) for rows in MEASURED_ROWS])
+    batch = Batch(new_runner(), repeating(3), control=Control(dear))
     batch.run(*(request([5, 6, 7], new_tokens=60, speculation=controlled) for _ in range(4)))
     silences = dict(batch.rounds.log.recent().silences)
     assert silences[Silence.NOT_WORTH_VERIFYING] > 0

@@ -24,6 +24,7 @@ from outrider_target.requests.request import GenerationRequest
 
 _SMOOTHING = 0.05
 _TRIAL_WINDOW = 2
+_LONG_MEMORY = 4096.0
 
 
 class RoundTimes(NamedTuple):
@@ -56,7 +57,8 @@ class Control:
         self.gate = Gate(plain_share=plain_share)
         self.calibration = Calibration()
         self.draft_temperatures = DraftTemperatures()
-        self._tokens = Gain()  # a round and sequence, but for plain runs
+        # A round and sequence, but for plain runs; as far back as the runs it is compared with.
+        self._tokens = Gain(memory=_LONG_MEMORY)
         self._beside = 0.0  # seconds of a cycle that are not its forward, smoothed
 
     def calibration_of(self, request: GenerationRequest) -> SequenceCalibration:

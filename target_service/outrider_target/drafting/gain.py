@@ -1,4 +1,4 @@
-"""Accepted tokens a round, on average over the last hundred rounds or so. Pure."""
+"""Tokens a round, on average over the last rounds. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ _PRIOR_WEIGHT = 24.0
 class Gain:
     """A forgetful mean, of one sequence or, as `prior` of several, of all."""
 
-    def __init__(self, prior: Gain | None = None) -> None:
-        """Start from what the prior knows; it learns whatever this one learns."""
+    def __init__(self, prior: Gain | None = None, *, memory: float = _MEMORY) -> None:
+        """Start from what the prior knows.
+
+        Args:
+            prior: Learns whatever this one learns, and speaks until this one knows better.
+            memory: Rounds after which what was seen counts 1/e.
+        """
         self.prior = prior
+        self._memory = memory
         self._sum = 0.0
         self._weight = 0.0
 
@@ -38,7 +44,7 @@ class Gain:
 
     def fade(self) -> None:
         """Believe a little less in what was seen."""
-        kept = 1 - 1 / _MEMORY
+        kept = 1 - 1 / self._memory
         self._sum *= kept
         self._weight *= kept
 
