@@ -51,9 +51,13 @@ from prometheus_client import CollectorRegistry
 
 PLAIN = SpeculationConfig(enabled=False)
 SYNCHRONOUS = SpeculationConfig(
-    pacing="synchronous", draft_timeout_ms=60_000, max_assistant_tokens=64, report_rounds=True
+    pacing="synchronous",
+    draft_timeout_ms=60_000,
+    max_assistant_tokens=64,
+    draft_temperature=1.0,
+    report_rounds=True,
 )
-"""Waits for the drafter however slow this machine is at the moment."""
+"""Waits for the drafter however slow this machine is at the moment, and leaves it as it is."""
 
 NUM_STREAMS = 8
 

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from fuzz.lengths import SEED, lengths
 from fuzz.random_messages import MessageMaker
+from google.protobuf import message_factory
 from google.protobuf.message import Message
 from outrider.v1 import generation_pb2 as pb
 from outrider.v1.speculation_pb2 import DRAFT_METHOD_COMBINED
@@ -54,7 +55,7 @@ def requests() -> dict[str, Message]:
     found: dict[str, Message] = {"Generate": generate}
     for method in SERVICE.methods:
         if method.name not in found:
-            found[method.name] = getattr(pb, method.input_type.name)()
+            found[method.name] = message_factory.GetMessageClass(method.input_type)()
     return found
 
 

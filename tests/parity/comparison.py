@@ -21,7 +21,7 @@ from outrider_client import (
 )
 from parity.configurations import Configuration
 from parity.drafter import Traitor
-from parity.oracle import Expected, Law, Oracle
+from parity.oracle import EndsAgainstItsForm, Expected, Law, Oracle
 from parity.seeded import NothingToChoose
 
 CONTRADICTION = "leave no token|infinite score|can continue the text|that it forbids"
@@ -118,6 +118,8 @@ class Comparison:
             return self._oracle.sequences(configuration.request, configuration.additions)
         except NothingToChoose:
             return []
+        except EndsAgainstItsForm:
+            return None
         except Exception as fault:
             fault.add_note(f"{configuration}")
             raise
@@ -159,7 +161,8 @@ def assert_of_the_form(answer: Answer, configuration: Configuration) -> None:
     if form is None or not form.texts or not isinstance(answer, Completion):
         return
     for sequence in answer.sequences:
-        if sequence.matched_stop_token_id is None:
+        ended = sequence.matched_stop_token_id is not None or sequence.matched_stop_string
+        if not ended:  # the text of what ends it is no part of the form
             assert any(text.startswith(sequence.text) for text in form.texts), configuration
 
 

@@ -41,6 +41,13 @@ class Expected(NamedTuple):
     """For each token the beam that it continued."""
 
 
+class EndsAgainstItsForm(Exception):
+    """A token that is forced on the end of a text does not fit its form.
+
+    Where the text ends with it, a service need not have looked; where it could go on, it has.
+    """
+
+
 class Oracle:
     """A model folder in transformers.
 
@@ -107,7 +114,8 @@ class Oracle:
         for number, token_id in enumerate(token_ids):
             allowed = followers.allowed(token_ids[:number])
             if token_id not in {*allowed, *self._eos_token_ids(request)}:
-                raise NothingToChoose
+                ends = number == len(token_ids) - 1
+                raise EndsAgainstItsForm if ends else NothingToChoose
 
     def _followers(self, request: Request, additions: Additions) -> Followers | None:
         if additions.form is None:

@@ -70,6 +70,6 @@ def test_any_configuration_gives_what_generate_gives(comparison: Comparison, sha
     compared = {name for name, mode in MODES.items() if mode.compared}
     assert {name for name, number in tally.by_transformers.items() if number} == compared
     assert set(Additions._fields) == {name for name, number in tally.additions.items() if number}
-    assert tally.num_refused < tally.modes.total() / 10
+    assert tally.num_refused < tally.modes.total() / 5  # options that contradict each other
     assert tally.accepted["remote"] > 0  # who else drafts is a question of time, now and then
     assert tally.accepted.total() < tally.num_drafted

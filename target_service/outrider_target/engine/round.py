@@ -129,7 +129,7 @@ class Rounds:
         """A fault in one request's own processing ends that request alone."""
         try:
             yield
-        except InvalidRequest as refusal:
+        except (InvalidRequest, InvalidScores) as refusal:
             self.fail(state, refusal)
         except Exception as fault:
             log.exception("request_faulted", request_id=state.request.id)
