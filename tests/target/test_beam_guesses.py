@@ -85,12 +85,14 @@ def right(steps: dict[int, list[Path]], beams: Sequence[Beam], depth: int) -> li
     found: list[list[Path]] = [[] for _ in beams]
     texts = [tuple(beam.branch.token_ids) for beam in beams]
     for text in [text for step in range(1, depth + 1) for text in steps.get(length + step, [])]:
-        own = found[texts.index(text[:length])]
-        path = text[length:]
-        if path[:-1] in own:
-            own.remove(path[:-1])
-        if path not in own:
-            own.append(path)
+        for own, beam in zip(found, texts, strict=True):  # groups may have the same text
+            path = text[length:]
+            if text[:length] != beam:
+                continue
+            if path[:-1] in own:
+                own.remove(path[:-1])
+            if path not in own:
+                own.append(path)
     return found
 
 
@@ -118,6 +120,21 @@ OPTIONS: list[dict[str, Any]] = [
         "repetition_penalty": 1.2,
     },
     {"num_beams": 3, "max_new_tokens": 16, "do_sample": True, "temperature": 1.5, "top_p": 0.9},
+    {
+        "num_beams": 4,
+        "num_beam_groups": 2,
+        "diversity_penalty": 0.5,
+        "max_new_tokens": 16,
+        "num_return_sequences": 4,
+        "eos_token_id": [5, 9],
+    },
+    {
+        "num_beams": 4,
+        "force_words_ids": [[30, 8], [[50, 7], [50, 9, 60]]],
+        "max_new_tokens": 16,
+        "num_return_sequences": 3,
+        "eos_token_id": [5, 9],
+    },
 ]
 
 
@@ -181,6 +198,26 @@ def test_what_the_target_said_before_saves_rounds(runner: RaggedRunner) -> None:
     assert answer.counters.num_accepted_tokens > 15
     assert answer.counters.num_rounds == 60 - answer.counters.num_accepted_tokens
     assert set(answer.counters.by_method) == {DraftMethod.PROMPT_LOOKUP}
+
+
+@pytest.mark.parametrize(("phrases", "at_least"), [([[78, 78]], 20), ([[29], [78]], 5)])
+def test_guesses_pay_beside_forced_phrases_and_change_nothing(
+    runner: RaggedRunner, phrases: list[Any], at_least: int
+) -> None:
+    options = {
+        "num_beams": 2,
+        "max_new_tokens": 60,
+        "num_return_sequences": 2,
+        "force_words_ids": phrases,
+    }
+    generation = beam_request([7, 21, 40] * 4, options, progress=1)
+    answer, plain = run(runner, generation), run(runner, plainly(generation))
+    assert_same(answer, plain)
+    assert plain.counters is not None
+    assert (plain.counters.num_rounds, plain.counters.num_draft_tokens) == (60, 0)
+    assert answer.counters is not None
+    assert answer.counters.num_accepted_tokens >= at_least
+    assert answer.counters.num_rounds == 60 - answer.counters.num_accepted_tokens
 
 
 @pytest.mark.parametrize("num_blocks", [22, 30])
