@@ -37,12 +37,15 @@ def beam_request(
     seed: int = 0,
     progress: int = 0,
     room: Room = ROOM,
+    token_choices: Sequence[Sequence[int]] = (),
 ) -> GenerationRequest:
     """A validated request with transformers' options."""
     message = generation_pb2.GenerateRequest(
         generation_config=from_json_dict(dict(options)), seed=seed, beam_progress_interval=progress
     )
     message.token_ids.ids.extend(prompt)
+    for token_ids in token_choices:
+        message.structured_output.token_choices.lists.add().ids.extend(token_ids)
     return validate(
         message,
         request_id=f"beams-{next(_ids)}",

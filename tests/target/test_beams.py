@@ -45,13 +45,15 @@ class Pair:
         self.runner = RaggedRunner(model, num_blocks=400, block_size=4)
         self.model = model
 
-    def expected(self, prompt: Sequence[int], options: Options) -> list[Found]:
-        """What transformers returns."""
+    def expected(self, prompt: Sequence[int], options: Options, **functions: Any) -> list[Found]:
+        """What transformers returns, given functions of its caller's."""
         config = GenerationConfig(
             **options, output_scores=True, return_dict_in_generate=True, pad_token_id=0
         )
         with torch.no_grad():
-            output = self.plain.generate(torch.tensor([list(prompt)]), generation_config=config)
+            output = self.plain.generate(
+                torch.tensor([list(prompt)]), generation_config=config, **functions
+            )
         found = []
         for row, indices, score in zip(
             output.sequences, output.beam_indices, output.sequences_scores, strict=True

@@ -2,52 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import random
 import re
-import string
 
 import numpy as np
 import pytest
 from outrider_runtime.errors import InvalidRequest
-from outrider_target.constraints.constraint import Constraint, Form
+from outrider_target.constraints.constraint import Constraint
 from outrider_target.constraints.grammar import GrammarCompiler
 from outrider_target.constraints.token_trie import TokenTrie
 from outrider_target.requests.request import DraftMethod, Structure, TextForm
 from target.batch import SPECULATION, Answer, Batch, request
 from target.conftest import NewRunner
 from target.drafters import ScriptedDrafter, repeating, sometimes_right
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
-VOCAB_SIZE = 97
-EOS = 2
-_LETTERS = (string.ascii_letters + string.digits + string.punctuation + "Ġ")[: VOCAB_SIZE - 3]
-
-
-def ids_of(text: str) -> list[int]:
-    return [3 + _LETTERS.index(letter) for letter in text]
-
-
-def text_of(token_ids: list[int]) -> str:
-    return "".join(_LETTERS[i - 3] for i in token_ids if i != EOS)
-
+from target.letters import EOS, VOCAB_SIZE, compiled, ids_of, letters_compiler, text_of
 
 @pytest.fixture(scope="module")
 def compiler() -> GrammarCompiler:
-    words = ["<pad>", "<s>", "</s>", *_LETTERS]
-    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in words[:3]])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
-    return GrammarCompiler(fast, vocab_size=VOCAB_SIZE)
-
-
-def compiled(compiler: GrammarCompiler, regex: str) -> Form:
-    structure = Structure("structured_output.regex", TextForm.REGEX, regex)
-    return asyncio.run(compiler.compile(structure))
+    return letters_compiler()
 
 
 def trie(*texts: str) -> TokenTrie:

@@ -58,6 +58,9 @@ class Constraint(Protocol):
             InvalidRequest: As `admissible`.
         """
 
+    def copy(self) -> Constraint:
+        """One that has come as far, and goes its own way from here."""
+
 
 class Form(Protocol):
     """A form that texts can have; each sequence follows it on its own."""

@@ -6,6 +6,7 @@ models, drafters or how a grammar is compiled.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -90,6 +91,13 @@ class GrammarConstraint:
         """See the port."""
         self._walk(self._only_ones(limit))
         return list(self._draft)
+
+    def copy(self) -> GrammarConstraint:
+        """See the port."""
+        other = copy.copy(self)
+        other._matcher = self._matcher.deep_copy()
+        other._committed = list(self._committed)
+        return other
 
     def _only_ones(self, limit: int) -> Iterator[int]:
         """The token that each step of a walk leaves, while it leaves but one."""

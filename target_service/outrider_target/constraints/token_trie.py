@@ -5,6 +5,7 @@ Needs no tokenizer and no library. Knows nothing of why the lists are what they 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -105,6 +106,10 @@ class TrieConstraint:
             found.append(token_id)
             node = self._next(node, token_id)
         return found
+
+    def copy(self) -> TrieConstraint:
+        """See the port."""
+        return copy.copy(self)
 
     def _followers(self, node: _Node) -> set[int]:
         """Tokens that may follow; none behind the end."""

@@ -152,7 +152,7 @@ def new_state(
         strategy: DecodingStrategy
         window = Window(speculation.window, speculation.schedule, speculation.max_window)
         if request.beams:
-            beams = beam_strategy(request, request.beams, stop_strings)
+            beams = beam_strategy(request, request.beams, stop_strings, constraint)
             constant = Window(speculation.window, "constant", speculation.max_window)
             sequence = Sequence(state, index, beams, constant)
             if speculation.method is not DraftMethod.NONE:

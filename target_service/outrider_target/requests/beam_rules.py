@@ -9,7 +9,7 @@ import math
 
 from outrider.v1 import generation_pb2
 from outrider.v1.generation_config_pb2 import GenerationConfig
-from outrider_contract.generation_config import shortest_float
+from outrider_contract.generation_config import is_set, shortest_float
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
 
 from outrider_target.decoding.beams.settings import BeamSettings, EarlyStopping
@@ -96,9 +96,16 @@ def _early_stopping(config: GenerationConfig) -> EarlyStopping:
 def _check_alone(message: generation_pb2.GenerateRequest, config: GenerationConfig) -> None:
     """Refuse what has no meaning for beams, or none that anybody agreed on."""
     why = "cannot be combined with num_beams above 1: "
-    if message.HasField("structured_output"):
+    if message.HasField("structured_output") and config.num_beam_groups > 1:
         raise UnsupportedOption(
-            "structured_output", why + "the form is checked along one text; sample without beams"
+            "structured_output",
+            "cannot be combined with num_beam_groups above 1: a group that has no other text of "
+            "the form left would have to leave it",
+        )
+    if message.HasField("structured_output") and is_set(config, "force_words_ids"):
+        raise UnsupportedOption(
+            "structured_output",
+            "cannot be combined with force_words_ids: what the text must hold belongs in its form",
         )
     if message.HasField("log_probs"):
         raise UnsupportedOption(

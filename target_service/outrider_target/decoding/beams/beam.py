@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from outrider_target.decoding.beams.beam_form import BeamForm
 from outrider_target.decoding.branch import Branch
 from outrider_target.decoding.stopping import StopStrings
 from outrider_target.requests.request import Finish
@@ -50,6 +51,8 @@ class Beam:
     beam_indices: tuple[int, ...]
     stop_strings: StopStrings | None
     """What they have seen of its text."""
+    form: BeamForm | None = None
+    """How far it has come in the form of its text; None where it is free, or cannot be."""
 
     def hypothesis(
         self, num_prompt_tokens: int, length_penalty: float, finish: Finish | None = None
@@ -69,6 +72,7 @@ class Choice(NamedTuple):
         score: Sum of processed log-probabilities, with the token.
         finish: Set when the token ends the text.
         stop_strings: What the stop strings have seen with the token.
+        form: How far the text has come in its form with the token.
     """
 
     parent: int
@@ -76,6 +80,7 @@ class Choice(NamedTuple):
     score: float
     finish: Finish | None
     stop_strings: StopStrings | None
+    form: BeamForm | None = None
 
     def beam(self, beams: Sequence[Beam]) -> Beam:
         """The live beam it makes."""
@@ -85,6 +90,7 @@ class Choice(NamedTuple):
             self.score,
             (*parent.beam_indices, self.parent),
             self.stop_strings,
+            self.form,
         )
 
     def hypothesis(self, beams: Sequence[Beam], num_prompt_tokens: int, score: float) -> Hypothesis:

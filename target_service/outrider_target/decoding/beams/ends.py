@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from outrider_runtime.sampling_parameters import SamplingParameters
@@ -29,15 +30,19 @@ class Ends:
         if beam.stop_strings is not None:
             stop_strings = beam.stop_strings.copy()
             matched = stop_strings.push(token_id)
-        finish = None
+        finish = form = None
+        if beam.form is not None and score > -math.inf and token_id not in self._eos_token_ids:
+            form = beam.form.after(token_id)
         if matched is not None:
             finish = Finish(FinishReason.STOP, stop_string=matched)
         elif token_id in self._eos_token_ids:
             finish = Finish(FinishReason.STOP, stop_token_id=token_id)
+        elif form is not None and form.ended:
+            finish = Finish(FinishReason.STOP)
         elif self._criteria is not None and (
             met := self._criteria.met_by([*beam.branch.token_ids, token_id])
         ):
             finish = Finish(FinishReason.STOP, criterion=met)
         elif len(beam.branch.token_ids) + 1 >= self._max_length:
             finish = Finish(FinishReason.LENGTH)
-        return Choice(parent, token_id, score, finish, stop_strings)
+        return Choice(parent, token_id, score, finish, stop_strings, form)

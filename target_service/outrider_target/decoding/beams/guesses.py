@@ -91,11 +91,13 @@ class Guesser:
 
     def learn(self, beams: Sequence[Beam], log_probs: torch.Tensor) -> None:
         """Take in what the target thinks of the continuations of live beams, [beams, vocab]."""
+        log_probs = _allowed(beams, log_probs)
         top = log_probs.topk(min(_NUM_FOLLOWERS, log_probs.shape[1]))
         for beam, token_ids, values in zip(
             beams, top.indices.tolist(), top.values.tolist(), strict=True
         ):
-            followers = dict(zip(token_ids, values, strict=True))
+            pairs = zip(token_ids, values, strict=True)
+            followers = {token_id: value for token_id, value in pairs if value > -math.inf}
             for token_id in self._parameters.eos_token_ids:
                 followers.pop(token_id, None)
             self._remember(beam.branch.token_ids[-2:], followers)
@@ -163,6 +165,20 @@ class Guesser:
 
     def _remember(self, tail: Sequence[int], followers: Mapping[int, float]) -> None:
         self._followers[tuple(tail)] = self._followers[tuple(tail[-1:])] = followers
+
+
+def _allowed(beams: Sequence[Beam], log_probs: torch.Tensor) -> torch.Tensor:
+    """What the forms of the beams' texts leave of it; the rest is minus infinity."""
+    forms = [beam.form and beam.form.allowed() for beam in beams]
+    if all(allowed is None for allowed in forms):
+        return log_probs
+    rows = [
+        torch.ones_like(row, dtype=torch.bool)
+        if allowed is None
+        else torch.from_numpy(allowed[0]).to(row.device)
+        for row, allowed in zip(log_probs, forms, strict=True)
+    ]
+    return log_probs.where(torch.stack(rows), -torch.inf)
 
 
 def _tail(beams: Sequence[Beam], node: Node) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ As in transformers, processors and warpers see log-probabilities, not logits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -71,6 +72,8 @@ class BeamScores:
         Returns:
             Float32 [len(beams), vocab].
         """
+        forms = [self._beams[index].form for index in beams]
+        allowed = [None if form is None else form.allowed() for form in forms]
         groups = [
             RowGroup(
                 parameters=self._parameters,
@@ -79,11 +82,17 @@ class BeamScores:
                 token_ids=self._beams[index].branch.token_ids,
                 num_rows=1,
                 num_prompt_tokens=self._num_prompt_tokens,
+                allowed=may_follow,
                 processors=self._processors,
                 penalties=penalties,
             )
-            for index in beams
+            for index, may_follow in zip(beams, allowed, strict=True)
         ]
         processed = processed_scores(self._log_probs[beams.start : beams.stop], groups)
-        of_beams = torch.tensor([self._beams[index].score for index in beams])
+        of_beams = torch.tensor(
+            [
+                self._beams[index].score if form is None or may_follow is not None else -math.inf
+                for index, form, may_follow in zip(beams, forms, allowed, strict=True)
+            ]
+        )
         return processed + of_beams.to(processed)[:, None]

@@ -5,6 +5,7 @@ Scores are float32 and are computed in its order, so that near ties fall as they
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -42,8 +43,10 @@ class BeamSearch:
         ends: Ends,
         *,
         num_prompt_tokens: int,
+        formed: bool = False,
     ) -> None:
         self._settings = settings
+        self._after_end = -math.inf if formed else HOPELESS
         self._ends = ends
         self._draw = draw
         self._num_prompt_tokens = num_prompt_tokens
@@ -67,8 +70,8 @@ class BeamSearch:
         ]
         ending = torch.tensor([choice.finish is not None for choice in candidates])
         length = len(beams[0].branch.token_ids) + 1 - self._num_prompt_tokens
-        # What has just ended goes on only where nothing else is left.
-        running = values + ending.float() * HOPELESS
+        # What has just ended goes on only where nothing else is left, in a form not at all.
+        running = torch.where(ending, values + self._after_end, values)
         going_on = running.topk(num_beams)
         self._take(beams, candidates[:num_beams], values[:num_beams], length)
         self._judge(going_on.values[0], length, all_ending=bool(ending.all()))
@@ -145,4 +148,5 @@ class BeamSearch:
         to_beat = [HOPELESS if slot.hypothesis is None else worst for slot in self._slots]
         self._improvable = self._improvable and bool(attainable > min(to_beat))
         early = self._settings.early_stopping is EarlyStopping.YES
-        self.done = not self._improvable or (early and self._full) or all_ending
+        hopeless = bool(best_running == -torch.inf)
+        self.done = not self._improvable or (early and self._full) or all_ending or hopeless

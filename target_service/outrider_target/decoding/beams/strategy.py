@@ -14,8 +14,9 @@ from outrider_runtime.model.row_group import NamedProcessor
 from outrider_runtime.sampling_parameters import SamplingParameters
 
 from outrider_target.decoding.beams.beam import Beam, Choice, Hypothesis
+from outrider_target.decoding.beams.beam_form import BeamForm
 from outrider_target.decoding.beams.guesses import NO_GUESS, Guesser, Node
-from outrider_target.decoding.beams.rule import BeamRule
+from outrider_target.decoding.beams.rule import HOPELESS, BeamRule
 from outrider_target.decoding.beams.scores import BeamRows, BeamScores, beam_log_probs
 from outrider_target.decoding.beams.settings import BeamSettings
 from outrider_target.decoding.branch import Branch
@@ -38,6 +39,7 @@ class BeamStrategy:
         stop_strings: StopStrings | None,
         processors: Sequence[NamedProcessor] = (),
         guesser: Guesser | None = None,
+        form: BeamForm | None = None,
     ) -> None:
         self._guesser = guesser
         self._guess = NO_GUESS
@@ -49,7 +51,7 @@ class BeamStrategy:
         first = Branch(list(prompt))
         self.branches: Sequence[Branch] = (first,)
         # Before the first step all beams are the prompt: one branch stands for them.
-        self._beams = [Beam(first, score, (), stop_strings) for score in rule.first_scores]
+        self._beams = [Beam(first, score, (), stop_strings, form) for score in rule.first_scores]
         self._num_steps = 0
 
     @property
@@ -147,7 +149,11 @@ class BeamStrategy:
         """The best that there is; before the rule is done, live beams are as good as finished."""
         if not self._rule.done or len(self._rule.found()) < self._settings.num_return_sequences:
             self._rule.close(self._beams, finish)
-        return self._decision(self._rule.found())
+        found = list(self._rule.found())
+        # A form may have fewer texts than are wanted: the best one stands for the rest.
+        for _ in range(self._settings.num_return_sequences - len(found)):
+            found.append(found[0]._replace(found=found[0].found._replace(score=HOPELESS)))
+        return self._decision(found)
 
     def _progress(self) -> Sequence[Event]:
         interval = self._settings.progress_interval
