@@ -62,7 +62,7 @@ CAPABILITIES: dict[str, Capability] = {
     "do_sample": _honoured("sampled with position-keyed noise: same seed, same text"),
     "num_beams": _honoured(
         "beam search, with speculation under prompt lookup, and beam sampling, seeded, without; "
-        "not with structured output, log-probabilities or `output_*`"
+        "not with log-probabilities or `output_*`"
     ),
     "use_mtp": _refused(
         "a model's prediction heads are no part of the model as transformers loads it; attach a "

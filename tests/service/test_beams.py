@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from outrider_client import (
     FinishReason,
     GenerationConfig,
     SpeculationConfig,
+    StructuredOutput,
 )
 from outrider_contract.errors import Reason
 from service.asking import ENDLESS, ask
@@ -155,6 +157,20 @@ def test_a_stop_string_ends_hypotheses_where_transformers_ends_them(
     assert any(sequence.matched_stop_string for sequence in ours.sequences)
 
 
+def test_every_beam_has_the_form_that_is_asked_for(client: Client) -> None:
+    config = GenerationConfig(**{**BEAMS, "eos_token_id": None}, clear_fields=ENDLESS)
+    completion = client.generate(
+        PROMPT,
+        config,
+        speculation=LOOKUP,
+        structured_output=StructuredOutput(regex="[a-c]{2,5};"),
+    )
+    texts = [sequence.text for sequence in completion.sequences]
+    assert len(set(texts)) == 3
+    assert all(re.fullmatch("[a-c]{2,5};", text) for text in texts)
+    assert {sequence.finish_reason for sequence in completion.sequences} == {FinishReason.STOP}
+
+
 def test_an_abandoned_search_leaves_nothing(client: Client, caller: Caller) -> None:
     config = GenerationConfig(**{**BEAMS, "max_new_tokens": 400}, clear_fields=())
     with client.stream("abc", config) as stream:
@@ -163,7 +179,7 @@ def test_an_abandoned_search_leaves_nothing(client: Client, caller: Caller) -> N
 
 
 def structured() -> pb.GenerateRequest:
-    request = ask("abc", num_beams=2)
+    request = ask("abc", num_beams=2, num_beam_groups=2, diversity_penalty=1.0)
     request.structured_output.regex = "a+"
     return request
 
