@@ -21,7 +21,7 @@ from target.beam_requests import beam_request
 from target.letters import EOS, compiled, letters_compiler, text_of
 from target.test_beam_guesses import assert_same as assert_same_answer
 from target.test_beam_guesses import plainly
-from target.test_beams import Found, Pair, assert_same, found
+from target.test_beams import Pair, assert_same, found
 
 PROMPT = [7, 21, 40, 7, 21]
 PATTERN = "(ab|c){1,3}-?[01]{2,6}"
@@ -62,9 +62,7 @@ def followers(lists: Sequence[Sequence[int]]) -> Callable[[int, torch.Tensor], l
 
 def some_lists(seed: int, *, number: int) -> list[list[int]]:
     chance = random.Random(seed)
-    return [
-        [chance.randrange(3, 9) for _ in range(chance.randint(1, 6))] for _ in range(number)
-    ]
+    return [[chance.randrange(3, 9) for _ in range(chance.randint(1, 6))] for _ in range(number)]
 
 
 @pytest.mark.parametrize(
@@ -113,9 +111,7 @@ def test_a_pattern_is_searched_as_by_transformers(llama: Pair, compiler: Grammar
     for options in ({"num_beams": 4, "num_return_sequences": 4}, {"num_beams": 2}):
         asked = {"max_new_tokens": 16, "eos_token_id": [EOS], "length_penalty": 0.5, **options}
         answer = run(llama.runner, beam_request(PROMPT, asked), form)
-        assert_same(
-            found(answer), llama.expected(PROMPT, asked, prefix_allowed_tokens_fn=allowed)
-        )
+        assert_same(found(answer), llama.expected(PROMPT, asked, prefix_allowed_tokens_fn=allowed))
         assert all(re.fullmatch(PATTERN, text_of(token_ids)) for token_ids in answer.token_ids)
 
 

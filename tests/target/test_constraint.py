@@ -12,11 +12,12 @@ from outrider_runtime.errors import InvalidRequest
 from outrider_target.constraints.constraint import Constraint
 from outrider_target.constraints.grammar import GrammarCompiler
 from outrider_target.constraints.token_trie import TokenTrie
-from outrider_target.requests.request import DraftMethod, Structure, TextForm
+from outrider_target.requests.request import DraftMethod
 from target.batch import SPECULATION, Answer, Batch, request
 from target.conftest import NewRunner
 from target.drafters import ScriptedDrafter, repeating, sometimes_right
 from target.letters import EOS, VOCAB_SIZE, compiled, ids_of, letters_compiler, text_of
+
 
 @pytest.fixture(scope="module")
 def compiler() -> GrammarCompiler:
