@@ -169,7 +169,7 @@ class Guesser:
 
 def _allowed(beams: Sequence[Beam], log_probs: torch.Tensor) -> torch.Tensor:
     """What the forms of the beams' texts leave of it; the rest is minus infinity."""
-    forms = [beam.form and beam.form.allowed() for beam in beams]
+    forms = [None if beam.form is None else beam.form.allowed() for beam in beams]
     if all(allowed is None for allowed in forms):
         return log_probs
     rows = [
