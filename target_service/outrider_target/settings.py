@@ -82,8 +82,8 @@ class SpeculationDefaults:
     num_assistant_tokens: int = 5
     """Window of the first round."""
 
-    num_assistant_tokens_schedule: str = "heuristic"
-    """How the window moves: constant, heuristic, heuristic_transient or auto."""
+    num_assistant_tokens_schedule: str = "auto"
+    """How the window moves: auto, constant, heuristic or heuristic_transient."""
 
     assistant_confidence_threshold: float = 0.4
     """A draft ends after a token of lower draft probability."""

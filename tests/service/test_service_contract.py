@@ -65,7 +65,7 @@ def test_the_configuration_in_force_is_the_requests_over_the_models_over_the_def
     assert effective["top_p"] == GLOBAL_DEFAULTS["top_p"]  # nobody's but transformers'
     # transformers' defaults for speculation give way to the server's.
     assert effective["num_assistant_tokens"] == 5
-    assert effective["num_assistant_tokens_schedule"] == "heuristic"
+    assert effective["num_assistant_tokens_schedule"] == "auto"
     assert effective["assistant_confidence_threshold"] == 0.4
     # What the model's file asks for and nobody serves is left to the default.
     assert "max_cache_len" not in effective
