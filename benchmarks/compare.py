@@ -39,7 +39,7 @@ _HEURISTIC = (
     ("num_assistant_tokens_schedule", "heuristic"),
     ("assistant_confidence_threshold", 0.4),
 )
-_AUTO = {"num_assistant_tokens_schedule": "auto"}
+_OUR_HEURISTIC = {"num_assistant_tokens_schedule": "heuristic"}
 
 
 def main() -> None:
@@ -110,13 +110,13 @@ def _contenders(plain: Transformers, stack: ExitStack, threads: int) -> list[Con
         Transformers("transformers assisted (heuristic)", TARGET_DIR, DRAFT_DIR, _HEURISTIC),
         Outrider("Outrider plain", client, SpeculationConfig(enabled=False)),
         Outrider("Outrider with drafter (default: lookup beside it)", client),
-        Outrider("Outrider with drafter, schedule auto", client, options=_AUTO),
+        Outrider("Outrider with drafter, schedule heuristic", client, options=_OUR_HEURISTIC),
         Outrider("Outrider with drafter alone", client, SpeculationConfig(method="remote")),
         Outrider(
-            "Outrider with drafter alone, schedule auto",
+            "Outrider with drafter alone, schedule heuristic",
             client,
             SpeculationConfig(method="remote"),
-            _AUTO,
+            _OUR_HEURISTIC,
         ),
         Outrider("Outrider with lookup alone", client, SpeculationConfig(method="prompt-lookup")),
     ]
