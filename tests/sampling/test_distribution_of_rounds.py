@@ -18,7 +18,7 @@ import pytest
 import torch
 from engine.tiny_models import build_tiny
 from outrider_runtime.model.runner import RaggedRunner
-from outrider_target.decoding import strategy
+from outrider_target.decoding import acceptance
 from outrider_target.decoding.acceptance import Acceptance, accept
 from sampling.chi_square import FALSE_ALARM, p_value
 from sampling.oracle import Request, oracle_scores
@@ -157,6 +157,6 @@ def test_the_same_test_refuses_drafts_that_are_taken_too_often(
         near = [x if x != y and own[-1] == 1 else y for x, y in zip(draft, own, strict=False)]
         return accept(draft, [*near, *own[len(draft) :]])
 
-    monkeypatch.setattr(strategy, "accept", lenient)
+    monkeypatch.setattr(acceptance, "accept", lenient)
     law = exact_law(model, {})
     assert pooled(sampled(model, {}, law).counts, law) < FALSE_ALARM

@@ -26,7 +26,12 @@ from outrider_runtime.server import ServerSettings
 from outrider_target.engine.admission import LiveRequests
 from outrider_target.service import TargetService
 from outrider_target.serving.served import Serving
-from outrider_target.settings import BatchSettings, ModelSettings, TargetSettings
+from outrider_target.settings import (
+    BatchSettings,
+    ModelSettings,
+    SpeculationDefaults,
+    TargetSettings,
+)
 
 _T = TypeVar("_T")
 
@@ -43,6 +48,8 @@ def settings_for(folder: Path, **changes: Any) -> TargetSettings:
         model=ModelSettings(model=str(folder), dtype="float64", block_size=8, kv_cache_tokens=8192),
         server=ServerSettings(grace_seconds=PATIENCE),
         batch=BatchSettings(max_num_seqs=8, max_waiting_requests=8),
+        # What is worth verifying would depend on how fast this machine is at the moment.
+        speculation=SpeculationDefaults(num_assistant_tokens_schedule="heuristic"),
     )
     return dataclasses.replace(settings, **changes)
 

@@ -27,7 +27,14 @@ from service.tiny_folder import LONG_WORD, LONG_WORD_TEXT
 from target.drafters import ScriptedSession
 
 LONG = GenerationConfig(max_new_tokens=900, clear_fields=ENDLESS)
-COMPANY = ask("company", seed=2, do_sample=True, top_k=0, max_new_tokens=40, speculation=LOOKUP)
+COMPANY = ask(
+    "company",
+    seed=2,
+    do_sample=True,
+    top_k=0,
+    max_new_tokens=40,
+    speculation=LOOKUP,
+)
 
 
 @pytest.fixture

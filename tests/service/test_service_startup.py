@@ -298,6 +298,12 @@ def as_found(name: str, value: Any) -> object:
     return value
 
 
+def test_measured_costs_decide_unless_told_otherwise(
+    settings: Callable[..., TargetSettings],
+) -> None:
+    assert settings("--model", "m").speculation.num_assistant_tokens_schedule == "auto"
+
+
 @pytest.mark.parametrize("name", [name for name in flags() if name not in ELSEWHERE])
 def test_flag_wins_over_environment_over_file_over_default(
     settings: Callable[..., TargetSettings], tmp_path: Path, name: str
