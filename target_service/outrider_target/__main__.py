@@ -31,7 +31,7 @@ from outrider_runtime.settings import (
     startup_errors,
 )
 
-from outrider_target.drafting.links import NAME_PREFIX
+from outrider_target.drafting.remote.links import NAME_PREFIX
 from outrider_target.drafting.window import SCHEDULES
 from outrider_target.requests.request import DraftMethod
 from outrider_target.settings import (

@@ -27,15 +27,15 @@ from prometheus_client import CollectorRegistry
 from outrider_target.constraints.grammar import GrammarCompiler
 from outrider_target.decoding.healing import Healer
 from outrider_target.drafting.combined import CombinedDrafter
-from outrider_target.drafting.control import Control
 from outrider_target.drafting.drafter import NullDrafter
-from outrider_target.drafting.fleet import DraftFleet
-from outrider_target.drafting.link import DraftLink
-from outrider_target.drafting.links import Connect, DraftLinks
 from outrider_target.drafting.lookup import LookupDrafter
-from outrider_target.drafting.patience import RoundPace
 from outrider_target.drafting.prediction import PredictionDrafter
-from outrider_target.drafting.step_costs import RowCurve
+from outrider_target.drafting.pricing.control import Control
+from outrider_target.drafting.pricing.step_costs import RowCurve
+from outrider_target.drafting.remote.fleet import DraftFleet
+from outrider_target.drafting.remote.link import DraftLink
+from outrider_target.drafting.remote.links import Connect, DraftLinks
+from outrider_target.drafting.remote.patience import RoundPace
 from outrider_target.drafting.suffix import SuffixDrafter
 from outrider_target.engine.admission import LiveRequests
 from outrider_target.engine.cache_size import size_cache

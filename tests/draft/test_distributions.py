@@ -17,7 +17,7 @@ from outrider_runtime.model.drawing import draw_tokens
 from outrider_runtime.model.row_group import RowGroup
 from outrider_runtime.sampling_parameters import SamplingParameters
 from outrider_runtime.sparse_distribution import MAX_SUPPORT, MAX_WEIGHT, SparseDistribution
-from outrider_target.drafting import wire
+from outrider_target.drafting.remote import wire
 
 VOCAB_SIZE = 1000
 

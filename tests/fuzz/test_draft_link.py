@@ -10,10 +10,10 @@ from fuzz.lengths import SEED, lengths
 from fuzz.random_messages import MessageMaker
 from google.protobuf.message import DecodeError
 from outrider.v1 import draft_pb2
-from outrider_target.drafting import wire
 from outrider_target.drafting.drafter import DraftSession
-from outrider_target.drafting.fleet import DraftFleet
-from outrider_target.drafting.patience import RoundPace
+from outrider_target.drafting.remote import wire
+from outrider_target.drafting.remote.fleet import DraftFleet
+from outrider_target.drafting.remote.patience import RoundPace
 from target.batch import SPECULATION, request
 from target.fake_link import FakeLink
 

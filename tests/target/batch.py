@@ -16,10 +16,10 @@ from outrider_target.constraints.constraint import Form
 from outrider_target.decoding.beams.beam import BeamScore
 from outrider_target.decoding.strategy import DecodingStrategy
 from outrider_target.decoding.tensors import TokenTensor
-from outrider_target.drafting.control import Control
 from outrider_target.drafting.drafter import Drafter, NullDrafter
 from outrider_target.drafting.lookup import LookupDrafter
-from outrider_target.drafting.patience import RoundPace
+from outrider_target.drafting.pricing.control import Control
+from outrider_target.drafting.remote.patience import RoundPace
 from outrider_target.engine.events import (
     BeamProgress,
     Event,

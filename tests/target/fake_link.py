@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from outrider_runtime.draft_tree import CommitGap, DraftTree, Limits, Node, Proposal
-from outrider_target.drafting.fleet import DraftFleet
-from outrider_target.drafting.updates import (
+from outrider_target.drafting.remote.fleet import DraftFleet
+from outrider_target.drafting.remote.updates import (
     CloseSession,
     CommitTokens,
     DrafterDescription,

@@ -7,11 +7,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from outrider_target.drafting.asking import Asking
-from outrider_target.drafting.calibration import SequenceCalibration
-from outrider_target.drafting.control import Control, RoundTimes
 from outrider_target.drafting.drafter import Draft
-from outrider_target.drafting.step_costs import MEASURED_ROWS, Measured, RowCurve
+from outrider_target.drafting.pricing.asking import Asking
+from outrider_target.drafting.pricing.calibration import SequenceCalibration
+from outrider_target.drafting.pricing.control import Control, RoundTimes
+from outrider_target.drafting.pricing.step_costs import MEASURED_ROWS, Measured, RowCurve
 from outrider_target.drafting.window import AUTO, Window
 from outrider_target.requests.request import DraftMethod
 from target.batch import SPECULATION, request

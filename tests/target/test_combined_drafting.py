@@ -11,10 +11,10 @@ from outrider_runtime.recent_texts import RecentTexts
 from outrider_target.drafting.agreement import Agreement
 from outrider_target.drafting.combined import CombinedDrafter
 from outrider_target.drafting.drafter import NO_DRAFT, DraftSession
-from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.lookup import LookupDrafter
-from outrider_target.drafting.patience import RoundPace
-from outrider_target.drafting.updates import CloseSession, CommitTokens
+from outrider_target.drafting.remote.fleet import DraftFleet
+from outrider_target.drafting.remote.patience import RoundPace
+from outrider_target.drafting.remote.updates import CloseSession, CommitTokens
 from outrider_target.requests.request import DraftMethod
 from target.batch import SPECULATION, request
 from target.fake_link import FakeLink

@@ -8,7 +8,7 @@ import numpy as np
 from exactness.reference import roc_curve
 from hypothesis import given
 from hypothesis import strategies as st
-from outrider_target.drafting.confidence import ConfidenceThreshold, best_threshold
+from outrider_target.drafting.pricing.confidence import ConfidenceThreshold, best_threshold
 
 
 @given(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from outrider_target.drafting.rows import allot
-from outrider_target.drafting.step_costs import MEASURED_ROWS, Measured, RowCurve, StepCosts
+from outrider_target.drafting.pricing.rows import allot
+from outrider_target.drafting.pricing.step_costs import MEASURED_ROWS, Measured, RowCurve, StepCosts
 from target.simulated_rounds import Machine, Simulation
 
 CHEAP = Machine()

@@ -8,9 +8,9 @@ import time
 import pytest
 from outrider_runtime.draft_tree import Proposal
 from outrider_target.drafting.drafter import DraftSession
-from outrider_target.drafting.fleet import MAX_OFFENCES, DraftFleet
-from outrider_target.drafting.patience import LinkPace, RoundPace, decide, patience
-from outrider_target.drafting.updates import CommitTokens, Growth, OpenSession, Resync
+from outrider_target.drafting.remote.fleet import MAX_OFFENCES, DraftFleet
+from outrider_target.drafting.remote.patience import LinkPace, RoundPace, decide, patience
+from outrider_target.drafting.remote.updates import CommitTokens, Growth, OpenSession, Resync
 from target.batch import SPECULATION, request
 from target.fake_link import FakeLink
 

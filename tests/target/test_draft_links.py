@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from outrider_target.drafting import links as links_module
-from outrider_target.drafting.links import DraftLinks
-from outrider_target.drafting.updates import LinkAdded, LinkDown, LinkEvent
+from outrider_target.drafting.remote import links as links_module
+from outrider_target.drafting.remote.links import DraftLinks
+from outrider_target.drafting.remote.updates import LinkAdded, LinkDown, LinkEvent
 
 
 class FakeLink:

@@ -11,7 +11,7 @@ from outrider_runtime.draft_tree import DraftTree
 from outrider_runtime.model.runner import RaggedRunner
 from outrider_target.decoding.acceptance import accept_furthest
 from outrider_target.drafting.drafter import Draft, DraftSession
-from outrider_target.drafting.side_paths import best_side_paths
+from outrider_target.drafting.remote.side_paths import best_side_paths
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 from target.batch import Answer, Batch, request
 from target.drafters import ScriptedSession

@@ -14,10 +14,10 @@ from outrider_runtime.prompt_lookup import LookupRule
 from outrider_runtime.recent_texts import RecentTexts
 from outrider_target.drafting.combined import CombinedDrafter
 from outrider_target.drafting.drafter import NO_DRAFT, Drafter, DraftSession
-from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.lookup import LookupDrafter
-from outrider_target.drafting.patience import RoundPace
 from outrider_target.drafting.prediction import Alignment, PredictionDrafter
+from outrider_target.drafting.remote.fleet import DraftFleet
+from outrider_target.drafting.remote.patience import RoundPace
 from outrider_target.drafting.suffix import SuffixDrafter
 from outrider_target.requests.request import DraftMethod
 from outrider_target.requests.sharing import MAX_SALT_BYTES, NOBODY, Sharing

@@ -8,9 +8,9 @@ from unittest import mock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from outrider_target.drafting.link_state import LinkState
-from outrider_target.drafting.patience import LinkPace
-from outrider_target.drafting.placement import choose, move
+from outrider_target.drafting.remote.link_state import LinkState
+from outrider_target.drafting.remote.patience import LinkPace
+from outrider_target.drafting.remote.placement import choose, move
 
 
 def link(

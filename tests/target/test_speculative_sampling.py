@@ -29,7 +29,7 @@ from outrider_target.decoding.speculative_sampling import (
     decide_by_ratio,
 )
 from outrider_target.drafting.drafter import Draft
-from outrider_target.drafting.remote_session import RemoteSession
+from outrider_target.drafting.remote.remote_session import RemoteSession
 from outrider_target.engine.statistics import SpeculationCounters
 from outrider_target.requests.request import GenerationRequest
 from prometheus_client import CollectorRegistry

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from outrider_target.drafting.tempering import CHOICES, USUAL, DraftTemperatures
+from outrider_target.drafting.pricing.tempering import CHOICES, USUAL, DraftTemperatures
 
 
 def serve(temperatures: DraftTemperatures, agreement: dict[float, float], sessions: int) -> None:

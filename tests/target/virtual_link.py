@@ -27,11 +27,11 @@ from outrider_draft.updates import (
 )
 from outrider_draft.updates import Update as DrafterUpdate
 from outrider_runtime.metrics import DraftMetrics
-from outrider_target.drafting import fleet as fleet_module
-from outrider_target.drafting import remote_session
-from outrider_target.drafting.fleet import DraftFleet
-from outrider_target.drafting.patience import RoundPace
-from outrider_target.drafting.updates import (
+from outrider_target.drafting.remote import fleet as fleet_module
+from outrider_target.drafting.remote import remote_session
+from outrider_target.drafting.remote.fleet import DraftFleet
+from outrider_target.drafting.remote.patience import RoundPace
+from outrider_target.drafting.remote.updates import (
     CloseSession,
     CommitTokens,
     DrafterDescription,

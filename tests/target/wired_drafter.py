@@ -14,10 +14,10 @@ from outrider_draft.engine import DraftEngine
 from outrider_draft.proposer import Proposer
 from outrider_draft.settings import SessionSettings, StepSettings
 from outrider_runtime.metrics import DraftMetrics
-from outrider_target.drafting import wire
-from outrider_target.drafting.fleet import DraftFleet
-from outrider_target.drafting.patience import RoundPace
-from outrider_target.drafting.updates import DrafterDescription, LinkUp, Update
+from outrider_target.drafting.remote import wire
+from outrider_target.drafting.remote.fleet import DraftFleet
+from outrider_target.drafting.remote.patience import RoundPace
+from outrider_target.drafting.remote.updates import DrafterDescription, LinkUp, Update
 from prometheus_client import CollectorRegistry
 from target.batch import Batch
 

@@ -15,11 +15,11 @@ from outrider_runtime.recent_texts import RecentTexts
 
 from outrider_target.drafting.agreement import SHARED_MEMORY, Agreement, num_agreeing
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, LocalSession
-from outrider_target.drafting.fleet import DraftFleet
 from outrider_target.drafting.lookup import LookupSession
 from outrider_target.drafting.prediction import PredictionSession
-from outrider_target.drafting.remote_session import RemoteSession
-from outrider_target.drafting.silence import Silence
+from outrider_target.drafting.pricing.silence import Silence
+from outrider_target.drafting.remote.fleet import DraftFleet
+from outrider_target.drafting.remote.remote_session import RemoteSession
 from outrider_target.drafting.suffix import SuffixSession
 from outrider_target.requests.request import GenerationRequest
 

@@ -8,7 +8,7 @@ import time
 from outrider_runtime.model.kv_pool import OutOfBlocks
 from outrider_runtime.model.runner import Runner, SequenceRows
 
-from outrider_target.drafting.step_costs import MEASURED_ROWS, Measured
+from outrider_target.drafting.pricing.step_costs import MEASURED_ROWS, Measured
 
 _REPETITIONS = 5
 _MOST_SECONDS = 0.5

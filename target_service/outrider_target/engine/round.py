@@ -18,14 +18,14 @@ from outrider_runtime.model.selection import InvalidScores
 
 from outrider_target.decoding.strategy import Decision
 from outrider_target.drafting.combined import CombinedSession
-from outrider_target.drafting.control import Control, RoundTimes
 from outrider_target.drafting.drafter import Draft, Drafter
 from outrider_target.drafting.early_exit import EarlyExitDrafter
 from outrider_target.drafting.forced import ForcedSession
-from outrider_target.drafting.patience import RoundPace
-from outrider_target.drafting.remote_session import RemoteSession
-from outrider_target.drafting.runs import Regime
-from outrider_target.drafting.silence import Silence
+from outrider_target.drafting.pricing.control import Control, RoundTimes
+from outrider_target.drafting.pricing.runs import Regime
+from outrider_target.drafting.pricing.silence import Silence
+from outrider_target.drafting.remote.patience import RoundPace
+from outrider_target.drafting.remote.remote_session import RemoteSession
 from outrider_target.engine.events import Event, RequestCompleted, RequestFailed
 from outrider_target.engine.round_log import RoundLog, RoundRecord
 from outrider_target.engine.scheduler import Scheduler, Work

@@ -18,9 +18,9 @@ from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.runner import SequenceRows
 
 from outrider_target.decoding.strategy import Rows, TokenStrategy
-from outrider_target.drafting.control import Control
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
-from outrider_target.drafting.patience import RoundPace
+from outrider_target.drafting.pricing.control import Control
+from outrider_target.drafting.remote.patience import RoundPace
 from outrider_target.engine.branch_places import BranchPlaces
 from outrider_target.engine.prefixes import PrefixNames
 from outrider_target.engine.sequence import RequestState, Sequence

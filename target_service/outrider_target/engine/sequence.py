@@ -22,8 +22,8 @@ from outrider_target.decoding.guidance import GuidedStrategy
 from outrider_target.decoding.stopping import Criteria, StopCheck, StopStrings
 from outrider_target.decoding.strategy import DecodingStrategy, TokenStrategy
 from outrider_target.decoding.tensors import TensorReport
-from outrider_target.drafting.calibration import SequenceCalibration
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
+from outrider_target.drafting.pricing.calibration import SequenceCalibration
 from outrider_target.drafting.window import AUTO, Window
 from outrider_target.engine.statistics import SpeculationCounters
 from outrider_target.requests.request import DraftMethod, Finish, GenerationRequest

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import structlog
 
-from outrider_target.drafting.fleet import DraftFleet
-from outrider_target.drafting.updates import LinkEvent
+from outrider_target.drafting.remote.fleet import DraftFleet
+from outrider_target.drafting.remote.updates import LinkEvent
 from outrider_target.engine.explanation import Figures
 from outrider_target.engine.round import Rounds
 from outrider_target.engine.scheduler import PrefixCacheCounters, Scheduler

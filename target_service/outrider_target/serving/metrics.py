@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from outrider_target.drafting.foresight import Foresight
-from outrider_target.drafting.link import LinkTraffic
-from outrider_target.drafting.links import DraftLinks
+from outrider_target.drafting.remote.foresight import Foresight
+from outrider_target.drafting.remote.link import LinkTraffic
+from outrider_target.drafting.remote.links import DraftLinks
 from outrider_target.engine.events import RequestCompleted
 from outrider_target.engine.statistics import DrafterCounters
 from outrider_target.engine.thread import Loads

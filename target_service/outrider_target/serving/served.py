@@ -11,8 +11,8 @@ from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 
 from outrider_target.constraints.grammar import GrammarCompiler
 from outrider_target.decoding.healing import Healer
-from outrider_target.drafting.fleet import DraftFleet
-from outrider_target.drafting.links import DraftLinks
+from outrider_target.drafting.remote.fleet import DraftFleet
+from outrider_target.drafting.remote.links import DraftLinks
 from outrider_target.engine.admission import LiveRequests
 from outrider_target.engine.thread import Engine
 from outrider_target.plugins import PluginRegistry

@@ -35,8 +35,9 @@ from outrider_target.engine.events import (
 from outrider_target.engine.sequence import RequestState, new_state
 from outrider_target.requests.plugin_rules import plugin_calls
 from outrider_target.requests.request import GenerationRequest, RequestPlugins
+from outrider_target.requests.score_validation import validate_score
 from outrider_target.requests.sharing import Sharing
-from outrider_target.requests.validation import validate, validate_score
+from outrider_target.requests.validation import validate
 from outrider_target.serving import messages
 from outrider_target.serving.served import Serving
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from outrider_target.drafting.patience import LinkPace
-from outrider_target.drafting.updates import Update
+from outrider_target.drafting.remote.patience import LinkPace
+from outrider_target.drafting.remote.updates import Update
 
 if TYPE_CHECKING:
-    from outrider_target.drafting.remote_session import RemoteSession
+    from outrider_target.drafting.remote.remote_session import RemoteSession
 
 
 @dataclass(slots=True, eq=False)

@@ -13,17 +13,17 @@ from collections.abc import Callable, Sequence
 from outrider_runtime.draft_tree import DraftTree, Limits
 
 from outrider_target.drafting.agreement import Agreement, num_agreeing
-from outrider_target.drafting.asking import Asking
-from outrider_target.drafting.calibration import temperature_class
-from outrider_target.drafting.confidence import ConfidenceThreshold
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
-from outrider_target.drafting.foresight import Foresight
-from outrider_target.drafting.link_state import LinkState
-from outrider_target.drafting.patience import Question, RoundPace, decide, patience
-from outrider_target.drafting.side_paths import best_side_paths
-from outrider_target.drafting.silence import Silence
-from outrider_target.drafting.tempering import DraftTemperatures
-from outrider_target.drafting.updates import CommitTokens, Growth, OpenSession
+from outrider_target.drafting.pricing.asking import Asking
+from outrider_target.drafting.pricing.calibration import temperature_class
+from outrider_target.drafting.pricing.confidence import ConfidenceThreshold
+from outrider_target.drafting.pricing.silence import Silence
+from outrider_target.drafting.pricing.tempering import DraftTemperatures
+from outrider_target.drafting.remote.foresight import Foresight
+from outrider_target.drafting.remote.link_state import LinkState
+from outrider_target.drafting.remote.patience import Question, RoundPace, decide, patience
+from outrider_target.drafting.remote.side_paths import best_side_paths
+from outrider_target.drafting.remote.updates import CommitTokens, Growth, OpenSession
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 MAX_NODES = 256

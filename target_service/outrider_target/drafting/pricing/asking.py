@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from outrider_target.drafting.calibration import temperature_class
-from outrider_target.drafting.gate import Gate
-from outrider_target.drafting.runs import Regime
+from outrider_target.drafting.pricing.calibration import temperature_class
+from outrider_target.drafting.pricing.gate import Gate
+from outrider_target.drafting.pricing.runs import Regime
 from outrider_target.drafting.window import AUTO
 from outrider_target.requests.request import GenerationRequest
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from outrider_target.drafting.calibration import (
+from outrider_target.drafting.pricing.calibration import (
     Calibration,
     SequenceCalibration,
     temperature_class,
 )
-from outrider_target.drafting.gain import Gain
-from outrider_target.drafting.gate import Gate
-from outrider_target.drafting.rows import allot
-from outrider_target.drafting.runs import Regime
-from outrider_target.drafting.step_costs import RowCurve, StepCosts
-from outrider_target.drafting.tempering import DraftTemperatures
+from outrider_target.drafting.pricing.gain import Gain
+from outrider_target.drafting.pricing.gate import Gate
+from outrider_target.drafting.pricing.rows import allot
+from outrider_target.drafting.pricing.runs import Regime
+from outrider_target.drafting.pricing.step_costs import RowCurve, StepCosts
+from outrider_target.drafting.pricing.tempering import DraftTemperatures
 from outrider_target.requests.request import GenerationRequest
 
 _SMOOTHING = 0.05

@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from outrider_target.drafting import placement
 from outrider_target.drafting.agreement import SHARED_MEMORY, Agreement
-from outrider_target.drafting.asking import Asking
-from outrider_target.drafting.control import Control
-from outrider_target.drafting.foresight import Foresight
-from outrider_target.drafting.link_state import LinkState
-from outrider_target.drafting.patience import LinkPace, RoundPace
-from outrider_target.drafting.remote_session import RemoteSession
-from outrider_target.drafting.updates import (
+from outrider_target.drafting.pricing.asking import Asking
+from outrider_target.drafting.pricing.control import Control
+from outrider_target.drafting.remote import placement
+from outrider_target.drafting.remote.foresight import Foresight
+from outrider_target.drafting.remote.link_state import LinkState
+from outrider_target.drafting.remote.patience import LinkPace, RoundPace
+from outrider_target.drafting.remote.remote_session import RemoteSession
+from outrider_target.drafting.remote.updates import (
     CloseSession,
     LinkAdded,
     LinkDown,

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 import structlog
 from outrider_runtime.listening import join_address
 
-from outrider_target.drafting.link import DraftLink
-from outrider_target.drafting.updates import LinkAdded, LinkDown, LinkEvent
+from outrider_target.drafting.remote.link import DraftLink
+from outrider_target.drafting.remote.updates import LinkAdded, LinkDown, LinkEvent
 
 log = structlog.get_logger()
 

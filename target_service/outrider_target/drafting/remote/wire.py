@@ -11,7 +11,7 @@ from outrider.v1 import draft_pb2, speculation_pb2
 from outrider_runtime.draft_tree import Limits, Proposal
 from outrider_runtime.sparse_distribution import SparseDistribution
 
-from outrider_target.drafting.updates import (
+from outrider_target.drafting.remote.updates import (
     CommitTokens,
     Growth,
     LinkFrame,

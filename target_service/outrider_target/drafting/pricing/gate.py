@@ -15,8 +15,8 @@ from __future__ import annotations
 import statistics
 from collections import deque
 
-from outrider_target.drafting.gain import Gain
-from outrider_target.drafting.runs import RUN, SETTLING, PairedRatio, Regime, Run
+from outrider_target.drafting.pricing.gain import Gain
+from outrider_target.drafting.pricing.runs import RUN, SETTLING, PairedRatio, Regime, Run
 
 LONG_RUN = 32
 """Rounds of a trial that looks promising after the first of them."""

@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from enum import Enum
 
-from outrider_target.drafting.step_costs import size_class
+from outrider_target.drafting.pricing.step_costs import size_class
 
 RUN = 8
 """Rounds of a run that is compared."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from outrider_target.drafting.link_state import LinkState
+from outrider_target.drafting.remote.link_state import LinkState
 
 _IMBALANCE = 2.0
 """A session moves to a link when its own is loaded so many times as much, with it gone even: to

@@ -21,8 +21,8 @@ from outrider.v1 import draft_pb2, draft_pb2_grpc
 from outrider_runtime.certificates import ChannelCertificates
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION, is_supported
 
-from outrider_target.drafting import wire
-from outrider_target.drafting.updates import (
+from outrider_target.drafting.remote import wire
+from outrider_target.drafting.remote.updates import (
     DrafterDescription,
     LinkDown,
     LinkEvent,

@@ -1,0 +1,1 @@
+"""What drafting costs and brings, measured, and what follows for asking and verifying."""

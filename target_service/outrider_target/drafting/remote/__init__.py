@@ -1,0 +1,1 @@
+"""Drafts from draft services: links, the sessions on them, frames, trees, waiting."""
