@@ -198,8 +198,11 @@ def assert_as_expected(
 def assert_same_chances(sequence: GeneratedSequence, law: Law, *, num_top: int) -> None:
     """The law that each token was drawn from: of the token, and of the most probable ones."""
     raw, processed = (rows.double().softmax(-1) for rows in (law.logits, law.scores))
-    chosen = torch.tensor(sequence.token_ids)[:, None]
-    told = sequence.log_probs
+    # Its decay penalty can make no number of what another option made impossible.
+    lawful = ~processed.isnan().any(-1)
+    raw, processed = raw[lawful], processed[lawful]
+    chosen = torch.tensor(sequence.token_ids)[lawful, None]
+    told = [each for each, kept in zip(sequence.log_probs, lawful, strict=True) if kept]
     close([each.raw for each in told], raw.gather(1, chosen)[:, 0])
     close([each.processed for each in told], processed.gather(1, chosen)[:, 0])
     for row, each in enumerate(told):

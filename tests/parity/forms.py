@@ -46,7 +46,11 @@ TEXT_FORMS = (
     ),
     Form(
         StructuredOutput(json_schema=_SCHEMA),
-        [json.dumps({"size": int(size), "new": new}) for size in _SIZES for new in (False, True)],
+        [
+            json.dumps({"size": int(size), "new": new}, separators=(",", ":"))
+            for size in _SIZES
+            for new in (False, True)
+        ],
     ),
     Form(StructuredOutput(choices=_CHOICES), _CHOICES),
     Form(
