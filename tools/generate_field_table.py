@@ -18,7 +18,7 @@ field named in `clear_fields` is "explicitly none" and takes neither. The config
 first chunk.
 
 - **honoured**: transformers' meaning, with speculation on or off.
-- **refused**, **not yet**: `INVALID_ARGUMENT` naming the field, unless the value asks for nothing (last column).
+- **refused**: `INVALID_ARGUMENT` naming the field, unless the value asks for nothing (last column).
 
 What a model's own `generation_config.json` asks for beyond that is left out with a warning at start-up.
 

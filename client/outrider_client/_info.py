@@ -129,9 +129,6 @@ class FieldSupport(StrEnum):
     REFUSED = "refused"
     """Refused by name unless it has its neutral value."""
 
-    NOT_YET = "not-yet"
-    """Refused like the above, for now."""
-
 
 @dataclass(frozen=True, slots=True)
 class FieldCapability:
@@ -244,5 +241,4 @@ _LINK_STATES = {
 _SUPPORT = {
     generation_pb2.FIELD_SUPPORT_HONOURED: FieldSupport.HONOURED,
     generation_pb2.FIELD_SUPPORT_REFUSED: FieldSupport.REFUSED,
-    generation_pb2.FIELD_SUPPORT_NOT_YET: FieldSupport.NOT_YET,
 }

@@ -16,7 +16,6 @@ class Support(Enum):
 
     HONOURED = "honoured"
     REFUSED = "refused"
-    NOT_YET = "not yet"
 
 
 class Capability(NamedTuple):
@@ -39,10 +38,6 @@ def _honoured(note: str = "") -> Capability:
 
 def _refused(note: str, *neutral: object) -> Capability:
     return Capability(Support.REFUSED, note, neutral)
-
-
-def _not_yet(note: str, *neutral: object) -> Capability:
-    return Capability(Support.NOT_YET, note, neutral)
 
 
 _ENCODER = "concerns encoder-decoder models; this service runs decoder-only models"

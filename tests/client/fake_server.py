@@ -275,7 +275,7 @@ class FakeServer(generation_pb2_grpc.GenerationServiceServicer):
                     field="top_p", support=generation_pb2.FIELD_SUPPORT_HONOURED
                 ),
                 generation_pb2.FieldCapability(
-                    field="num_beams", support=generation_pb2.FIELD_SUPPORT_NOT_YET, note="no beams"
+                    field="num_beams", support=generation_pb2.FIELD_SUPPORT_REFUSED, note="no beams"
                 ),
             ],
             max_num_seqs=8,

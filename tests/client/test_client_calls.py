@@ -54,7 +54,7 @@ async def test_the_set_up_of_the_server_is_told(twin: Twin) -> None:
     assert (refused.state, refused.reason) == (DraftLinkState.REFUSED, "the tokenizers differ")
     assert [(line.field, line.support) for line in info.capabilities] == [
         ("top_p", FieldSupport.HONOURED),
-        ("num_beams", FieldSupport.NOT_YET),
+        ("num_beams", FieldSupport.REFUSED),
     ]
     assert (info.version, info.draft_protocol_version) == ("0.1.0", 1)
     assert (info.max_num_seqs, info.max_waiting_requests) == (8, 64)

@@ -72,7 +72,6 @@ _PLUGIN_KINDS = {
 _SUPPORT = {
     Support.HONOURED: generation_pb2.FIELD_SUPPORT_HONOURED,
     Support.REFUSED: generation_pb2.FIELD_SUPPORT_REFUSED,
-    Support.NOT_YET: generation_pb2.FIELD_SUPPORT_NOT_YET,
 }
 _TENSOR_KINDS = {
     TensorKind.SCORES: tensors_pb2.TENSOR_KIND_SCORES,

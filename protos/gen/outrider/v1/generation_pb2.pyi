@@ -97,8 +97,6 @@ class _FieldSupportEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FieldSup
     """Honoured with transformers' meaning."""
     FIELD_SUPPORT_REFUSED: _FieldSupport.ValueType  # 2
     """Refused by name unless it has its neutral value, for the stated reason."""
-    FIELD_SUPPORT_NOT_YET: _FieldSupport.ValueType  # 3
-    """Refused like the above, for now."""
 
 class FieldSupport(_FieldSupport, metaclass=_FieldSupportEnumTypeWrapper):
     """Whether a field of GenerationConfig is served."""
@@ -109,8 +107,6 @@ FIELD_SUPPORT_HONOURED: FieldSupport.ValueType  # 1
 """Honoured with transformers' meaning."""
 FIELD_SUPPORT_REFUSED: FieldSupport.ValueType  # 2
 """Refused by name unless it has its neutral value, for the stated reason."""
-FIELD_SUPPORT_NOT_YET: FieldSupport.ValueType  # 3
-"""Refused like the above, for now."""
 Global___FieldSupport: _TypeAlias = FieldSupport  # noqa: Y015
 
 @_typing.final
