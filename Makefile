@@ -103,7 +103,7 @@ field-table-check: setup
 
 NODE_STAMPS := $(patsubst %,%/node_modules/.package-lock.json,tests/node_client examples/node_drafter)
 $(NODE_STAMPS): %/node_modules/.package-lock.json: %/package-lock.json
-	cd $* && npm ci --silent --no-audit --no-fund
+	cd $* && npm ci --silent --no-audit --no-fund --prefer-offline
 .PHONY: node-peers
 node-peers: setup $(NODE_STAMPS)
 

@@ -116,9 +116,9 @@ def law_of(
 
 
 def p_value_of(texts: Counter[Text], law: dict[Text, float]) -> float:
-    """Pearson's test; texts that are too rare for it count as one."""
+    """Pearson's test; texts too rare for it count as one, with the rarest of the others."""
     total = texts.total()
-    common = [text for text in law if law[text] * total >= 8]
+    common = sorted((text for text in law if law[text] * total >= 8), key=law.__getitem__)[1:]
     counts = [texts[text] for text in common]
     shares = [law[text] for text in common]
     return p_value([*counts, total - sum(counts)], [*shares, 1 - sum(shares)])
