@@ -379,7 +379,7 @@ def test_info_shows_model_server_and_draft_links(outrider: Outrider) -> None:
     assert found["model"]["vocab_size"] == 1000
     assert found["server"]["draft_links"][0]["state"] == "ready"
     fields = outrider.at("info", "--fields").out.splitlines()
-    assert fields == ["top_p      honoured", "num_beams  not-yet   no beams"]
+    assert fields == ["top_p      honoured", "num_beams  refused   no beams"]
 
 
 def test_loads_shows_numbers(outrider: Outrider) -> None:

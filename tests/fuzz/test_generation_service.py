@@ -25,6 +25,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GenerationService"]
 SERVED = {grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED}
 REFUSED = {
     grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.ALREADY_EXISTS,  # a request id that is in use
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.FAILED_PRECONDITION,
