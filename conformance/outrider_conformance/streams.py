@@ -104,7 +104,7 @@ class InProcessStream:
             speculate: The servicer's method: takes an iterator of frames and a context that it
                 must not need, gives an iterator of frames.
         """
-        self._outward: asyncio.Queue[draft_pb2.SpeculateRequest | None] = asyncio.Queue()
+        self._outward: asyncio.Queue[draft_pb2.SpeculateRequest] = asyncio.Queue()
         self._inward: asyncio.Queue[draft_pb2.SpeculateResponse | LinkEnded] = asyncio.Queue()
         self._handler = asyncio.create_task(self._serve(speculate))
 
@@ -140,5 +140,5 @@ class InProcessStream:
             self._inward.put_nowait(end)
 
     async def _frames(self) -> AsyncIterator[draft_pb2.SpeculateRequest]:
-        while (frame := await self._outward.get()) is not None:
-            yield frame
+        while True:
+            yield await self._outward.get()

@@ -11,6 +11,8 @@ from draft.hostile import AdversarialDrafter, RandomDrafter, serving
 from draft.node_drafter import node_drafter
 from outrider_conformance.report import judge
 from outrider_conformance.rules import RULES
+from outrider_conformance.streams import InProcessStream, LinkEnded
+from outrider_conformance.target import Target
 from outrider_conformance.trial import ANY_VOCABULARY, trial
 from outrider_draft import suffix_proposer
 from outrider_draft.lookup_proposer import LookupProposer
@@ -79,3 +81,12 @@ async def test_a_drafter_that_never_asks_for_what_is_missing_is_found_out() -> N
     async with serving(RandomDrafter(seed=1)) as drafter:
         broken = await broken_rules(drafter.address, timeout=0.3)
     assert any("Resync" in rule for rule in broken), broken
+
+
+async def test_a_servicer_in_the_same_process_is_linked_without_a_network() -> None:
+    target = Target(InProcessStream(RandomDrafter(seed=1).Speculate), vocab_size=50)
+    await target.hello()
+    await target.open(1, [1, 2, 3], window=3)
+    assert len(await target.grown(1)) == 3
+    await target.disconnect()
+    assert isinstance(target.error, LinkEnded)
