@@ -65,7 +65,11 @@ bench-control: kernels ## Whether drafting ever costs, and how near to the best 
 	$(BIN)/python -m benchmarks.control
 
 .PHONY: check
-check: lint type proto-check field-table-check audit ## Everything that is checked without running: lint, types, contract, imports
+check: lint type proto-check field-table-check deploy-check audit ## Everything that is checked without running: lint, types, contract, imports
+
+.PHONY: deploy-check
+deploy-check: setup ## Render, validate and judge what is in deploy/
+	$(BIN)/python -m tools.deployment
 
 .PHONY: audit
 audit: setup ## Look the pinned dependencies up in the advisories, where there are any

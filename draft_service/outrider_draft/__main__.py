@@ -20,6 +20,7 @@ from outrider_runtime.settings import (
     ConfigFile,
     Format,
     Grace,
+    HealthPort,
     Host,
     Insecure,
     KernelsOnCpu,
@@ -158,6 +159,7 @@ def serve(
     insecure: Insecure = False,
     grace: Grace = 30.0,
     metrics_port: MetricsPort = None,
+    health_port: HealthPort = None,
     log_level: Level = LogLevel.INFO,
     log_format: Format = LogFormat.AUTO,
     config: ConfigFile = None,  # noqa: ARG001  # applied by its callback
@@ -207,6 +209,7 @@ def serve(
                 api_keys_file=api_keys_file,
                 insecure=insecure,
                 grace_seconds=grace,
+                health_port=health_port,
             ),
             sessions=SessionSettings(
                 max_sessions=max_sessions,

@@ -71,6 +71,9 @@ class ServerSettings:
     """Whether to listen to other machines without TLS."""
     grace_seconds: float = 30
     """How long running calls may go on after the server was told to stop."""
+    health_port: int | None = None
+    """Port that answers health checks and nothing else, in the clear: probes of orchestrators speak
+    no TLS. 0 takes a free one, None: health is told on the serving port alone."""
 
 
 class GrpcServer:
@@ -98,6 +101,9 @@ class GrpcServer:
         self._interceptor = CallInterceptor(keys, observe=observe)
         self._health = health.HealthServicer(name for name, _ in services)
         self._server: grpc.aio.Server | None = None
+        self._health_server: grpc.aio.Server | None = None
+        self.health_port: int | None = None
+        """The bound port for health checks alone, once started and if there is one."""
 
     @property
     def grace_seconds(self) -> float:
@@ -120,6 +126,8 @@ class GrpcServer:
         )
         check_address(settings.host, settings.port)
         check_exposure(settings.host, encrypted=credentials is not None, insecure=settings.insecure)
+        if settings.health_port is not None:
+            check_address(settings.host, settings.health_port)
         server = grpc.aio.server(interceptors=(self._interceptor,), options=_OPTIONS)
         for _, register in self._services:
             register(server)
@@ -140,7 +148,20 @@ class GrpcServer:
             raise StartupError(f"cannot listen on {address}") from None
         await server.start()
         self._server = server
+        if settings.health_port is not None:
+            await self._serve_health(settings.host, settings.health_port)
         return port
+
+    async def _serve_health(self, host: str, port: int) -> None:
+        server = grpc.aio.server(options=_OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        address = join_address(host, port)
+        try:
+            self.health_port = server.add_insecure_port(address)
+        except RuntimeError:
+            raise StartupError(f"cannot listen on {address} for health checks") from None
+        await server.start()
+        self._health_server = server
 
     def set_serving(self, serving: bool) -> None:
         """What health answers for the server and each of its services."""
@@ -156,6 +177,8 @@ class GrpcServer:
         self._health.close()
         if self._server is not None:
             await self._server.stop(self._settings.grace_seconds if grace is None else grace)
+        if self._health_server is not None:  # last: probes hear NOT_SERVING until the end
+            await self._health_server.stop(0)
 
 
 async def run_until_signalled(

@@ -126,6 +126,15 @@ MetricsPort = Annotated[
         "--metrics-port", "Port for Prometheus, on the same host; off by default.", min=0, max=65535
     ),
 ]
+HealthPort = Annotated[
+    int | None,
+    flag(
+        "--health-port",
+        "Port for health checks alone, without TLS, on the same host: for probes that speak none.",
+        min=0,
+        max=65535,
+    ),
+]
 Level = Annotated[LogLevel, flag("--log-level", "The least that is logged.")]
 Format = Annotated[LogFormat, flag("--log-format", "How log lines look.")]
 Threads = Annotated[

@@ -17,6 +17,7 @@ from outrider_runtime.settings import (
     ConfigFile,
     Format,
     Grace,
+    HealthPort,
     Host,
     Insecure,
     KernelsOnCpu,
@@ -232,6 +233,7 @@ def serve(
     insecure: Insecure = False,
     grace: Grace = 30,
     metrics_port: MetricsPort = None,
+    health_port: HealthPort = None,
     log_level: Level = logs.LogLevel.INFO,
     log_format: Format = logs.LogFormat.AUTO,
     config: ConfigFile = None,  # noqa: ARG001 - its callback applies it
@@ -261,6 +263,7 @@ def serve(
             api_keys_file=api_keys_file,
             insecure=insecure,
             grace_seconds=grace,
+            health_port=health_port,
         ),
         batch=BatchSettings(
             max_num_seqs=max_num_seqs,

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +11,6 @@ import yaml  # type: ignore[import-untyped]  # no stubs among the dependencies
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
-MODULES = {"outrider-target": "outrider_target", "outrider-draft": "outrider_draft"}
 
 
 class Stage(NamedTuple):
@@ -50,15 +45,6 @@ def documents(path: Path) -> list[dict[str, Any]]:
     return [document for document in yaml.safe_load_all(path.read_text()) if document]
 
 
-def manifests() -> list[dict[str, Any]]:
-    """All Kubernetes objects that the kustomization lists."""
-    folder = DEPLOY / "kubernetes"
-    (kustomization,) = documents(folder / "kustomization.yaml")
-    return [
-        document for name in kustomization["resources"] for document in documents(folder / name)
-    ]
-
-
 def options(arguments: Sequence[str]) -> dict[str, list[str]]:
     """Command-line arguments as flags and their values, `--a=b` and `--a b` alike.
 
@@ -72,17 +58,3 @@ def options(arguments: Sequence[str]) -> dict[str, list[str]]:
         has_value = words and not words[0].startswith("--")
         found.setdefault(flag, []).append(words.pop(0) if has_value else "")
     return found
-
-
-@functools.cache
-def flags_of(command: str) -> frozenset[str]:
-    """The flags that a command's help names."""
-    run = subprocess.run(
-        [sys.executable, "-m", MODULES[command], "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=100,
-        env={**os.environ, "COLUMNS": "300", "TERMINAL_WIDTH": "300", "NO_COLOR": "1"},
-    )
-    return frozenset(re.findall(r"--[a-z][a-z-]*", run.stdout))

@@ -8,15 +8,23 @@ import tomllib
 from typing import Any
 
 import pytest
-from deploy.deploy_files import DEPLOY, ROOT, dockerfile_stages, documents, flags_of, options
+from deploy.deploy_files import DEPLOY, ROOT, dockerfile_stages, documents, options
+
+from tools.deployment import services
 
 STAGES = dockerfile_stages()
 (COMPOSE,) = documents(DEPLOY / "compose.yaml")
+(LOOKUP,) = documents(DEPLOY / "compose.lookup.yaml")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-COMMANDS = {"target": "outrider-target", "draft": "outrider-draft"}
-PORTS = {"target": "50051", "draft": "50052"}
+EXTRAS = {
+    "target": "'.[service,model,structured]'",
+    "draft": "'.[service,model]'",
+    "draft-lookup": "'.[service]'",
+}
+PORTS = {"target": "50051", "draft": "50052", "draft-lookup": "50052"}
 
-both = pytest.mark.parametrize("stage", sorted(COMMANDS))
+images = pytest.mark.parametrize("stage", sorted(EXTRAS))
+with_models = pytest.mark.parametrize("stage", ["target", "draft"])
 
 
 def ancestry(stage: str) -> list[str]:
@@ -26,61 +34,80 @@ def ancestry(stage: str) -> list[str]:
     return names
 
 
+def commands_of(stage: str, keyword: str = "RUN") -> list[str]:
+    return [text for name in ancestry(f"build-{stage}") for text in STAGES[name].of(keyword)]
+
+
 def service(name: str) -> dict[str, Any]:
+    """As compose sees it; of the drafter without a model, what its file changes."""
+    if name == "draft-lookup":
+        base, changes = COMPOSE["services"]["draft"], LOOKUP["services"]["draft"]
+        return {**base, **changes, "build": {**base["build"], **changes["build"]}}
     found: dict[str, Any] = COMPOSE["services"][name]
     return found
 
 
-@both
-def test_every_image_descends_from_one_slim_python(stage: str) -> None:
-    for name in (stage, f"build-{stage}"):
-        # The same on both sides: the environment that is copied points to it.
-        assert STAGES[ancestry(name)[-1]].base == "python:3.11-slim-bookworm"
+def settings_of(stage: str, arguments: list[str]) -> dict[str, Any]:
+    return dict(services.settings(services.BY_IMAGE[f"outrider-{stage}"], arguments, {}))
 
 
-@both
+@images
+def test_every_image_descends_from_one_slim_python_pinned_by_its_digest(stage: str) -> None:
+    # The same on both sides: the environment that is copied points to it.
+    bases = {STAGES[ancestry(name)[-1]].base for name in (stage, f"build-{stage}")}
+    (base,) = bases
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", base)
+
+
+@images
 def test_no_image_runs_as_root(stage: str) -> None:
     (user,) = [user for name in ancestry(stage) for user in STAGES[name].of("USER")]
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", user)
 
 
-@both
+@images
 def test_everything_is_installed_under_the_constraints(stage: str) -> None:
-    installs = [
-        command
-        for name in (stage, *ancestry(f"build-{stage}"))
-        for run in STAGES[name].of("RUN")
-        for command in re.findall(r"pip install[^;]*", run)
-    ]
-    assert len(installs) == 2
+    installs = [found for run in commands_of(stage) for found in re.findall(r"pip install.*", run)]
+    assert len(installs) == (1 if stage == "draft-lookup" else 2)
     assert all("--constraint constraints.txt" in command for command in installs)
     assert re.search(r"^torch==[\d.]+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 
 
-@both
+@images
+def test_an_image_has_the_extras_it_needs_and_they_exist(stage: str) -> None:
+    assert any(EXTRAS[stage] in command for command in commands_of(stage))
+    known = PROJECT["project"]["optional-dependencies"].keys()
+    assert set(re.findall(r"\w+", EXTRAS[stage])) <= known
+
+
+def test_the_drafter_without_a_model_is_built_without_torch_and_compiler() -> None:
+    text = " ".join(commands_of("draft-lookup"))
+    assert "torch" not in text
+    assert "apt-get" not in text
+
+
+@with_models
+def test_kernels_are_compiled_into_the_images_that_run_models(stage: str) -> None:
+    text = " ".join(commands_of(stage))
+    assert "python -m outrider_runtime.model.kernels --for-others" in text
+    # Of a Debian of one release: what it links with is in the image as well.
+    assert re.search(r"apt-get install --yes --no-install-recommends g\+\+=[\w:.-]+ ", text)
+
+
+@images
 def test_only_the_environment_of_its_own_build_goes_into_an_image(stage: str) -> None:
     assert STAGES[stage].of("COPY") == [f"--from=build-{stage} /opt/outrider /opt/outrider"]
+    assert not [run for name in ancestry(stage) for run in STAGES[name].of("RUN") if "apt" in run]
 
 
-def test_the_extras_that_are_installed_exist() -> None:
-    known = PROJECT["project"]["optional-dependencies"].keys()
-    assert {"service", "model", "structured"} <= known
-    assert "pip install --constraint constraints.txt '.[service,model,structured]'" in "".join(
-        STAGES["build-target"].of("RUN")
-    )
-    assert "DRAFT_EXTRAS=service,model" in STAGES["build-draft"].of("ARG")
-
-
-@both
+@images
 def test_the_entry_point_is_a_command_of_the_distribution_and_knows_its_flags(stage: str) -> None:
     (entry,) = STAGES[stage].of("ENTRYPOINT")
     (arguments,) = STAGES[stage].of("CMD")
     (command,) = json.loads(entry)
-    assert command == COMMANDS[stage]
+    assert command == services.BY_IMAGE[f"outrider-{stage}"].command
     assert command in PROJECT["project"]["scripts"]
-    given = options(json.loads(arguments))
-    assert given.keys() <= flags_of(command)
-    assert given["--port"] == [PORTS[stage]]
+    assert str(settings_of(stage, json.loads(arguments))["port"]) == PORTS[stage]
     assert PORTS[stage] in STAGES[stage].of("EXPOSE")[0].split()
 
 
@@ -95,18 +122,22 @@ def test_the_build_context_has_what_the_distribution_is_built_from_and_little_el
     assert all((ROOT / name).exists() for name in kept)
 
 
-@both
+@images
 def test_compose_builds_the_stage_and_calls_its_command_rightly(stage: str) -> None:
+    assert service(stage)["image"] == f"outrider-{stage}:{PROJECT['project']['version']}"
     build = service(stage)["build"]
-    assert build["target"] in STAGES
     assert build["target"] == stage
+    assert stage in STAGES
     assert (DEPLOY / build["context"] / build["dockerfile"]).resolve() == DEPLOY / "Dockerfile"
-    declared = {arg.split("=")[0] for arg in STAGES[f"build-{stage}"].of("ARG")}
-    assert build.get("args", {}).keys() <= declared
-    given = options(service(stage)["command"])
-    assert given.keys() <= flags_of(COMMANDS[stage])
-    assert given["--port"] == [PORTS[stage]]
-    assert given["--host"] == ["0.0.0.0"]
+    told = settings_of(stage, service(stage)["command"])
+    assert str(told["port"]) == PORTS[stage]
+    assert told["host"] == "0.0.0.0"
+
+
+@with_models
+def test_the_build_arguments_of_compose_are_declared(stage: str) -> None:
+    declared = {text.split("=")[0] for text in commands_of(stage, "ARG")}
+    assert service(stage)["build"]["args"].keys() <= declared
 
 
 def test_composes_target_dials_composes_drafter() -> None:
@@ -116,7 +147,7 @@ def test_composes_target_dials_composes_drafter() -> None:
     assert options(service(name)["command"])["--port"] == [port]
 
 
-@both
+@with_models
 def test_compose_mounts_a_model_of_this_repository_read_only_where_the_command_looks(
     stage: str,
 ) -> None:
@@ -127,13 +158,13 @@ def test_compose_mounts_a_model_of_this_repository_read_only_where_the_command_l
     assert options(service(stage)["command"])["--model"] == [match[3]]
 
 
-@both
+@images
 def test_compose_waits_longer_than_the_service_takes_to_drain(stage: str) -> None:
     (grace,) = options(service(stage)["command"])["--grace"]
     assert float(service(stage)["stop_grace_period"].removesuffix("s")) > float(grace)
 
 
-@both
+@images
 def test_compose_takes_away_what_no_service_needs(stage: str) -> None:
     assert service(stage)["read_only"] is True
     assert service(stage)["cap_drop"] == ["ALL"]
@@ -142,6 +173,7 @@ def test_compose_takes_away_what_no_service_needs(stage: str) -> None:
 
 def test_only_the_target_is_published_and_to_this_machine_alone() -> None:
     assert "ports" not in service("draft")
+    assert "ports" not in service("draft-lookup")
     assert service("target")["ports"] == ["127.0.0.1:50051:50051"]
 
 

@@ -1,171 +1,246 @@
-"""The Kubernetes manifests are valid, agree with themselves, and with the commands they run."""
+"""The overlays keep to the schemas and the rules, and the rules notice when they do not."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
-from deploy.deploy_files import flags_of, manifests, options
+import yaml  # type: ignore[import-untyped]  # no stubs among the dependencies
 
-MANIFESTS = manifests()
-# From the first release that knows the sleep action of preStop without being asked to.
-VERSIONS = ("1.30", "1.36")
-SERVICES = {
-    "outrider-target": "outrider.v1.GenerationService",
-    "outrider-draft": "outrider.v1.DraftService",
+from tools.deployment import schemas
+from tools.deployment.render import KUBERNETES, OVERLAYS, Object, of_kind, render
+from tools.deployment.rules import RULES
+
+RENDERED = {overlay.name: render(overlay) for overlay in OVERLAYS}
+
+
+def problems(objects: list[Object], *, valid: list[Object] | None = None) -> list[str]:
+    """Those of all objects together; those known to be valid are not held to the schemas again."""
+    return [
+        *(
+            problem
+            for found in objects
+            if found not in (valid or ())
+            for problem in schemas.problems(found)
+        ),
+        *(problem for rule in RULES for problem in rule(objects)),
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(RENDERED))
+def test_an_overlay_has_no_problems(name: str) -> None:
+    assert problems(RENDERED[name]) == []
+
+
+def test_each_component_is_in_some_overlay() -> None:
+    used = {
+        (overlay / component).resolve().name
+        for overlay in OVERLAYS
+        for component in yaml.safe_load((overlay / "kustomization.yaml").read_text())["components"]
+    }
+    assert used == {folder.name for folder in (KUBERNETES / "components").iterdir()}
+
+
+# --- the rules
+
+
+def pod(objects: list[Object], name: str) -> Any:
+    return of_kind(objects, "Deployment")[name]["spec"]["template"]["spec"]
+
+
+def main(objects: list[Object], name: str) -> Any:
+    return pod(objects, name)["containers"][0]
+
+
+def argument(old: str, new: str) -> Callable[[list[Object]], None]:
+    def change(objects: list[Object]) -> None:
+        arguments = main(objects, "outrider-target")["args"]
+        arguments[arguments.index(old)] = new
+
+    return change
+
+
+def in_target(**changes: Any) -> Callable[[list[Object]], None]:
+    return lambda objects: main(objects, "outrider-target").update(changes)
+
+
+def in_target_pod(**changes: Any) -> Callable[[list[Object]], None]:
+    return lambda objects: pod(objects, "outrider-target").update(changes)
+
+
+def in_policy(**changes: Any) -> Callable[[list[Object]], None]:
+    return lambda objects: of_kind(objects, "NetworkPolicy")["outrider-draft"]["spec"].update(
+        changes
+    )
+
+
+def in_port(**changes: Any) -> Callable[[list[Object]], None]:
+    return lambda objects: of_kind(objects, "Service")["outrider-target"]["spec"]["ports"][
+        0
+    ].update(changes)
+
+
+def in_scaler(path: str, value: Any) -> Callable[[list[Object]], None]:
+    def change(objects: list[Object]) -> None:
+        at: Any = of_kind(objects, "HorizontalPodAutoscaler")["outrider-target"]["spec"]
+        *words, last = path.split(".")
+        for word in words:
+            at = at[int(word) if word.isdigit() else word]
+        at[last] = value
+
+    return change
+
+
+def without(kind: str, name: str) -> Callable[[list[Object]], None]:
+    def change(objects: list[Object]) -> None:
+        objects[:] = [
+            found for found in objects if (found["kind"], found["metadata"]["name"]) != (kind, name)
+        ]
+
+    return change
+
+
+def with_replicas(objects: list[Object]) -> None:
+    of_kind(objects, "Deployment")["outrider-target"]["spec"]["replicas"] = 1
+
+
+def capable(objects: list[Object]) -> None:
+    context = main(objects, "outrider-target")["securityContext"]
+    context["capabilities"] = {"drop": ["ALL"], "add": ["NET_ADMIN"]}
+
+
+def in_the_clear(objects: list[Object]) -> None:
+    container = main(objects, "outrider-target")
+    container["env"] = [e for e in container["env"] if not e["name"].startswith("OUTRIDER_SSL")]
+    container["args"].append("--insecure")
+
+
+def probed_behind_tls(objects: list[Object]) -> None:
+    main(objects, "outrider-target")["readinessProbe"]["grpc"]["port"] = 50051
+
+
+def unknown_variable(objects: list[Object]) -> None:
+    main(objects, "outrider-target")["env"].append({"name": "OUTRIDER_MAX_SEQS", "value": "3"})
+
+
+def host_path(objects: list[Object]) -> None:
+    volume = pod(objects, "outrider-target")["volumes"][0]
+    volume.clear()
+    volume.update({"name": "certificates", "hostPath": {"path": "/"}})
+
+
+def unwatched(objects: list[Object]) -> None:
+    of_kind(objects, "ServiceMonitor")["outrider"]["spec"]["endpoints"][0]["port"] = "http"
+
+
+def misspelt_monitor(objects: list[Object]) -> None:
+    of_kind(objects, "ServiceMonitor")["outrider"]["spec"]["endpoints"][0]["prt"] = "metrics"
+
+
+CLIENTS = [{"from": [{"namespaceSelector": {}}], "ports": [{"protocol": "TCP", "port": "grpc"}]}]
+OPEN = [{"ports": [{"protocol": "TCP", "port": "grpc"}]}]
+
+BROKEN: dict[str, tuple[Callable[[list[Object]], None], str]] = {
+    "a word of no schema": (in_target(startupProb={}), "startupProb"),
+    "a type of no schema": (in_target(tty="yes"), "'yes' is not of type"),
+    "a word the operator does not know": (misspelt_monitor, "operator does not know"),
+    "root": (in_target_pod(securityContext={"runAsNonRoot": False}), "may run as root"),
+    "the node's network": (in_target_pod(hostNetwork=True), "shares hostNetwork"),
+    "the node's files": (host_path, "restricted pods may not have"),
+    "a token": (in_target_pod(automountServiceAccountToken=True), "gets a token"),
+    "service links": (in_target_pod(enableServiceLinks=True), "OUTRIDER_* variables"),
+    "no spread": (in_target_pod(topologySpreadConstraints=[]), "is not spread"),
+    "a capability": (capable, "keeps capabilities"),
+    "no security context": (in_target(securityContext={}), "may gain privileges"),
+    "the latest image": (in_target(image="outrider-target:latest"), "not version"),
+    "no tag": (in_target(image="outrider-target"), "does not build"),
+    "another image": (in_target(image="nginx:0.1.0"), "does not build"),
+    "no resources": (in_target(resources={}), "requests no CPU"),
+    "no probe": (in_target(livenessProbe={}), "livenessProbe does not ask"),
+    "a probe that TLS keeps out": (probed_behind_tls, "the one without TLS is 50060"),
+    "a flag that is not there": (argument("--grace=120", "--grase=120"), "No such option"),
+    "a value of no sense": (argument("--grace=120", "--grace=long"), "Invalid value for"),
+    "a variable that is not read": (unknown_variable, "reads no OUTRIDER_MAX_SEQS"),
+    "another port": (argument("--port=50051", "--port=50053"), "listens on 50053"),
+    "a model nowhere": (argument("--model=/models/$(MODEL)", "--model=/m"), "nothing is mounted"),
+    "no keys": (argument("--api-keys-file=/keys/callers", "--log-level=info"), "asks for no keys"),
+    "too little time to drain": (argument("--grace=120", "--grace=200"), "before its drain"),
+    "no pause": (in_target(lifecycle={}), "does not wait for balancers"),
+    "plaintext to one side": (in_the_clear, "speaks kubernetes.io/h2c"),
+    "a drafter nowhere": (
+        argument(
+            "--draft=dns:///outrider-draft.outrider.svc.cluster.local:50052",
+            "--draft=dns:///drafts.outrider.svc.cluster.local:50052",
+        ),
+        "which is no Service here",
+    ),
+    "a Service to nowhere": (in_port(targetPort="http2"), "leads to a port http2"),
+    "another protocol": (in_port(appProtocol="kubernetes.io/h2c"), "speaks https"),
+    "no Service": (without("Service", "outrider-draft"), "Services ['outrider-target']"),
+    "no policy": (without("NetworkPolicy", "outrider-nothing-else"), "no NetworkPolicy forbids"),
+    "drafters open to clients": (in_policy(ingress=CLIENTS), "others than targets"),
+    "drafters open to all": (in_policy(ingress=OPEN), "others than targets"),
+    "drafters open to none": (in_policy(ingress=[]), "cannot be reached"),
+    "nothing scraped": (unwatched, "no port http"),
+    "a metric that is not exported": (
+        in_scaler("metrics.0.pods.metric.name", "outrider_queue_length"),
+        "which is no gauge",
+    ),
+    "a counter to scale by": (
+        in_scaler("metrics.0.pods.metric.name", "outrider_generation_tokens_total"),
+        "which is no gauge",
+    ),
+    "a single pod": (in_scaler("minReplicas", 1), "a single pod"),
+    "replicas and an autoscaler": (with_replicas, "either replicas or an autoscaler"),
+    "no budget": (without("PodDisruptionBudget", "outrider-draft"), "0 disruption budgets"),
+    "a claim that is not there": (without("PersistentVolumeClaim", "outrider-models"), "not there"),
 }
 
 
-def named(kind: str, name: str) -> dict[str, Any]:
-    (found,) = [m for m in MANIFESTS if (m["kind"], m["metadata"]["name"]) == (kind, name)]
-    return found
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_is_noticed(name: str) -> None:
+    break_it, said = BROKEN[name]
+    objects = copy.deepcopy(RENDERED["gpu-pool"])
+    break_it(objects)
+    assert said in "\n".join(problems(objects, valid=RENDERED["gpu-pool"]))
 
 
-def pod(name: str) -> dict[str, Any]:
-    spec: dict[str, Any] = named("Deployment", name)["spec"]["template"]["spec"]
-    return spec
+def test_what_kustomize_refuses_is_said_in_its_words(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text("resources: [missing.yaml]\n")
+    with pytest.raises(ValueError, match=r"missing\.yaml"):
+        render(tmp_path)
 
 
-def container(name: str) -> dict[str, Any]:
-    (only,) = pod(name)["containers"]
-    found: dict[str, Any] = only
-    return found
+# --- rollouts
 
 
-def grpc_port(name: str) -> int:
-    (port,) = [p["containerPort"] for p in container(name)["ports"] if p["name"] == "grpc"]
-    return int(port)
-
-
-both = pytest.mark.parametrize("name", sorted(SERVICES))
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(
-    "manifest", MANIFESTS, ids=lambda m: f"{m['kind']}-{m['metadata']['name']}"
-)
-def test_every_object_is_strictly_valid(manifest: dict[str, Any], version: str) -> None:
-    kubernetes_validate.validate(manifest, version, strict=True)
-
-
-def test_the_schemas_notice_a_wrong_word_and_a_wrong_type() -> None:
-    for change in ({"grpcs": {"port": 1}}, {"grpc": {"port": "http"}}):
-        wrong = copy.deepcopy(named("Deployment", "outrider-target"))
-        wrong["spec"]["template"]["spec"]["containers"][0]["startupProbe"] = change
-        with pytest.raises(kubernetes_validate.ValidationError):
-            kubernetes_validate.validate(wrong, VERSIONS[-1], strict=True)
-
-
-def test_everything_is_there_once_and_in_the_namespace() -> None:
-    keys = [(m["kind"], m["metadata"]["name"]) for m in MANIFESTS]
-    kinds = ("Deployment", "Service", "PodDisruptionBudget")
-    assert sorted(keys) == sorted(
-        [("Namespace", "outrider"), *((kind, name) for kind in kinds for name in SERVICES)]
+def test_another_draft_model_changes_nothing_of_the_target(tmp_path: Path) -> None:
+    """What docs/operations.md says of its rollout."""
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    base = KUBERNETES / "overlays" / "gpu-target-cpu-drafters"
+    back = Path(*[".."] * len(overlay.resolve().parts[1:])) / base.relative_to("/")
+    (overlay / "kustomization.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "kustomize.config.k8s.io/v1beta1",
+                "kind": "Kustomization",
+                "namespace": "outrider",
+                "resources": [str(back)],
+                "configMapGenerator": [
+                    {
+                        "name": "outrider-draft-model",
+                        "behavior": "merge",
+                        "literals": ["MODEL=draft-2"],
+                    }
+                ],
+            }
+        )
     )
-    assert all(
-        m["metadata"].get("namespace") == "outrider" for m in MANIFESTS if m["kind"] != "Namespace"
-    )
-
-
-@both
-def test_probes_are_grpc_for_the_service_on_the_port_that_is_served(name: str) -> None:
-    served = options(container(name)["args"])["--port"]
-    assert served == [str(grpc_port(name))]
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container(name)[probe]["grpc"] == {
-            "port": grpc_port(name),
-            "service": SERVICES[name],
-        }
-
-
-@both
-def test_the_container_listens_to_more_than_itself(name: str) -> None:
-    given = options(container(name)["args"])
-    assert given["--host"] == ["0.0.0.0"]
-    assert "--insecure" in given or "--ssl-certfile" in given
-
-
-@both
-def test_every_flag_is_one_the_command_knows(name: str) -> None:
-    assert container(name)["image"].partition(":")[0] == name
-    given = options(container(name)["args"])
-    assert given.keys() <= flags_of(name)
-    assert len(given) > 3
-
-
-@both
-def test_every_selector_matches_the_pods_labels(name: str) -> None:
-    deployment = named("Deployment", name)
-    labels = deployment["spec"]["template"]["metadata"]["labels"].items()
-    for selector in (
-        deployment["spec"]["selector"]["matchLabels"],
-        named("Service", name)["spec"]["selector"],
-        named("PodDisruptionBudget", name)["spec"]["selector"]["matchLabels"],
-    ):
-        assert selector
-        assert selector.items() <= labels
-
-
-@both
-def test_the_service_leads_to_the_grpc_port(name: str) -> None:
-    (port,) = named("Service", name)["spec"]["ports"]
-    assert port["targetPort"] == "grpc"
-    assert port["port"] == grpc_port(name)
-
-
-def test_the_drafters_service_is_headless_and_is_what_the_target_dials() -> None:
-    service = named("Service", "outrider-draft")
-    assert service["spec"]["clusterIP"] == "None"
-    assert named("Deployment", "outrider-draft")["spec"]["replicas"] == 2
-    (address,) = options(container("outrider-target")["args"])["--draft"]
-    host = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc.cluster.local"
-    assert address == f"dns:///{host}:{grpc_port('outrider-draft')}"
-
-
-def test_the_target_has_a_gpu_and_the_drafter_needs_none() -> None:
-    assert container("outrider-target")["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert "nvidia.com/gpu" not in container("outrider-draft")["resources"]["limits"]
-
-
-@both
-def test_resources_are_requested_and_memory_is_not_overcommitted(name: str) -> None:
-    resources = container(name)["resources"]
-    assert resources["requests"]["cpu"]
-    assert resources["requests"]["memory"] == resources["limits"]["memory"]
-
-
-@both
-def test_the_pod_is_restricted(name: str) -> None:
-    assert pod(name)["securityContext"]["runAsNonRoot"] is True
-    assert pod(name)["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert pod(name)["automountServiceAccountToken"] is False
-    assert container(name)["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-
-
-@both
-def test_the_model_is_mounted_read_only_where_the_command_looks(name: str) -> None:
-    mounts = {m["mountPath"]: m for m in container(name)["volumeMounts"]}
-    (model,) = options(container(name)["args"])["--model"]
-    assert model.startswith("/models/")
-    assert mounts["/models"]["readOnly"] is True
-    volumes = {v["name"] for v in pod(name)["volumes"]}
-    assert {m["name"] for m in mounts.values()} == volumes
-    assert "/tmp" in mounts  # the one place that may be written to
-
-
-@both
-def test_kubernetes_waits_longer_than_the_service_takes_to_drain(name: str) -> None:
-    (grace,) = options(container(name)["args"])["--grace"]
-    pause = container(name)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod(name)["terminationGracePeriodSeconds"] > float(grace) + pause
-
-
-def test_the_drafter_has_a_thread_per_requested_cpu() -> None:
-    (threads,) = options(container("outrider-draft")["args"])["--threads"]
-    assert container("outrider-draft")["resources"]["requests"]["cpu"] == threads
+    before, after = of_kind(render(base), "Deployment"), of_kind(render(overlay), "Deployment")
+    assert after["outrider-target"] == before["outrider-target"]
+    assert after["outrider-draft"] != before["outrider-draft"]
+    assert problems(render(overlay)) == []

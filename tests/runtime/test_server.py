@@ -300,6 +300,37 @@ async def test_tls_serves_with_the_given_certificate() -> None:
     assert await tokenize_over_tls(tls(), client=None) == 3
 
 
+async def test_probes_have_a_port_without_tls_that_answers_nothing_but_health() -> None:
+    settings = ServerSettings(
+        ssl_keyfile=CERTIFICATES / "server.key",
+        ssl_certfile=CERTIFICATES / "server.pem",
+        ssl_ca_certs=CERTIFICATES / "authority.pem",
+        health_port=0,
+    )
+    server = echo_server(EchoGeneration(), settings)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.health_port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=GENERATION)
+        assert (await stub.Check(request, timeout=TIMEOUT)).status == NOT_SERVING
+        server.set_serving(True)
+        assert (await stub.Check(request, timeout=TIMEOUT)).status == SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await tokenize(channel, "abc")
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        watch = stub.Watch(request, timeout=TIMEOUT)
+        assert (await watch.read()).status == SERVING
+        await server.stop(0)
+        assert (await watch.read()).status == NOT_SERVING
+
+
+async def test_a_taken_port_for_probes_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        text = await refusal(ServerSettings(health_port=port))
+    assert f"port {port} on 127.0.0.1 is taken" in text
+
+
 async def test_mutual_tls_serves_clients_of_the_authority() -> None:
     settings = tls(ssl_ca_certs=CERTIFICATES / "authority.pem")
     assert await tokenize_over_tls(settings, client="client") == 3

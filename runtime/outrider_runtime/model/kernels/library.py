@@ -1,6 +1,6 @@
 """Compiles the kernels once per machine and version, keeps the result, and loads it.
 
-Knows nothing of models.
+Where they were compiled ahead of time (`ahead.py`), no compiler is needed. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from pathlib import Path
 import structlog
 import torch
 
+from outrider_runtime.model.kernels import ahead
+
 _log = structlog.get_logger(__name__)
 
 COMPILERS = ("g++", "clang++", "c++")
 """The first of them that is there is taken."""
-_SOURCES = ("linear.cpp", "attention.cpp")
-_HEADERS = ("lanes.h",)
 _COMPILE_SECONDS = 300.0
 _FLAGS = (
     "-std=c++20",
     "-O3",
-    "-march=native",
     # A product and a sum are one instruction, in every loop: else equal rows might round apart.
     "-ffp-contract=fast",
     "-fPIC",
@@ -46,14 +45,40 @@ def load() -> None:
     Raises:
         KernelsUnavailable: no compiler, or it fails.
     """
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        raise KernelsUnavailable(f"there is no C++ compiler ({', '.join(COMPILERS)})")
     try:
-        library = _library(compiler)
+        library = ahead.find() or _library(_compiler())
         torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     except (OSError, subprocess.SubprocessError) as error:
         raise KernelsUnavailable(f"they cannot be compiled: {_first_line(error)}") from error
+
+
+def compile_ahead() -> list[Path]:
+    """Compiles the kernels for all levels of this architecture, for machines without a compiler.
+
+    Returns:
+        The libraries.
+
+    Raises:
+        KernelsUnavailable: No compiler, or it fails.
+    """
+    compiler = _compiler()
+    ahead.FOLDER.mkdir(exist_ok=True)
+    libraries = []
+    try:
+        for level in ahead.LEVELS:
+            with tempfile.TemporaryDirectory(dir=ahead.FOLDER) as workplace:
+                finished = _compile(compiler, Path(workplace), processor=level.name)
+                libraries.append(finished.replace(ahead.place(level)))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise KernelsUnavailable(f"they cannot be compiled: {_first_line(error)}") from error
+    return libraries
+
+
+def _compiler() -> str:
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise KernelsUnavailable(f"there is no C++ compiler ({', '.join(COMPILERS)})")
+    return compiler
 
 
 def _library(compiler: str) -> Path:
@@ -65,21 +90,22 @@ def _library(compiler: str) -> Path:
     _log.info("kernels_compiling", folder=str(folder))
     # Under a name of its own, then renamed: whoever starts beside us sees all of it or nothing.
     with tempfile.TemporaryDirectory(dir=folder) as workplace:
-        finished = _compile(compiler, Path(workplace))
+        finished = _compile(compiler, Path(workplace), processor="native")
         finished.replace(library)
     return library
 
 
-def _compile(compiler: str, workplace: Path) -> Path:
+def _compile(compiler: str, workplace: Path, *, processor: str) -> Path:
     torch_folder = Path(torch.__file__).parent
     include = torch_folder / "include"
-    flags = [*_FLAGS, f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"]
+    flags = [*_FLAGS, f"-march={processor}"]
+    flags += [f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"]
     flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
-    sources = [str(Path(__file__).parent / name) for name in _SOURCES]
+    sources = [str(Path(__file__).parent / name) for name in ahead.SOURCES]
     _run([compiler, *flags, *sources], workplace)
     # Linked without -fopenmp: its functions are those of the library that torch brings along, whose
     # number of threads torch sets.
-    objects = [str(workplace / Path(name).with_suffix(".o")) for name in _SOURCES]
+    objects = [str(workplace / Path(name).with_suffix(".o")) for name in ahead.SOURCES]
     finished = workplace / "kernels.so"
     libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
     _run([compiler, "-shared", *objects, "-o", str(finished), *libraries], workplace)
@@ -102,7 +128,7 @@ def _fingerprint(compiler: str) -> str:
     """Changes with everything that the compiled library depends on."""
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True)
     parts = [version.stdout, torch.__version__.encode(), _processor(), repr(_FLAGS).encode()]
-    parts += [(Path(__file__).parent / name).read_bytes() for name in _SOURCES + _HEADERS]
+    parts += map(ahead.source, ahead.SOURCES + ahead.HEADERS)
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
