@@ -21,6 +21,7 @@ from outrider_draft.updates import (
     Broken,
     Closed,
     Committed,
+    Grown,
     Message,
     Opened,
     Refusal,
@@ -103,6 +104,7 @@ class DraftEngine:
         ]
         shares = growth.plan(wanting, self._steps, rows_are_cheap=self._proposer.rows_are_cheap)
         growth.age(wanting, shares)
+        self._metrics.step_lines.observe(len(shares))
         shares, outcomes = self._extend(shares)
         for share, outcome in zip(shares, outcomes, strict=True):
             if self._takes_part(share):  # it may have made room for one served after it
@@ -113,9 +115,16 @@ class DraftEngine:
         for session in self._due.values():
             if (grown := session.take_due()) is not None:
                 self._outbox.append(grown)
+                self._time_answer(session, grown)
         self._due.clear()
         messages, self._outbox = self._outbox, []
         return messages
+
+    def _time_answer(self, session: Session, grown: Grown) -> None:
+        """Count how long it took, once for each time the target spoke."""
+        if grown.complete and session.asked_at is not None:
+            self._metrics.answer_time.observe(self._clock() - session.asked_at)
+            session.asked_at = None
 
     def _apply(self, update: Update) -> None:
         match update:

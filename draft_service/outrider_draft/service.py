@@ -51,6 +51,9 @@ class DraftService:
             engine, deliver=self._servicer.deliver, failed=self._drafting_failed
         )
         self._servicer.attach(self.worker)
+        metrics.num_frames_waiting.set_function(lambda: self.worker.num_waiting)
+        description = drafter.proposer.description
+        metrics.drafter.info({"kind": description.kind, "model": description.model_id})
         self._server = GrpcServer(
             settings.server,
             services=[

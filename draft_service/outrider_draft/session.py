@@ -78,6 +78,8 @@ class Session:
     """Seconds, from any start."""
     last_used: float = 0.0
     """Seconds, of the last word from the target."""
+    asked_at: float | None = None
+    """Seconds, of the word from the target that is not answered in full yet."""
     waited: int = 0
     """Steps that went by without the growth it wants."""
     _unsent: list[Node] = field(default_factory=list)
@@ -110,6 +112,7 @@ class Session:
             tokens=list(opened.token_ids),
             opened_at=now,
             last_used=now,
+            asked_at=now,
         )
 
     @property

@@ -39,8 +39,8 @@ class SessionTable:
         self._per_stream[session.key.stream] += 1
 
     def touch(self, session: Session, *, now: float) -> None:
-        """Note that a session was used."""
-        session.last_used = now
+        """Note that its target spoke."""
+        session.last_used = session.asked_at = now
         self._sessions.move_to_end(session.key)
 
     def remove(self, key: SessionKey) -> Session | None:

@@ -11,7 +11,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import structlog
@@ -37,11 +37,20 @@ if TYPE_CHECKING:
 _log = structlog.stdlib.get_logger(__name__)
 
 
-class CallObserver(Protocol):
-    """Told of every call that ended."""
+class CallEnd(NamedTuple):
+    """How a call ended."""
 
-    def __call__(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
-        """`method` is the full path, `seconds` the time since the call arrived."""
+    method: str
+    """Full path."""
+    code: grpc.StatusCode
+    seconds: float
+    """Since it arrived."""
+    reason: Reason | None
+    """Of an error of ours; None: it was answered, cancelled, or ended by gRPC."""
+
+
+CallObserver = Callable[[CallEnd], None]
+"""Told of every call that ended."""
 
 
 class MalformedMessage:
@@ -146,6 +155,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             request_id=request_id, method=method, **trace_of(metadata)
         )
         code = grpc.StatusCode.OK
+        reason: Reason | None = None
         try:
             await context.send_initial_metadata(((REQUEST_ID, request_id),))
             if (caller := self._caller(method, metadata, context)) is None:
@@ -162,15 +172,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = _code_of(context)
             raise
         except OutriderError as error:
-            code = error.code
+            code, reason = error.code, error.reason
             await _abort(context, error, request_id)
         except Exception:
-            code = grpc.StatusCode.INTERNAL
+            code, reason = grpc.StatusCode.INTERNAL, Reason.INTERNAL
             _log.exception("call_failed")
             await _abort(context, InternalError(request_id), request_id)
         finally:
             if self._observe is not None:
-                self._observe(method, code, time.monotonic() - started)
+                self._observe(CallEnd(method, code, time.monotonic() - started, reason))
 
     def _caller(self, method: str, metadata: dict[str, str], context: Context) -> str | None:
         """Who calls, by key, else by certificate; empty: anybody; None: somebody who may not."""

@@ -7,27 +7,32 @@ of where the numbers come from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from threading import Thread
 from wsgiref.simple_server import WSGIServer
 
-import grpc
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     GCCollector,
     Histogram,
+    Info,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     start_http_server,
 )
+from prometheus_client.core import HistogramMetricFamily
 
+from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 from outrider_runtime.errors import StartupError
+from outrider_runtime.interceptors import CallEnd
+from outrider_runtime.tally import LATENCY_BUCKETS, SIZE_BUCKETS, Tally
+from outrider_runtime.version import release
 
-# From half a millisecond, a forward of a small model, to a minute, a long request; seconds.
-LATENCY_BUCKETS = (
-    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0,
-)  # fmt: skip
+# A time of creation beside each counter would make half of the page; nothing asks for it.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 def new_registry() -> CollectorRegistry:
@@ -36,7 +41,27 @@ def new_registry() -> CollectorRegistry:
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
+    build = Info("outrider_build", "The release that runs.", registry=registry)
+    build.info({"version": release(), "draft_protocol": str(PROTOCOL_VERSION)})
     return registry
+
+
+def histogram(
+    name: str, text: str, tallies: Sequence[tuple[Sequence[str], Tally]], labels: Sequence[str] = ()
+) -> HistogramMetricFamily:
+    """Tallies in Prometheus' form.
+
+    Args:
+        name: The metric's, without our prefix.
+        text: What it means.
+        tallies: Each with the values of its labels.
+        labels: Their names.
+    """
+    family = HistogramMetricFamily(f"outrider_{name}", text, labels=labels)
+    for values, tally in tallies:
+        cumulative, total = tally.buckets
+        family.add_metric(values, cumulative, total)
+    return family
 
 
 class CallMetrics:
@@ -47,6 +72,12 @@ class CallMetrics:
         self._handled = Counter(
             "outrider_grpc_server_handled", "Calls that ended.", labels, registry=registry
         )
+        self._refused = Counter(
+            "outrider_grpc_server_refused",
+            "Calls that ended with an error of this service, by its reason.",
+            ("method", "reason"),
+            registry=registry,
+        )
         self._seconds = Histogram(
             "outrider_grpc_server_handling_seconds",
             "Time from the arrival of a call to its end.",
@@ -55,10 +86,12 @@ class CallMetrics:
             registry=registry,
         )
 
-    def observe(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
+    def observe(self, end: CallEnd) -> None:
         """Counts a call that ended."""
-        self._handled.labels(method, code.name).inc()
-        self._seconds.labels(method).observe(seconds)
+        self._handled.labels(end.method, end.code.name).inc()
+        self._seconds.labels(end.method).observe(end.seconds)
+        if end.reason is not None:
+            self._refused.labels(end.method, end.reason).inc()
 
 
 class DraftMetrics:
@@ -72,7 +105,11 @@ class DraftMetrics:
             return Gauge(f"outrider_draft_{name}", text, registry=registry)
 
         self.calls = CallMetrics(registry)
+        self.drafter = Info("outrider_drafter", "What drafts.", registry=registry)
 
+        self.num_frames_waiting = gauge(
+            "num_frames_waiting", "Frames of targets that were not taken in yet: the queue."
+        )
         self.num_links = gauge("num_links", "Targets connected.")
         self.num_sessions = gauge("num_sessions", "Sessions held, of all targets.")
         self.kv_cache_usage = gauge("kv_cache_usage", "Share of the KV cache in use, 0 to 1.")
@@ -91,6 +128,18 @@ class DraftMetrics:
             "something to go on with was there already.",
             "answer",
             "next",
+        )
+        self.answer_time = Histogram(
+            "outrider_draft_answer_seconds",
+            "Time from taking in a target's tokens to the whole answer.",
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.step_lines = Histogram(
+            "outrider_draft_step_lines",
+            "Lines that a step of the proposer made longer: its batch.",
+            buckets=SIZE_BUCKETS,
+            registry=registry,
         )
         self.num_forwards = counter("num_forwards", "Forwards of the draft model.")
         self.forward_time = Histogram(

@@ -50,13 +50,8 @@ from outrider_target.requests.request import DraftMethod
 from outrider_target.requests.room import Room
 from outrider_target.requests.tensor_rules import TensorSizes
 from outrider_target.requests.validation import ServedModel
-from outrider_target.serving.metrics import (
-    EngineCollector,
-    ForesightCollector,
-    LinkCollector,
-    MemoryCollector,
-    RequestMetrics,
-)
+from outrider_target.serving.exported import export
+from outrider_target.serving.metrics import Capacity, RequestMetrics
 from outrider_target.serving.served import ModelIdentity, Serving
 from outrider_target.serving.servicer import GenerationServicer
 from outrider_target.serving.text import TextCodec
@@ -228,11 +223,27 @@ class TargetService:
             in_spare_time=texts.digest_some,
             on_death=self._on_death,
         )
-        metrics = RequestMetrics(registry)
-        registry.register(EngineCollector(lambda: engine.loads, num_blocks=num_blocks))
-        registry.register(ForesightCollector(fleet.foresight))
-        registry.register(LinkCollector(links))
-        registry.register(MemoryCollector(texts))
+        identity = ModelIdentity(
+            name=settings.model.served_model_name or loaded.name,
+            architecture=loaded.architecture,
+            dtype=str(runner.dtype).removeprefix("torch."),
+            device=loaded.model.device.type,
+            fingerprint=print_of_tokenizer,
+        )
+        export(
+            registry,
+            engine=engine,
+            fleet=fleet,
+            links=links,
+            texts=texts,
+            capacity=Capacity(
+                settings.batch.max_num_seqs,
+                settings.batch.max_waiting_requests,
+                num_blocks,
+                settings.model.block_size,
+            ),
+            identity=identity,
+        )
         return Serving(
             engine=engine,
             requests=requests,
@@ -241,12 +252,7 @@ class TargetService:
             healer=Healer(text.tokenizer, vocab_size=loaded.vocab_size) if text.tokenizer else None,
             model=_served_model(loaded, settings, max_model_len, text, runner),
             plugins=plugins,
-            identity=ModelIdentity(
-                name=settings.model.served_model_name or loaded.name,
-                architecture=loaded.architecture,
-                dtype=str(runner.dtype).removeprefix("torch."),
-                fingerprint=print_of_tokenizer,
-            ),
+            identity=identity,
             batch=settings.batch,
             speculation_defaults=dataclasses.replace(
                 settings.speculation, draft_method=settings.default_draft_method
@@ -255,7 +261,7 @@ class TargetService:
             links=links,
             num_blocks=num_blocks,
             block_size=settings.model.block_size,
-            metrics=metrics,
+            metrics=RequestMetrics(registry),
         )
 
     def _on_death(self, fault: BaseException) -> None:

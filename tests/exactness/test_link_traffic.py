@@ -14,7 +14,7 @@ from exactness.loop_thread import ServiceThreads
 from exactness.model_pairs import ModelPair
 from exactness.running import SYNCHRONOUS, Request, RunningTarget, num_accepted, target
 from outrider_client import SpeculationConfig
-from outrider_target.serving.metrics import LinkCollector
+from outrider_target.serving.link_metrics import LinkCollector
 
 
 class Scales(Script):
@@ -50,7 +50,7 @@ def test_bytes_on_a_link_are_counted_and_few(
         assert serving is not None
         counted = {
             sample.name.removeprefix("outrider_draft_link_").removesuffix("_total"): sample.value
-            for family in LinkCollector(serving.links).collect()
+            for family in LinkCollector(serving.links, serving.fleet).collect()
             for sample in family.samples
         }
     assert counted["frames_received"] == len(scales.received)

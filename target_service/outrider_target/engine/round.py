@@ -28,6 +28,7 @@ from outrider_target.drafting.remote.patience import RoundPace
 from outrider_target.drafting.remote.remote_session import RemoteSession
 from outrider_target.engine.events import Event, RequestCompleted, RequestFailed
 from outrider_target.engine.round_log import RoundLog, RoundRecord
+from outrider_target.engine.round_tallies import RoundTallies
 from outrider_target.engine.scheduler import Scheduler, Work
 from outrider_target.engine.sequence import RequestState, Sequence
 from outrider_target.engine.statistics import SpeculationCounters
@@ -61,6 +62,7 @@ class Rounds:
         self._last_verified: float | None = None  # when; None: nothing ran since
         self.totals = SpeculationCounters()
         self.log = RoundLog()
+        self.tallies = RoundTallies()
         self._silences: list[Silence] = []  # of the round under way
         self.num_generated_tokens = 0
 
@@ -103,7 +105,9 @@ class Rounds:
             num_accepted=self.totals.num_accepted_tokens - num_accepted,
             num_tokens=self.num_generated_tokens - num_tokens,
         )
-        self._round_pace.observe(time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._round_pace.observe(seconds)
+        self.tallies.round_ended(times, seconds)
         return 0.0
 
     def cancel(self, state: RequestState, *, report: bool) -> None:
@@ -278,6 +282,8 @@ class Rounds:
         sequence.num_generated += decision.num_generated
         if not sequence.request.given:
             self.num_generated_tokens += decision.num_generated
+            if self._last_verified is not None:
+                self.tallies.tokens_decided(sequence, decision.num_generated, self._last_verified)
         for event in decision.events:
             self._deliver(sequence.state, event)
 

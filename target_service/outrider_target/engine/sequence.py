@@ -73,6 +73,8 @@ class Sequence:
     finish: Finish | None = None
     num_generated: int = 0
     """Tokens of its output that are final."""
+    last_decided_at: float | None = None
+    """When the forward ended that decided its latest tokens, by `time.monotonic()`."""
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     """Tokens of its prompt that earlier requests had left in the KV pool."""

@@ -20,6 +20,7 @@ from outrider_target.drafting.remote.fleet import DraftFleet
 from outrider_target.drafting.remote.updates import LinkEvent
 from outrider_target.engine.explanation import Figures
 from outrider_target.engine.round import Rounds
+from outrider_target.engine.round_tallies import RoundTallies
 from outrider_target.engine.scheduler import PrefixCacheCounters, Scheduler
 from outrider_target.engine.sequence import RequestState
 from outrider_target.engine.statistics import SpeculationCounters
@@ -135,6 +136,11 @@ class Engine:
             speculation=self._rounds.totals,
             speedup_ratio=self._rounds.control.speedup(max(1, len(self._scheduler.running))),
         )
+
+    @property
+    def tallies(self) -> RoundTallies:
+        """How long rounds took, and how much was in them; any thread."""
+        return self._rounds.tallies
 
     @property
     def figures(self) -> Figures:

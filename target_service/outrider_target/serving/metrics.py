@@ -6,18 +6,19 @@ Knows nothing of how the numbers come about.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from outrider.v1 import generation_pb2 as pb
-from outrider_runtime.metrics import LATENCY_BUCKETS
+from outrider_runtime.metrics import histogram
 from outrider_runtime.recent_texts import RecentTexts
+from outrider_runtime.tally import LATENCY_BUCKETS
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from outrider_target.drafting.remote.foresight import Foresight
-from outrider_target.drafting.remote.link import LinkTraffic
-from outrider_target.drafting.remote.links import DraftLinks
 from outrider_target.engine.events import RequestCompleted
+from outrider_target.engine.round_tallies import RoundTallies
 from outrider_target.engine.statistics import DrafterCounters
 from outrider_target.engine.thread import Loads
 from outrider_target.requests.request import DraftMethod
@@ -67,12 +68,26 @@ class RequestMetrics:
             self._time_per_output_token.observe(decoding / later_tokens)
 
 
+class Capacity(NamedTuple):
+    """How much there is of what requests share."""
+
+    max_num_seqs: int
+    max_waiting_requests: int
+    num_blocks: int
+    block_size: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.num_blocks * self.block_size
+
+
 class EngineCollector(Collector):
     """The engine's own counters, read when somebody asks: nothing is counted twice."""
 
-    def __init__(self, loads: Callable[[], Loads], *, num_blocks: int) -> None:
+    def __init__(self, loads: Callable[[], Loads], capacity: Capacity) -> None:
         self._loads = loads
-        self._num_blocks = num_blocks
+        self._capacity = capacity
 
     def collect(self) -> Iterator[Metric]:
         """One snapshot in Prometheus' form; counters get their `_total` there."""
@@ -86,8 +101,16 @@ class EngineCollector(Collector):
             "num_requests_waiting": ("Requests waiting for admission.", loads.num_waiting_requests),
             "kv_cache_usage": (
                 "Share of the KV cache in use, 0 to 1.",
-                1 - loads.num_free_blocks / self._num_blocks,
+                1 - loads.num_free_blocks / self._capacity.num_blocks,
             ),
+        }
+        gauges |= {
+            "max_num_seqs": ("Sequences that may run at once.", self._capacity.max_num_seqs),
+            "max_waiting_requests": (
+                "Requests that may wait; more are refused.",
+                self._capacity.max_waiting_requests,
+            ),
+            "kv_cache_tokens": ("Size of the KV cache in tokens.", self._capacity.num_tokens),
         }
         counters = {
             "generation_tokens": ("Tokens generated.", loads.num_generated_tokens),
@@ -138,6 +161,38 @@ class EngineCollector(Collector):
             per_position.add_metric([str(position)], count)
         yield per_position
         yield from _by_drafter(speculation.by_method)
+
+
+class RoundCollector(Collector):
+    """Distributions over rounds, which the engine tallies."""
+
+    def __init__(self, tallies: RoundTallies) -> None:
+        self._tallies = tallies
+
+    def collect(self) -> Iterator[Metric]:
+        """One snapshot in Prometheus' form."""
+        tallies = self._tallies
+        for name, text, tally in (
+            (
+                "round_seconds",
+                "Time of a round, from its plan to its last commit.",
+                tallies.seconds,
+            ),
+            (
+                "verify_forward_seconds",
+                "Of that, the forward and choosing each row's own token.",
+                tallies.forward_seconds,
+            ),
+            ("round_rows", "Rows of a round's forward.", tallies.num_rows),
+            ("round_sequences", "Sequences in a round.", tallies.num_sequences),
+            (
+                "inter_token_latency_seconds",
+                "Time from tokens of a sequence to its next, over the number of these; once for "
+                "each of them.",
+                tallies.inter_token_seconds,
+            ),
+        ):
+            yield histogram(name, text, [((), tally)])
 
 
 def _by_drafter(shares: Mapping[DraftMethod, DrafterCounters]) -> Iterator[Metric]:
@@ -201,33 +256,3 @@ class MemoryCollector(Collector):
             "Tenants of whom something is remembered.",
             value=self._texts.num_tenants,
         )
-
-
-class LinkCollector(Collector):
-    """What the draft links have carried, by address.
-
-    Over `outrider_drafter_num_accepted_tokens_total{method="remote"}`: bytes per accepted token.
-    """
-
-    def __init__(self, links: DraftLinks) -> None:
-        self._links = links
-
-    def collect(self) -> Iterator[Metric]:
-        """One snapshot in Prometheus' form; counters get their `_total` there."""
-        counters: Mapping[str, tuple[str, Callable[[LinkTraffic], int]]] = {
-            "frames_sent": ("Frames to the drafter.", lambda traffic: traffic.frames_sent),
-            "frames_received": (
-                "Frames from the drafter.",
-                lambda traffic: traffic.frames_received,
-            ),
-            "sent_bytes": ("Bytes of frames to the drafter.", lambda traffic: traffic.bytes_sent),
-            "received_bytes": (
-                "Bytes of frames from the drafter.",
-                lambda traffic: traffic.bytes_received,
-            ),
-        }
-        for name, (text, count) in counters.items():
-            family = CounterMetricFamily(f"outrider_draft_link_{name}", text, labels=["address"])
-            for _, link in self._links.present:
-                family.add_metric([link.address], count(link.traffic))
-            yield family

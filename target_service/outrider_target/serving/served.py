@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import dataclass
 
 from outrider.v1 import explanation_pb2
 from outrider.v1 import generation_pb2 as pb
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
+from outrider_runtime.version import release
 
 from outrider_target.constraints.grammar import GrammarCompiler
 from outrider_target.decoding.healing import Healer
@@ -30,6 +30,8 @@ class ModelIdentity:
     name: str
     architecture: str
     dtype: str
+    device: str
+    """Such as cpu or cuda."""
     fingerprint: str
 
 
@@ -70,7 +72,7 @@ class Serving:
     def server_info(self) -> pb.GetServerInfoResponse:
         """See the contract."""
         return pb.GetServerInfoResponse(
-            version=importlib.metadata.version("outrider"),
+            version=release(),
             draft_protocol_version=PROTOCOL_VERSION,
             draft_links=[
                 messages.link_info(link, self.fleet.state(index))

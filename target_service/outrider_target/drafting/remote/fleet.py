@@ -169,7 +169,7 @@ class DraftFleet:
         link.up = True
         link.kind = event.drafter.kind
         link.capacity = event.drafter.max_sessions
-        link.pace = LinkPace()
+        link.pace = LinkPace(link.pace.answers)
         link.offences = 0
         link.pending.clear()
         for session in self._sessions.values():

@@ -112,6 +112,8 @@ class DraftLink:
         self.status = LinkStatus.CONNECTING
         self.reason = "not connected yet"
         self.kind = ""
+        self.num_losses = 0
+        """How often it went down when it was ready."""
         self.traffic = LinkTraffic()
         self._hello = hello
         self._certificates = certificates
@@ -271,6 +273,7 @@ class DraftLink:
             log.warning("draft_link_down", address=self.address, reason=reason, state=status.value)
         self.status, self.reason = status, reason
         if was_ready:
+            self.num_losses += 1
             self._report(LinkDown(self._index, reason))
 
     def _channel(self) -> grpc.aio.Channel:

@@ -9,8 +9,10 @@ what was decided meanwhile.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from outrider_runtime.tally import LATENCY_BUCKETS, Tally
 
 _SMOOTHING = 0.2
 _ROUND_SMOOTHING = 0.1
@@ -39,8 +41,20 @@ class RoundPace:
 
 
 @dataclass(slots=True)
+class AnswerCounters:
+    """How a drafter has answered since the target started, whatever became of its link."""
+
+    seconds: Tally = field(default_factory=lambda: Tally(LATENCY_BUCKETS))
+    """From asking to the wanted window."""
+    num_missed: int = 0
+    """Waits that ended without an answer."""
+
+
+@dataclass(slots=True)
 class LinkPace:
     """How fast a drafter answers; shared by its sessions."""
+
+    answers: AnswerCounters = field(default_factory=AnswerCounters)
 
     latency: float = 0.0
     """Smoothed seconds from asking to the wanted window; 0 before the first answer."""
@@ -51,6 +65,7 @@ class LinkPace:
     def answered(self, seconds: float) -> None:
         """Learn from an answer."""
         self.unanswered = 0
+        self.answers.seconds.observe(seconds)
         if self.latency == 0.0:
             self.latency = seconds
         else:
@@ -59,6 +74,7 @@ class LinkPace:
     def missed(self) -> None:
         """Learn from a wait that ended without an answer."""
         self.unanswered += 1
+        self.answers.num_missed += 1
 
     def try_again(self) -> None:
         """Take it for alive once more; one more wait in vain and it is not."""
