@@ -49,8 +49,16 @@ soak: kernels node-peers ## Run the load and chaos suites, some minutes each
 	$(BIN)/python -m pytest -m soak --timeout 1800
 
 .PHONY: bench
-bench: kernels ## Compare with transformers on the shipped pair; prints a table, writes JSON
-	$(BIN)/python -m benchmarks.compare
+bench: kernels ## Compare with every peer that is installed; SUITE=name for one suite, BENCH_FLAGS for more (12 minutes or less)
+	$(BIN)/python -m benchmarks $(SUITE:%=--suite %) $(BENCH_FLAGS)
+
+.PHONY: bench-compare
+bench-compare: setup ## The newest run of each suite against the last, or of SUITE alone
+	$(BIN)/python -m benchmarks --compare $(SUITE:%=--suite %)
+
+.PHONY: bench-peers
+bench-peers: setup ## Install what `make bench` compares with; llama.cpp is built from source (minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[peers]'
 
 .PHONY: bench-repetition
 bench-repetition: kernels ## Requests that repeat, as agents send them: remembered outputs and predictions beside other drafters
