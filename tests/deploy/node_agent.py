@@ -10,6 +10,7 @@ import concurrent.futures
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -79,8 +80,13 @@ def finish(number: int) -> Any:
 
 def main() -> None:
     """Until the input ends."""
-    commands = {"health": health, "generate": generate, "begin": begin, "finish": finish}
-    commands["links"] = links
+    commands: dict[str, Callable[..., Any]] = {
+        "health": health,
+        "generate": generate,
+        "begin": begin,
+        "finish": finish,
+        "links": links,
+    }
     for line in sys.stdin:
         asked = json.loads(line)
         print(json.dumps(commands[asked.pop("do")](**asked)), flush=True)
