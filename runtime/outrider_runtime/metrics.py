@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from threading import Thread
 from wsgiref.simple_server import WSGIServer
 
+from outrider_contract.errors import Reason
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -64,6 +65,10 @@ def histogram(
     return family
 
 
+_WATCHED = (Reason.INTERNAL, Reason.OVERLOADED)
+"""Shown at 0 from a method's first call on: a rate does not see a counter that begins at 1."""
+
+
 class CallMetrics:
     """gRPC calls; `observe` is what `GrpcServer` takes."""
 
@@ -78,6 +83,7 @@ class CallMetrics:
             ("method", "reason"),
             registry=registry,
         )
+        self._methods: set[str] = set()
         self._seconds = Histogram(
             "outrider_grpc_server_handling_seconds",
             "Time from the arrival of a call to its end.",
@@ -88,6 +94,10 @@ class CallMetrics:
 
     def observe(self, end: CallEnd) -> None:
         """Counts a call that ended."""
+        if end.method not in self._methods:
+            self._methods.add(end.method)
+            for reason in _WATCHED:
+                self._refused.labels(end.method, reason)
         self._handled.labels(end.method, end.code.name).inc()
         self._seconds.labels(end.method).observe(end.seconds)
         if end.reason is not None:
