@@ -10,6 +10,7 @@ from outrider_runtime import logs
 from outrider_runtime.errors import StartupError
 from outrider_runtime.logs import LogFormat, LogLevel
 from outrider_runtime.metrics import DraftMetrics, MetricsExporter, new_registry
+from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.prompt_lookup import LookupRule
 from outrider_runtime.recent_texts import MIN_TOKENS
@@ -17,6 +18,7 @@ from outrider_runtime.server import ServerSettings
 from outrider_runtime.settings import (
     ApiKey,
     ApiKeysFile,
+    CompileModel,
     ConfigFile,
     Format,
     Grace,
@@ -141,6 +143,7 @@ def serve(
     device: Device = "auto",
     threads: Threads = 1,
     cpu_kernels: KernelsOnCpu = CpuKernels.AUTO,
+    compile: CompileModel = Compile.AUTO,  # noqa: A002 - the flag's name
     max_num_seqs: MaxNumSeqs = _STEP.max_num_seqs,
     max_num_batched_tokens: MaxNumBatchedTokens = _STEP.max_num_batched_tokens,
     enumeration_rows: EnumerationRows = _STEP.enumeration_rows,
@@ -194,6 +197,7 @@ def serve(
                 device=device,
                 threads=threads,
                 cpu_kernels=cpu_kernels,
+                compile=compile,
                 max_model_len=max_model_len,
                 kv_cache_tokens=kv_cache_tokens,
                 target_tokenizers=tuple(target_tokenizer or ()),

@@ -48,6 +48,7 @@ def build(settings: ModelSettings, metrics: DraftMetrics) -> Drafter:
         num_blocks=num_blocks,
         block_size=settings.block_size,
         cpu_kernels=settings.cpu_kernels,
+        compiled=settings.compile,
     )
     limits = [loaded.max_model_len, runner.max_model_len, num_blocks * settings.block_size]
     if settings.max_model_len is not None:

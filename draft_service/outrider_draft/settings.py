@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.prompt_lookup import LookupRule
 from outrider_runtime.server import ServerSettings
@@ -77,6 +78,9 @@ class ModelSettings:
 
     cpu_kernels: CpuKernels = CpuKernels.AUTO
     """Whether float32 on the CPU runs on kernels of our own."""
+
+    compile: Compile = Compile.AUTO
+    """Whether a model on those kernels is compiled as a whole."""
 
     max_model_len: int | None = None
     """Longest sequence the model extends; None: what its configuration says."""

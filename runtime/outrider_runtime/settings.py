@@ -17,6 +17,7 @@ import typer
 
 from outrider_runtime.errors import StartupError
 from outrider_runtime.logs import LogFormat, LogLevel
+from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.kernels.mode import CpuKernels
 
 
@@ -147,5 +148,13 @@ KernelsOnCpu = Annotated[
         "--cpu-kernels",
         "auto: float32 on the CPU runs on kernels compiled at the first start, if there is a C++ "
         "compiler; on: or the service does not start; off: torch's own.",
+    ),
+]
+CompileModel = Annotated[
+    Compile,
+    flag(
+        "--compile",
+        "auto: a model on those kernels is compiled as a whole, once, in a process beside the "
+        "service; on: before it starts, or it does not start; off: Python runs the model.",
     ),
 ]

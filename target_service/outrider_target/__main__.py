@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 from outrider_runtime import logs
+from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.recent_texts import MIN_TOKENS
 from outrider_runtime.server import ServerSettings
 from outrider_runtime.settings import (
     ApiKey,
     ApiKeysFile,
+    CompileModel,
     ConfigFile,
     Format,
     Grace,
@@ -97,6 +99,7 @@ def serve(
     device: Annotated[str, flag("--device", "auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Threads = None,
     cpu_kernels: KernelsOnCpu = CpuKernels.AUTO,
+    compile: CompileModel = Compile.AUTO,  # noqa: A002 - the flag's name
     max_model_len: Annotated[
         int | None,
         flag("--max-model-len", "Longest prompt plus output; default: the model's.", min=2),
@@ -248,6 +251,7 @@ def serve(
             device=device,
             threads=threads,
             cpu_kernels=cpu_kernels,
+            compile=compile,
             max_model_len=max_model_len,
             block_size=block_size,
             kv_cache_tokens=kv_cache_tokens,

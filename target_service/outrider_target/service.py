@@ -176,6 +176,7 @@ class TargetService:
             num_blocks=num_blocks,
             block_size=settings.model.block_size,
             cpu_kernels=settings.model.cpu_kernels,
+            compiled=settings.model.compile,
         )
         texts = RecentTexts(settings.suffix_cache_tokens)
         round_pace = RoundPace()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.server import ServerSettings
 
@@ -35,6 +36,9 @@ class ModelSettings:
 
     cpu_kernels: CpuKernels = CpuKernels.AUTO
     """Whether float32 on the CPU runs on kernels of our own."""
+
+    compile: Compile = Compile.AUTO
+    """Whether a model on those kernels is compiled as a whole."""
 
     max_model_len: int | None = None
     """Longest prompt plus output; None: what the model's configuration says."""

@@ -21,6 +21,7 @@ from exactness.running import (
 from exactness.test_greedy_parity import shipped_prompts
 from outrider_client import Completion, GenerationConfig, SpeculationConfig
 from outrider_demo import DRAFT_DIR, TARGET_DIR
+from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.kernels.mode import CpuKernels
 
 pytestmark = needs_compiler
@@ -39,8 +40,8 @@ DRAFTED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def on_kernels(threads: ServiceThreads) -> Iterator[RunningTarget]:
+@pytest.fixture(scope="module", params=[Compile.OFF, Compile.ON])
+def on_kernels(request: pytest.FixtureRequest, threads: ServiceThreads) -> Iterator[RunningTarget]:
     """The shipped pair; its cache is too small for all requests of a test at once."""
     with (
         draft_service(threads, model_drafter(DRAFT_DIR, dtype="float32")) as drafter,
@@ -50,6 +51,7 @@ def on_kernels(threads: ServiceThreads) -> Iterator[RunningTarget]:
             drafts=[drafter.address],
             dtype="float32",
             cpu_kernels=CpuKernels.ON,
+            compile=request.param,
             kv_cache_tokens=320,
             max_model_len=160,
         ) as running,

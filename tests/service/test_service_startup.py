@@ -249,6 +249,7 @@ VALUES = {
     "--served-model-name": ("a", "b", "c"),
     "--dtype": ("float32", "float16", "bfloat16"),
     "--cpu-kernels": ("on", "off", "auto"),
+    "--compile": ("on", "off", "auto"),
     "--device": ("cpu", "cuda", "cuda:1"),
     "--draft-method": ("remote", "prompt-lookup", "suffix"),
     "--suffix-cache-tokens": (0, 64, 1000),

@@ -54,6 +54,11 @@ class KVStorage:
         """Bytes that one position takes over all layers; 0 before the first forward."""
         return sum(kv.rows.shape[1] * kv.rows.element_size() for kv in self._layers.values())
 
+    @property
+    def layers(self) -> list[torch.Tensor]:
+        """Of each layer, in order, its rows [num_slots, width]."""
+        return [self._layers[index].rows for index in sorted(self._layers)]
+
     def resized(self, num_blocks: int) -> KVStorage:
         """Returns empty storage of another size, with all layers this one has seen."""
         other = KVStorage(num_blocks, self._block_size)

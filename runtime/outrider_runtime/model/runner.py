@@ -18,6 +18,11 @@ from outrider_runtime.model.attention import ATTENTION_NAME, forward_context
 from outrider_runtime.model.attention_weights import AskingRows, AttentionWeights
 from outrider_runtime.model.batch import RaggedBatch, SequenceRows
 from outrider_runtime.model.causal_bias import CausalBias
+from outrider_runtime.model.compiled.choice import StepChoice
+from outrider_runtime.model.compiled.mode import Compile
+from outrider_runtime.model.compiled.proof import same_bits
+from outrider_runtime.model.compiled.recipe import Recipe
+from outrider_runtime.model.compiled.step import CompiledStep
 from outrider_runtime.model.decoder_layers import DecoderLayers
 from outrider_runtime.model.device import is_out_of_memory
 from outrider_runtime.model.kernels import choice
@@ -94,9 +99,11 @@ class RaggedRunner:
         num_blocks: blocks of the pool.
         block_size: positions per block.
         cpu_kernels: whether to run on kernels of our own.
+        compiled: whether to have the model compiled, where it runs on them.
 
     Raises:
-        StartupError: the KV cache does not fit into memory, or the kernels cannot be had.
+        StartupError: the KV cache does not fit into memory, or the kernels or the compiled model
+            cannot be had.
         UnsupportedModel: the model kept its own attention.
     """
 
@@ -107,12 +114,14 @@ class RaggedRunner:
         num_blocks: int,
         block_size: int,
         cpu_kernels: CpuKernels = CpuKernels.OFF,
+        compiled: Compile = Compile.OFF,
     ) -> None:
         model.set_attn_implementation(ATTENTION_NAME)
         self._model = model.eval()
         self._num_input_ids = num_input_ids(model)
         self._windows: frozenset[int | None] = frozenset()
         self._kernels = False
+        self._step_choice: StepChoice | None = None
         self.vocab_size = num_output_ids(model)
         self.max_model_len = max_model_len(model.config)
         self.dtype: torch.dtype = model.dtype
@@ -129,11 +138,17 @@ class RaggedRunner:
         if choice.choose(cpu_kernels, dtype=self.dtype, device=self.device):
             self._adopt_kernels()
         self._storage, self.pool = self._allocate(num_blocks), KVPool(num_blocks, block_size)
+        self._step_choice = self._choose_step(compiled)
 
     @property
     def kernels(self) -> bool:
         """Whether the model runs on kernels of our own."""
         return self._kernels
+
+    @property
+    def compiled(self) -> bool:
+        """Whether plain forwards run compiled by now."""
+        return self._step_choice is not None and self._step_choice.step is not None
 
     @property
     def bytes_per_token(self) -> int:
@@ -235,15 +250,47 @@ class RaggedRunner:
                 f"of {self.device}: make it smaller"
             ) from error
 
+    def _choose_step(self, wanted: Compile) -> StepChoice | None:
+        """What runs plain forwards, where there is a choice.
+
+        Raises:
+            StartupError: a compiled one is insisted on and cannot be had.
+        """
+        if wanted is Compile.OFF:
+            return None
+        if not self._kernels:
+            if wanted is Compile.ON:
+                raise StartupError("--compile on: only models on the CPU kernels are compiled")
+            return None
+        layers = self._storage.layers
+        block_size = self.pool.block_size
+        recipe = Recipe.of(
+            self._model, block_size=block_size, kv_widths=[rows.shape[1] for rows in layers]
+        )
+
+        def proves_right(step: CompiledStep) -> bool:
+            return same_bits(
+                [self._call_model, lambda batch, storage: step.run(batch, storage.layers)],
+                storage=self._storage,
+                block_size=block_size,
+                token_ids=range(min(self._num_input_ids, 251)),
+            )
+
+        return StepChoice(self._model, recipe, wanted, proves_right=proves_right)
+
     def _run(self, batch: RaggedBatch) -> torch.Tensor:
-        logits = self._call_model(batch)
+        if self._step_choice is not None:
+            self._step_choice.look()
+            if (step := self._step_choice.step) is not None:
+                return step.run(batch, self._storage.layers)
+        logits = self._call_model(batch, self._storage)
         self._windows = batch.windows
         return logits
 
     def _run_first_layers(self, batch: RaggedBatch, num_layers: int) -> torch.Tensor:
         assert self._layers is not None
         with self._layers.only_first(num_layers):
-            return self._call_model(batch)
+            return self._call_model(batch, self._storage)
 
     def _run_and_read(self, batch: RaggedBatch, items: Sequence[SequenceRows]) -> torch.Tensor:
         """As `_run`, and fills the readings."""
@@ -259,7 +306,7 @@ class RaggedRunner:
         )
         layers = {layer for reading, _, _ in asking for layer in reading.layers}
         with self._layers.watched(layers) as hidden:
-            logits = self._call_model(batch, weights if weighed else None)
+            logits = self._call_model(batch, self._storage, weights if weighed else None)
         self._windows = batch.windows
         for reading, rows, _ in asking:
             states = {layer: hidden[layer][rows.start : rows.stop] for layer in reading.layers}
@@ -277,11 +324,11 @@ class RaggedRunner:
         return torch.tensor(slots, device=self.device)
 
     def _call_model(
-        self, batch: RaggedBatch, weights: AttentionWeights | None = None
+        self, batch: RaggedBatch, storage: KVStorage, weights: AttentionWeights | None = None
     ) -> torch.Tensor:
         # 0 keeps all rows.
         keep = 0 if batch.logits_rows is None else batch.logits_rows
-        with forward_context(batch, self._storage, weights, kernels=self._kernels):
+        with forward_context(batch, storage, weights, kernels=self._kernels):
             output = self._model(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,

@@ -14,7 +14,7 @@ import torch
 
 FOLDER = Path(__file__).parent / "built"
 """Beside the sources, so that they travel with the environment."""
-SOURCES = ("linear.cpp", "attention.cpp")
+SOURCES = ("linear.cpp", "attention.cpp", "norm.cpp", "step.cpp")
 HEADERS = ("lanes.h",)
 
 

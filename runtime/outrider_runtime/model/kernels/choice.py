@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.kernels import library
 from outrider_runtime.model.kernels.mode import CpuKernels
-from outrider_runtime.model.kernels.packed_linear import Replacement
+from outrider_runtime.model.kernels.replacement import Replacement
 
 _log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ def choose(wanted: CpuKernels, *, dtype: torch.dtype, device: torch.device) -> b
 
 
 def adopt(model: PreTrainedModel, logits: Callable[[], torch.Tensor]) -> bool:
-    """Puts the kernels' linear layers into a model, unless its scores change.
+    """Puts the kernels' linear layers and norms into a model, unless its scores change.
 
     Args:
         model: float32, on the CPU.

@@ -39,15 +39,19 @@ class KernelsUnavailable(Exception):
 
 
 @cache
-def load() -> None:
+def load() -> Path:
     """Makes `torch.ops.outrider` work in this process.
+
+    Returns:
+        The library; its name changes with all that it was made of.
 
     Raises:
         KernelsUnavailable: no compiler, or it fails.
     """
     try:
-        library = ahead.find() or _library(_compiler())
+        library = ahead.find() or _library(compiler())
         torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        return library
     except (OSError, subprocess.SubprocessError) as error:
         raise KernelsUnavailable(f"they cannot be compiled: {_first_line(error)}") from error
 
@@ -61,29 +65,34 @@ def compile_ahead() -> list[Path]:
     Raises:
         KernelsUnavailable: No compiler, or it fails.
     """
-    compiler = _compiler()
+    found = compiler()
     ahead.FOLDER.mkdir(exist_ok=True)
     libraries = []
     try:
         for level in ahead.LEVELS:
             with tempfile.TemporaryDirectory(dir=ahead.FOLDER) as workplace:
-                finished = _compile(compiler, Path(workplace), processor=level.name)
+                finished = _compile(found, Path(workplace), processor=level.name)
                 libraries.append(finished.replace(ahead.place(level)))
     except (OSError, subprocess.SubprocessError) as error:
         raise KernelsUnavailable(f"they cannot be compiled: {_first_line(error)}") from error
     return libraries
 
 
-def _compiler() -> str:
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
+def compiler() -> str:
+    """Returns the C++ compiler.
+
+    Raises:
+        KernelsUnavailable: there is none.
+    """
+    found = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if found is None:
         raise KernelsUnavailable(f"there is no C++ compiler ({', '.join(COMPILERS)})")
-    return compiler
+    return found
 
 
 def _library(compiler: str) -> Path:
     """The compiled library, from the cache if it is there."""
-    folder = _cache_folder()
+    folder = cache_folder("kernels")
     library = folder / f"{_fingerprint(compiler)}.so"
     if library.exists():
         return library
@@ -127,12 +136,12 @@ def _run(command: list[str], workplace: Path) -> None:
 def _fingerprint(compiler: str) -> str:
     """Changes with everything that the compiled library depends on."""
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True)
-    parts = [version.stdout, torch.__version__.encode(), _processor(), repr(_FLAGS).encode()]
+    parts = [version.stdout, torch.__version__.encode(), processor(), repr(_FLAGS).encode()]
     parts += map(ahead.source, ahead.SOURCES + ahead.HEADERS)
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
-def _processor() -> bytes:
+def processor() -> bytes:
     """What the processor can do."""
     lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     return b"\n".join(
@@ -140,16 +149,17 @@ def _processor() -> bytes:
     )
 
 
-def _cache_folder() -> Path:
+@cache
+def cache_folder(name: str) -> Path:
     """The user's cache; where that cannot be written, a folder for this process."""
     try:
-        folder = Path.home() / ".cache" / "outrider" / "kernels"
+        folder = Path.home() / ".cache" / "outrider" / name
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.access(folder, os.W_OK):
             return folder
     except (OSError, RuntimeError):
         pass
-    return Path(tempfile.mkdtemp(prefix="outrider-kernels-"))
+    return Path(tempfile.mkdtemp(prefix=f"outrider-{name}-"))
 
 
 def _first_line(error: Exception) -> str:

@@ -97,6 +97,11 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& packed,
   return output;
 }
 
+at::Tensor pack_shape(const at::Tensor& weight) {
+  const auto n = weight.sym_size(0), k = weight.sym_size(1);
+  return at::empty_symint({(n + (WIDTH - 1)) / WIDTH, k, WIDTH}, weight.options());
+}
+
 at::Tensor linear_shape(const at::Tensor& x, const at::Tensor&, const std::optional<at::Tensor>&,
                         c10::SymInt n) {
   auto sizes = x.sym_sizes().vec();
@@ -116,4 +121,7 @@ TORCH_LIBRARY_IMPL(outrider, CPU, library) {
   library.impl("packed_linear", linear);
 }
 
-TORCH_LIBRARY_IMPL(outrider, Meta, library) { library.impl("packed_linear", linear_shape); }
+TORCH_LIBRARY_IMPL(outrider, Meta, library) {
+  library.impl("pack_linear", pack_shape);
+  library.impl("packed_linear", linear_shape);
+}

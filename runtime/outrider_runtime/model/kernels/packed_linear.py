@@ -9,7 +9,6 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 
@@ -33,41 +32,14 @@ class PackedLinear(nn.Module):
         return cast("torch.Tensor", result)
 
 
-class Replacement:
-    """The linear layers of a model, replaced; can be taken back.
+def packed_linear(layer: nn.Module) -> PackedLinear | None:
+    """Returns what computes the same as an `nn.Linear` or `Conv1D`; None: it is something else.
 
-    Takes every float32 `nn.Linear` and `Conv1D` that has no hooks and no class of its own: a
-    subclass may compute something else.
-
-    Args:
-        model: float32, on the CPU.
+    A subclass may compute something else.
     """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._originals: list[tuple[nn.Module, str, nn.Module]] = []
-        for parent in list(model.modules()):
-            for name, child in list(parent.named_children()):
-                packed = _pack(child)
-                if packed is not None:
-                    self._originals.append((parent, name, child))
-                    setattr(parent, name, packed)
-
-    def __len__(self) -> int:
-        """Layers replaced."""
-        return len(self._originals)
-
-    def undo(self) -> None:
-        """Put the model's own layers back."""
-        for parent, name, child in self._originals:
-            setattr(parent, name, child)
-
-
-def _pack(layer: nn.Module) -> PackedLinear | None:
     if type(layer) not in (nn.Linear, Conv1D):
         return None
     weight = cast("torch.Tensor", layer.weight)
     if type(layer) is Conv1D:
         weight = weight.T
-    if weight.dtype != torch.float32 or weight.device.type != "cpu":
-        return None
     return PackedLinear(weight, cast("torch.Tensor | None", layer.bias))

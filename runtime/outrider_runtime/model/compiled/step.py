@@ -1,0 +1,72 @@
+"""A compiled forward, bound to a model's weights: what the runner calls in place of the model.
+
+Knows nothing of how it was compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import PreTrainedModel
+
+from outrider_runtime.model.batch import RaggedBatch
+
+
+class UnusableStep(Exception):
+    """The compiled forward does not fit the model; says why in one line."""
+
+
+class CompiledStep:
+    """One library call a forward. Other threads of the interpreter run meanwhile.
+
+    Args:
+        package: what `compiler` wrote.
+        model: whose weights it works on, where they lie; must be kept.
+
+    Raises:
+        UnusableStep: it is not of this model, or cannot be loaded.
+    """
+
+    def __init__(self, package: Path, model: PreTrainedModel) -> None:
+        own = dict(model.named_parameters(remove_duplicate=False))
+        own |= model.named_buffers(remove_duplicate=False)
+        try:
+            self._step = torch.classes.outrider.Step(str(package))
+            # The program calls the model `model`.
+            names = [(name, name.removeprefix("model.")) for name in self._step.weights()]
+            unknown = next((known for _, known in names if known not in own), None)
+            if unknown is not None:
+                raise UnusableStep(f"the model has no {unknown}")
+            self._step.bind({name: own[known].detach() for name, known in names})
+        except RuntimeError as error:
+            raise UnusableStep(str(error).splitlines()[0]) from error
+
+    def run(self, batch: RaggedBatch, layers: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Appends the batch's keys and values to the storage and computes logits.
+
+        Args:
+            batch: what to compute.
+            layers: of each layer the rows of its KV storage.
+
+        Returns:
+            float32 [wanted rows, vocab].
+        """
+        pages = batch.pages
+        wanted = batch.logits_rows
+        if wanted is None:
+            wanted = torch.arange(batch.input_ids.shape[1])
+        logits = self._step.run(
+            [
+                batch.input_ids,
+                batch.position_ids,
+                batch.write_slots,
+                pages.rows_of,
+                pages.tables,
+                wanted,
+                *layers,
+            ]
+        )
+        return cast("torch.Tensor", logits)[0]
