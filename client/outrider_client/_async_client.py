@@ -28,6 +28,7 @@ from outrider_client._retry import Attempts, check_max_retries, check_timeout
 from outrider_client._retrying import retrying_async, task_is_cancelled
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._structured_output import StructuredOutput
+from outrider_client._tracing import CallSpan, call_span
 
 if TYPE_CHECKING:  # exists for type checkers alone
     from outrider.v1.generation_pb2_grpc import GenerationServiceAsyncStub
@@ -187,9 +188,11 @@ class AsyncClient:
 
         def dial(left: float | None, name: str) -> AsyncCall:
             request.request_id = name
-            return self._stub().Generate(
-                request, timeout=left, metadata=self._connection.metadata(name)
-            )
+            span = CallSpan("Generate", name)
+            metadata = self._connection.metadata(name) + span.metadata
+            call = self._stub().Generate(request, timeout=left, metadata=metadata)
+            span.over_async(call)
+            return call
 
         return AsyncStream(
             dial,
@@ -317,7 +320,9 @@ class AsyncClient:
     ) -> _Response:
         async def attempt(left: float | None, name: str) -> _Response:
             try:
-                return await method(request, timeout=left, metadata=self._connection.metadata(name))
+                with call_span(request, name) as span:
+                    metadata = self._connection.metadata(name) + span.metadata
+                    return await method(request, timeout=left, metadata=metadata)
             except asyncio.CancelledError:
                 if self._closed and not task_is_cancelled():  # `close()` ended the call, not us
                     raise RuntimeError("the client is closed") from None

@@ -27,6 +27,7 @@ from outrider_client._retrying import retrying
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._stream import Call, Stream
 from outrider_client._structured_output import StructuredOutput
+from outrider_client._tracing import CallSpan, call_span
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -183,9 +184,11 @@ class Client:
         def dial(left: float | None, name: str) -> Call:
             self._check_open()
             request.request_id = name
-            return self._stub.Generate(
-                request, timeout=left, metadata=self._connection.metadata(name)
-            )
+            span = CallSpan("Generate", name)
+            metadata = self._connection.metadata(name) + span.metadata
+            call = self._stub.Generate(request, timeout=left, metadata=metadata)
+            span.over(call)
+            return call
 
         return Stream(
             dial,
@@ -300,7 +303,9 @@ class Client:
     ) -> _Response:
         def attempt(left: float | None, name: str) -> _Response:
             self._check_open()
-            return method(request, timeout=left, metadata=self._connection.metadata(name))
+            with call_span(request, name) as span:
+                metadata = self._connection.metadata(name) + span.metadata
+                return method(request, timeout=left, metadata=metadata)
 
         return retrying(attempt, self._attempts(timeout), request_id=None, sleep=self._sleep)
 

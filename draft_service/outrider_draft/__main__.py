@@ -28,13 +28,16 @@ from outrider_runtime.settings import (
     KernelsOnCpu,
     Level,
     MetricsPort,
+    OtlpTracesEndpoint,
     Port,
     SslCaCerts,
     SslCertfile,
     SslKeyfile,
+    TraceSampleRatio,
     flag,
     startup_errors,
 )
+from outrider_runtime.tracing import TracingSettings, open_tracer
 
 from outrider_draft import drafter
 from outrider_draft.service import DraftingStopped, DraftService
@@ -162,6 +165,8 @@ def serve(
     insecure: Insecure = False,
     grace: Grace = 30.0,
     metrics_port: MetricsPort = None,
+    otlp_traces_endpoint: OtlpTracesEndpoint = None,
+    trace_sample_ratio: TraceSampleRatio = 1.0,
     health_port: HealthPort = None,
     log_level: Level = LogLevel.INFO,
     log_format: Format = LogFormat.AUTO,
@@ -226,6 +231,7 @@ def serve(
                 enumeration_rows=enumeration_rows,
             ),
             proposer=proposer,
+            tracing=TracingSettings(otlp_traces_endpoint, trace_sample_ratio),
             metrics_port=metrics_port,
         )
         logs.configure(log_level, log_format)
@@ -233,11 +239,12 @@ def serve(
 
 
 async def _serve(settings: DraftSettings) -> None:
+    tracer = open_tracer("outrider-draft", settings.tracing)
     registry = new_registry()
     metrics = DraftMetrics(registry)
     # Nothing else runs on the loop yet: loading may block it.
     loaded = drafter.build(settings.proposer, metrics)
-    service = DraftService(settings, loaded, metrics)
+    service = DraftService(settings, loaded, metrics, tracer)
     host = settings.server.host
     exporter: MetricsExporter | None = None
     if settings.metrics_port is not None:
@@ -252,6 +259,8 @@ async def _serve(settings: DraftSettings) -> None:
     finally:
         if exporter is not None:
             exporter.stop()
+        if tracer is not None:
+            tracer.close()
 
 
 def main() -> None:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Container
 import structlog
 from outrider_runtime.draft_tree import ROOT, CommitGap
 from outrider_runtime.metrics import DraftMetrics
+from outrider_runtime.tracing import Tracer
 
 from outrider_draft import growth
 from outrider_draft.proposer import Outcome, OutOfRoom, Proposer, Share
 from outrider_draft.session import Session, Walk
 from outrider_draft.session_table import SessionTable
+from outrider_draft.session_trace import SessionTrace
 from outrider_draft.settings import SessionSettings, StepSettings
 from outrider_draft.updates import (
     Broken,
@@ -44,6 +46,7 @@ class DraftEngine:
         sessions: SessionSettings,
         steps: StepSettings,
         metrics: DraftMetrics,
+        tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start without sessions.
@@ -53,6 +56,7 @@ class DraftEngine:
             sessions: How many sessions are held, and how long they may be.
             steps: How much a step does.
             metrics: Counters.
+            tracer: Records sessions; None: nothing does.
             clock: Seconds, from any start.
         """
         self.max_length = min(
@@ -63,6 +67,7 @@ class DraftEngine:
         self._settings = sessions
         self._steps = steps
         self._metrics = metrics
+        self._tracer = tracer
         self._clock = clock
         self._table = SessionTable()
         self._growing: dict[SessionKey, Session] = {}
@@ -123,7 +128,11 @@ class DraftEngine:
     def _time_answer(self, session: Session, grown: Grown) -> None:
         """Count how long it took, once for each time the target spoke."""
         if grown.complete and session.asked_at is not None:
-            self._metrics.answer_time.observe(self._clock() - session.asked_at)
+            now = self._clock()
+            self._metrics.answer_time.observe(now - session.asked_at)
+            if session.trace is not None:
+                proposed = len(grown.proposals)
+                session.trace.answered(session.asked_at, now, num_proposed=proposed)
             session.asked_at = None
 
     def _apply(self, update: Update) -> None:
@@ -157,6 +166,10 @@ class DraftEngine:
             session = Session.open(
                 opened, max_length=self.max_length, now=self._clock(), last_id=last_id
             )
+            if self._tracer is not None:
+                session.trace = SessionTrace.of(
+                    opened.request, length=len(opened.token_ids), tracer=self._tracer
+                )
             self._table.add(session)
             self._metrics.sessions_opened.inc()
             self._metrics.num_sessions.set(self.num_sessions)
@@ -203,7 +216,12 @@ class DraftEngine:
                 shares = self._make_room(shares)
             except Exception:
                 if len(shares) == 1:
-                    log.exception("session_failed", session=shares[0].session.key)
+                    session = shares[0].session
+                    log.exception(
+                        "session_failed",
+                        session=session.key,
+                        request_id=session.request.request_id,
+                    )
                     why = "drafting failed; see the drafter's log"
                     self._refuse(shares[0].session.key, Refusal.FAILED, why)
                     return [], []
@@ -271,6 +289,8 @@ class DraftEngine:
 
     def _forget(self, key: SessionKey) -> None:
         if (session := self._table.remove(key)) is not None:
+            if session.trace is not None:
+                session.trace.end()
             for line in session.drop_sides():
                 self._proposer.forget(line)
             self._growing.pop(key, None)

@@ -9,9 +9,11 @@ from typing import Literal, NamedTuple, cast
 
 from outrider.v1 import draft_pb2, generation_config_pb2, speculation_pb2
 from outrider_contract.generation_config import GLOBAL_DEFAULTS
+from outrider_contract.metadata import is_request_id
 from outrider_runtime.conversion import sampling_parameters
 from outrider_runtime.draft_tree import Limits
 from outrider_runtime.errors import InvalidRequest
+from outrider_runtime.request_context import is_traceparent
 from outrider_runtime.sampling_parameters import SamplingParameters
 from outrider_runtime.sparse_distribution import SparseDistribution
 
@@ -191,6 +193,8 @@ def _opened(key: SessionKey, opened: draft_pb2.Open, bounds: Bounds) -> Opened:
         max_matching_ngram_size=config.max_matching_ngram_size or None,
         tenant=opened.tenant and bounds.scope + opened.tenant,
         tokenizer=bounds.tokenizer,
+        request_id=opened.request_id if is_request_id(opened.request_id) else "",
+        traceparent=opened.traceparent if is_traceparent(opened.traceparent) else "",
         assistant_lookbehind=_lookbehind(config, "assistant_lookbehind"),
         target_lookbehind=_lookbehind(config, "target_lookbehind"),
     )

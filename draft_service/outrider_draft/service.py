@@ -8,6 +8,7 @@ import structlog
 from outrider.v1 import draft_pb2_grpc
 from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.server import GrpcServer, run_until_signalled
+from outrider_runtime.tracing import Tracer
 
 from outrider_draft.drafter import Drafter
 from outrider_draft.engine import DraftEngine
@@ -25,18 +26,29 @@ class DraftingStopped(Exception):
 class DraftService:
     """Owns everything that runs. Lives on one event loop."""
 
-    def __init__(self, settings: DraftSettings, drafter: Drafter, metrics: DraftMetrics) -> None:
+    def __init__(
+        self,
+        settings: DraftSettings,
+        drafter: Drafter,
+        metrics: DraftMetrics,
+        tracer: Tracer | None = None,
+    ) -> None:
         """Put the parts together; call it on the event loop.
 
         Args:
             settings: Of the whole service.
             drafter: What proposes; belongs to the service from now on.
             metrics: Counters.
+            tracer: Records calls and sessions; belongs to whoever made it. None: nothing does.
         """
         self._drafter = drafter
         self._host = settings.server.host
         engine = DraftEngine(
-            drafter.proposer, sessions=settings.sessions, steps=settings.step, metrics=metrics
+            drafter.proposer,
+            sessions=settings.sessions,
+            steps=settings.step,
+            metrics=metrics,
+            tracer=tracer,
         )
         self._servicer = DraftServicer(
             drafter.proposer.description,
@@ -65,6 +77,7 @@ class DraftService:
                 )
             ],
             observe=metrics.calls.observe,
+            tracer=tracer,
         )
 
     async def start(self) -> int:

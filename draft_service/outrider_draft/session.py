@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from outrider_runtime.draft_tree import ROOT, DraftTree, Limits, Node, Proposal
 from outrider_runtime.sparse_distribution import SparseDistribution
 
+from outrider_draft.session_trace import SessionTrace
 from outrider_draft.side_line import SideLine
 from outrider_draft.updates import Grown, Opened, SessionKey, SessionRequest
 
@@ -80,6 +81,8 @@ class Session:
     """Seconds, of the last word from the target."""
     asked_at: float | None = None
     """Seconds, of the word from the target that is not answered in full yet."""
+    trace: SessionTrace | None = None
+    """What is recorded of it; None: nothing is."""
     waited: int = 0
     """Steps that went by without the growth it wants."""
     _unsent: list[Node] = field(default_factory=list)

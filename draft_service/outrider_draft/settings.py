@@ -9,6 +9,7 @@ from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.prompt_lookup import LookupRule
 from outrider_runtime.server import ServerSettings
+from outrider_runtime.tracing import TracingSettings
 
 
 class DraftMethod(StrEnum):
@@ -127,5 +128,6 @@ class DraftSettings:
     sessions: SessionSettings = field(default_factory=SessionSettings)
     step: StepSettings = field(default_factory=StepSettings)
     proposer: ProposerSettings = field(default_factory=LookupSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
     metrics_port: int | None = None
     """Port of the Prometheus page on the server's host; 0 takes a free one, None: no page."""

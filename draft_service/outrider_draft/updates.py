@@ -55,6 +55,12 @@ class SessionRequest:
     tokenizer: str = ""
     """Fingerprint of the target's tokenizer where its ids are not the drafter's own."""
 
+    request_id: str = ""
+    """Name of the request that it belongs to, for the log; empty: not told."""
+
+    traceparent: str = ""
+    """W3C trace context that it may be recorded under; empty: not traced."""
+
     assistant_lookbehind: int = 10
     """Draft tokens that are read again when what follows them becomes target ids."""
 

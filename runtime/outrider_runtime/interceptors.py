@@ -29,6 +29,7 @@ from outrider_runtime.request_context import (
     text_metadata,
     trace_of,
 )
+from outrider_runtime.tracing import Tracer, set_span
 
 # Types of requests and responses differ per method and are nothing to this module.
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         *,
         open_services: frozenset[str] = frozenset({health.SERVICE_NAME}),
         observe: CallObserver | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._keys = keys or CallerKeys()
         self._open_services = open_services
         self._observe = observe
@@ -154,6 +157,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         structlog.contextvars.bind_contextvars(
             request_id=request_id, method=method, **trace_of(metadata)
         )
+        span = None
+        if self._tracer is not None:
+            span = self._tracer.begin_call(method, metadata, request_id)
+            set_span(span)
+            if span is not None:
+                structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
         code = grpc.StatusCode.OK
         reason: Reason | None = None
         try:
@@ -179,6 +188,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             _log.exception("call_failed")
             await _abort(context, InternalError(request_id), request_id)
         finally:
+            if span is not None:
+                fault = code.name if reason is not None else None
+                span.end({"rpc.grpc.status_code": code.value[0]}, fault=fault)
             if self._observe is not None:
                 self._observe(CallEnd(method, code, time.monotonic() - started, reason))
 

@@ -51,6 +51,11 @@ def choose_request_id(request: object, metadata: Mapping[str, str]) -> str:
     return str(uuid.uuid4())
 
 
+def is_traceparent(text: str) -> bool:
+    """Whether a text is a W3C traceparent."""
+    return _TRACEPARENT.fullmatch(text) is not None
+
+
 def trace_of(metadata: Mapping[str, str]) -> dict[str, str]:
     """`trace_id` and `parent_span_id` of a valid W3C traceparent, for the log; else empty."""
     match = _TRACEPARENT.fullmatch(metadata.get(TRACEPARENT, ""))

@@ -23,6 +23,7 @@ from outrider_runtime.certificates import server_credentials
 from outrider_runtime.errors import StartupError
 from outrider_runtime.interceptors import CallInterceptor, CallObserver
 from outrider_runtime.listening import check_address, check_exposure, join_address
+from outrider_runtime.tracing import Tracer
 
 Register = Callable[[grpc.aio.Server], None]
 
@@ -83,6 +84,7 @@ class GrpcServer:
         settings: Where and how to listen.
         services: Full name of each service, and what registers its servicer.
         observe: Told of every call that ended.
+        tracer: Records calls; None: nothing does.
 
     Raises:
         StartupError: The file with keys is no good.
@@ -94,11 +96,12 @@ class GrpcServer:
         *,
         services: Sequence[tuple[str, Register]],
         observe: CallObserver | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._settings = settings
         self._services = services
         keys = CallerKeys(settings.api_key, settings.api_keys_file)
-        self._interceptor = CallInterceptor(keys, observe=observe)
+        self._interceptor = CallInterceptor(keys, observe=observe, tracer=tracer)
         self._health = health.HealthServicer(name for name, _ in services)
         self._server: grpc.aio.Server | None = None
         self._health_server: grpc.aio.Server | None = None

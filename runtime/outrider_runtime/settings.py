@@ -136,6 +136,22 @@ HealthPort = Annotated[
         max=65535,
     ),
 ]
+OtlpTracesEndpoint = Annotated[
+    str | None,
+    flag(
+        "--otlp-traces-endpoint",
+        "Collector that takes OpenTelemetry traces over gRPC, http://HOST:PORT; off by default.",
+    ),
+]
+TraceSampleRatio = Annotated[
+    float,
+    flag(
+        "--trace-sample-ratio",
+        "Share of the requests that are traced when their caller does not say.",
+        min=0,
+        max=1,
+    ),
+]
 Level = Annotated[LogLevel, flag("--log-level", "The least that is logged.")]
 Format = Annotated[LogFormat, flag("--log-format", "How log lines look.")]
 Threads = Annotated[

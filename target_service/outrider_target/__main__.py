@@ -25,14 +25,17 @@ from outrider_runtime.settings import (
     KernelsOnCpu,
     Level,
     MetricsPort,
+    OtlpTracesEndpoint,
     Port,
     SslCaCerts,
     SslCertfile,
     SslKeyfile,
     Threads,
+    TraceSampleRatio,
     flag,
     startup_errors,
 )
+from outrider_runtime.tracing import TracingSettings, open_tracer
 
 from outrider_target.drafting.remote.links import NAME_PREFIX
 from outrider_target.drafting.window import SCHEDULES
@@ -236,6 +239,8 @@ def serve(
     insecure: Insecure = False,
     grace: Grace = 30,
     metrics_port: MetricsPort = None,
+    otlp_traces_endpoint: OtlpTracesEndpoint = None,
+    trace_sample_ratio: TraceSampleRatio = 1.0,
     health_port: HealthPort = None,
     log_level: Level = logs.LogLevel.INFO,
     log_format: Format = logs.LogFormat.AUTO,
@@ -295,6 +300,7 @@ def serve(
         draft_api_key=draft_api_key,
         suffix_cache_tokens=suffix_cache_tokens,
         plugins=tuple(plugin or ()),
+        tracing=TracingSettings(otlp_traces_endpoint, trace_sample_ratio),
         metrics_port=metrics_port,
     )
     with startup_errors("outrider-target"):
@@ -305,9 +311,14 @@ async def _serve(settings: TargetSettings) -> None:
     # Imported late: `--help` and mistaken flags should not wait for torch.
     from outrider_target.service import TargetService
 
-    service = TargetService(settings)
-    await service.start()
-    await service.run(announce=lambda line: print(line, flush=True))
+    tracer = open_tracer("outrider-target", settings.tracing)
+    try:
+        service = TargetService(settings, tracer)
+        await service.start()
+        await service.run(announce=lambda line: print(line, flush=True))
+    finally:
+        if tracer is not None:
+            tracer.close()
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from outrider_runtime.model.runner import RaggedRunner, Runner
 from outrider_runtime.recent_texts import RecentTexts
 from outrider_runtime.server import GrpcServer, run_until_signalled
 from outrider_runtime.tokenizer import fingerprint, load_tokenizer
+from outrider_runtime.tracing import Tracer
 from prometheus_client import CollectorRegistry
 
 from outrider_target.constraints.grammar import GrammarCompiler
@@ -69,6 +70,8 @@ class TargetService:
     """A target service: `start` it, then `run` it or `stop` it. Lives on one event loop."""
 
     settings: TargetSettings
+    tracer: Tracer | None = None
+    """Records calls; belongs to whoever made it. None: nothing is recorded."""
     port: int = 0
     """The bound port, once started."""
     metrics_port: int | None = None
@@ -138,6 +141,7 @@ class TargetService:
             settings.server,
             services=[(SERVICE_NAME, self._register)],
             observe=calls.observe,
+            tracer=self.tracer,
         )
         # Taken down in reverse: first the port, then the links, the engine last.
         self.serving.engine.start()

@@ -9,6 +9,7 @@ from pathlib import Path
 from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.server import ServerSettings
+from outrider_runtime.tracing import TracingSettings
 
 from outrider_target.requests.request import DraftMethod
 
@@ -149,6 +150,7 @@ class TargetSettings:
     plugins: tuple[str, ...] = ()
     """Names of installed plug-ins that requests may use; none unless named."""
 
+    tracing: TracingSettings = field(default_factory=TracingSettings)
     metrics_port: int | None = None
     """Port of the Prometheus page; None: no page."""
 

@@ -17,9 +17,9 @@ STAGES = dockerfile_stages()
 (LOOKUP,) = documents(DEPLOY / "compose.lookup.yaml")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = {
-    "target": "'.[service,model,structured]'",
-    "draft": "'.[service,model]'",
-    "draft-lookup": "'.[service]'",
+    "target": "'.[service,model,structured,tracing]'",
+    "draft": "'.[service,model,tracing]'",
+    "draft-lookup": "'.[service,tracing]'",
 }
 PORTS = {"target": "50051", "draft": "50052", "draft-lookup": "50052"}
 

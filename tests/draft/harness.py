@@ -22,6 +22,7 @@ from outrider_draft.updates import SessionKey
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.server import ServerSettings
+from outrider_runtime.tracing import Tracer
 from prometheus_client import CollectorRegistry
 
 FINGERPRINT = "a tokenizer"
@@ -134,6 +135,7 @@ async def draft_service(
     step: StepSettings | None = None,
     server: ServerSettings | None = None,
     metrics: DraftMetrics | None = None,
+    tracer: Tracer | None = None,
 ) -> AsyncIterator[RunningDrafter]:
     """Run a draft service on this event loop until the block ends."""
     if not isinstance(drafter, Drafter):
@@ -144,7 +146,7 @@ async def draft_service(
         sessions=sessions or SessionSettings(),
         step=step or StepSettings(),
     )
-    service = DraftService(settings, drafter, metrics)
+    service = DraftService(settings, drafter, metrics, tracer)
     port = await service.start()
     try:
         yield RunningDrafter(service, port, metrics)

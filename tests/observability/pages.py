@@ -13,6 +13,9 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from service.asking import ENDLESS
 
+REMOTE = SpeculationConfig(method="remote", pacing="synchronous", draft_timeout_ms=60_000)
+"""Waits for the draft service, however slow this machine is at the moment."""
+
 ON_DEMAND = "spec_decode_speedup_ratio"
 """Absent until it was measured."""
 
@@ -78,7 +81,5 @@ class Pair:
             prompt,
             GenerationConfig(max_new_tokens=max_new_tokens, clear_fields=ENDLESS),
             request_id=request_id,
-            speculation=SpeculationConfig(
-                method="remote", pacing="synchronous", draft_timeout_ms=60_000
-            ),
+            speculation=REMOTE,
         )

@@ -29,6 +29,7 @@ from outrider_target.drafting.remote.remote_session import RemoteSession
 from outrider_target.engine.events import Event, RequestCompleted, RequestFailed
 from outrider_target.engine.round_log import RoundLog, RoundRecord
 from outrider_target.engine.round_tallies import RoundTallies
+from outrider_target.engine.round_trace import TracedRound
 from outrider_target.engine.scheduler import Scheduler, Work
 from outrider_target.engine.sequence import RequestState, Sequence
 from outrider_target.engine.statistics import SpeculationCounters
@@ -59,6 +60,7 @@ class Rounds:
         self._deliver = deliver
         self._round_pace = round_pace
         self.control = control or Control()
+        self._began = 0.0  # when the round under way did
         self._last_verified: float | None = None  # when; None: nothing ran since
         self.totals = SpeculationCounters()
         self.log = RoundLog()
@@ -77,7 +79,7 @@ class Rounds:
             0 when there may be more to do at once, else the time (`time.monotonic()`) to come back
             at; None when only a new event can help.
         """
-        started = time.monotonic()
+        self._began = started = time.monotonic()
         self._expire(started)
         for sequence in self._scheduler.admit(started):
             with self._contained(sequence.state):
@@ -270,6 +272,8 @@ class Rounds:
             sequence.window.observe(length, min(length, decision.num_accepted))
         if sequence.state.first_token_at is None:
             sequence.state.first_token_at = time.monotonic()
+        if sequence.state.trace is not None:
+            self._trace(sequence, work.draft, decision)
         self._report(sequence, decision)
         if decision.finish is not None:
             self._finish(sequence, decision.finish)
@@ -277,6 +281,23 @@ class Rounds:
             return
         self._scheduler.follow(sequence)
         sequence.session.commit(decision.token_ids, window=sequence.next_window)
+
+    def _trace(self, sequence: Sequence, draft: Draft, decision: Decision) -> None:
+        """Keep what a request that is traced had of the round."""
+        trace = sequence.state.trace
+        if trace is not None and (number := trace.next_number(sequence.index)) is not None:
+            trace.rounds.append(
+                TracedRound(
+                    sequence.index,
+                    number,
+                    self._began,
+                    time.monotonic(),
+                    draft.method,
+                    draft.num_tokens,
+                    decision.num_accepted,
+                    len(decision.token_ids),
+                )
+            )
 
     def _report(self, sequence: Sequence, decision: Decision) -> None:
         sequence.num_generated += decision.num_generated

@@ -25,6 +25,7 @@ from outrider_target.decoding.tensors import TensorReport
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
 from outrider_target.drafting.pricing.calibration import SequenceCalibration
 from outrider_target.drafting.window import AUTO, Window
+from outrider_target.engine.round_trace import RoundTrace
 from outrider_target.engine.statistics import SpeculationCounters
 from outrider_target.requests.request import DraftMethod, Finish, GenerationRequest
 
@@ -42,6 +43,8 @@ class RequestState:
     arrived_at: float = field(default_factory=time.monotonic)
     admitted_at: float | None = None
     first_token_at: float | None = None
+    trace: RoundTrace | None = None
+    """What its trace shows of its rounds; None: it is not traced."""
     aborted: bool = False
     """Whether somebody asked to end it. Belongs to the asyncio loop."""
 
@@ -132,7 +135,7 @@ def new_state(
         form: Its compiled structure; None when its text is free.
         after: What was run for its sake before: its place in the queue and its time count on.
     """
-    state = RequestState(request)
+    state = RequestState(request, trace=RoundTrace() if request.traceparent else None)
     if after is not None:
         state.arrival, state.arrived_at = after.arrival, after.arrived_at
     speculation = request.speculation

@@ -196,6 +196,8 @@ class GenerationRequest:
     """The continuation, where it is to be scored and not generated; else empty."""
     effective_config: GenerationConfig
     """The merged configuration: echoed to the client, and passed on to drafters."""
+    traceparent: str = ""
+    """W3C trace context that drafters go on with; empty: the request is not traced."""
     prefill_chunk_size: int | None = None
     """Most tokens that a round feeds of those not cached yet; None leaves it to the batch."""
     structure: Structure | None = None

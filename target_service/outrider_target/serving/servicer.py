@@ -23,6 +23,7 @@ from outrider_runtime.errors import (
 )
 from outrider_runtime.plugins import PluginContext
 from outrider_runtime.request_context import current_caller, current_request_id
+from outrider_runtime.tracing import current_span
 
 from outrider_target.decoding.healing import choosing_state
 from outrider_target.engine.events import (
@@ -38,7 +39,7 @@ from outrider_target.requests.request import GenerationRequest, RequestPlugins
 from outrider_target.requests.score_validation import validate_score
 from outrider_target.requests.sharing import Sharing
 from outrider_target.requests.validation import validate
-from outrider_target.serving import messages
+from outrider_target.serving import messages, request_spans
 from outrider_target.serving.served import Serving
 
 log = structlog.get_logger()
@@ -91,7 +92,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         negative_prompt: SequenceOf[int],
         prediction: SequenceOf[int],
     ) -> GenerationRequest:
-        return validate(
+        validated = validate(
             request,
             request_id=request_id,
             prompt=prompt,
@@ -101,6 +102,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             model=self._serving.model,
             defaults=self._serving.speculation_defaults,
         )
+        if (span := current_span()) is not None:
+            return replace(validated, traceparent=span.traceparent)
+        return validated
 
     async def _plugins(
         self, request: pb.GenerateRequest, generation: GenerationRequest
@@ -115,6 +119,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     @asynccontextmanager
     async def _running(self, state: RequestState) -> AsyncIterator[asyncio.Queue[Event]]:
         """Have a request served; gives the queue of its events."""
+        span = current_span()
         events = self._serving.requests.add(state)
         self._serving.engine.submit(state)
         try:
@@ -123,6 +128,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             # Whatever ended the call, a client that went away or our own fault: nothing stays.
             self._serving.requests.remove(state)
             self._serving.engine.cancel(state, report=False)
+            if span is not None:
+                request_spans.tell(span, state)
 
     async def _heal(
         self, request: pb.GenerateRequest, generation: GenerationRequest

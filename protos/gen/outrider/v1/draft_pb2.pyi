@@ -278,6 +278,8 @@ class Open(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     VERIFICATION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     """Number of the session, chosen by the target, unique on its stream."""
     num_prompt_tokens: _builtins.int
@@ -299,6 +301,14 @@ class Open(_message.Message):
     whether to go on without a look at tokens that are not drawn yet, and sends each token as soon as it is drawn. A
     drafter that draws nothing, or does not know this field, needs to heed none of it: without a distribution a token
     counts as certain, and is verified rightly whatever it is.
+    """
+    request_id: _builtins.str
+    """Name of the request that the sequence belongs to, for the drafter's log: printable ASCII, at most 128 characters.
+    Several sessions may have the same. Empty: not told.
+    """
+    traceparent: _builtins.str
+    """W3C trace context of the request, as in the header `traceparent`, where the request is traced: what the drafter does
+    for the session may be recorded under it. Empty, or anything else: not traced.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -325,10 +335,12 @@ class Open(_message.Message):
         limits: Global___Limits | None = ...,
         tenant: _builtins.bytes = ...,
         verification: _speculation_pb2.Verification.ValueType = ...,
+        request_id: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation_config", b"generation_config", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_temperature", b"draft_temperature", "generation_config", b"generation_config", "limits", b"limits", "num_prompt_tokens", b"num_prompt_tokens", "sample_index", b"sample_index", "seed", b"seed", "session", b"session", "tenant", b"tenant", "token_ids", b"token_ids", "verification", b"verification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_temperature", b"draft_temperature", "generation_config", b"generation_config", "limits", b"limits", "num_prompt_tokens", b"num_prompt_tokens", "request_id", b"request_id", "sample_index", b"sample_index", "seed", b"seed", "session", b"session", "tenant", b"tenant", "token_ids", b"token_ids", "traceparent", b"traceparent", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,6 +65,8 @@ def _open(update: OpenSession) -> draft_pb2.Open:
         if update.request.speculation.by_ratio
         else speculation_pb2.VERIFICATION_EXACT,
         tenant=update.request.speculation.tenant,
+        request_id=update.request.id,
+        traceparent=update.request.traceparent,
     )
 
 
