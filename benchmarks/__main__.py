@@ -29,7 +29,7 @@ def main() -> None:
     """Run, print, write; or compare."""
     options, chosen, comparing = _arguments()
     # Wide enough for the tables where the output is no terminal.
-    console = Console(width=None if Console().is_terminal else 140)
+    console = Console(width=None if Console().is_terminal else 160)
     if comparing:
         _compare(chosen or list(SUITES), options.output, console)
     elif chosen:

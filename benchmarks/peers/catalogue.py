@@ -67,6 +67,23 @@ _ASSISTANTS: Sequence[Setting] = (
     },
 )
 
+
+def _openvino(precision: str) -> Sequence[PeerEntry]:
+    """Its ways, computing in float32, as most others do, or in bfloat16, its default."""
+    name = f"OpenVINO GenAI {precision}"
+    plain = {"mode": "plain", "precision": precision}
+    draft = [
+        {"mode": "draft", "precision": precision, "num_assistant_tokens": k} for k in (2, 4, 6)
+    ]
+    lookup = {"mode": "lookup", "precision": precision, "max_ngram_size": 3}
+    lookups = [{**lookup, "num_assistant_tokens": k} for k in (3, 6)]
+    return (
+        PeerEntry(name, "openvino", [plain], shares_process=False),
+        PeerEntry(f"{name}, draft model", "openvino", draft, shares_process=False),
+        PeerEntry(f"{name}, prompt lookup", "openvino", lookups, shares_process=False),
+    )
+
+
 PEERS: Sequence[PeerEntry] = (
     PeerEntry(
         "transformers plain", "transformers", [{"mode": "plain", "threads": n} for n in _THREADS]
@@ -88,19 +105,8 @@ PEERS: Sequence[PeerEntry] = (
         "transformers batching",
         [{"threads": n} for n in _THREADS],
     ),
-    PeerEntry("OpenVINO GenAI", "openvino", [{"mode": "plain"}], shares_process=False),
-    PeerEntry(
-        "OpenVINO GenAI, draft model",
-        "openvino",
-        [{"mode": "draft", "num_assistant_tokens": k} for k in (2, 4, 6)],
-        shares_process=False,
-    ),
-    PeerEntry(
-        "OpenVINO GenAI, prompt lookup",
-        "openvino",
-        [{"mode": "lookup", "num_assistant_tokens": k, "max_ngram_size": 3} for k in (3, 6)],
-        shares_process=False,
-    ),
+    *_openvino("f32"),
+    *_openvino("bf16"),
     PeerEntry("ONNX Runtime GenAI", "onnxruntime", [{"mode": "plain"}]),
     PeerEntry(
         "ONNX Runtime GenAI, n-gram",
@@ -109,9 +115,9 @@ PEERS: Sequence[PeerEntry] = (
         samples=False,
         batches=False,
     ),
-    PeerEntry("llama.cpp", "llama.cpp", [{"num_pred_tokens": 0}], batches=False),
+    PeerEntry("llama.cpp f16", "llama.cpp", [{"num_pred_tokens": 0}], batches=False),
     PeerEntry(
-        "llama.cpp, prompt lookup",
+        "llama.cpp f16, prompt lookup",
         "llama.cpp",
         [{"num_pred_tokens": k} for k in (3, 8)],
         batches=False,

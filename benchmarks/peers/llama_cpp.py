@@ -36,6 +36,7 @@ class LlamaCpp:
         return Llama(
             self._path,
             n_ctx=_CONTEXT,
+            n_batch=_CONTEXT,  # a prompt at once: with a drafter it needs the scores of all rows
             n_threads=os.cpu_count(),
             n_threads_batch=os.cpu_count(),
             draft_model=drafter,
