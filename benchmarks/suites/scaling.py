@@ -119,7 +119,8 @@ def _finish(client: Client, count: int) -> None:
 @contextmanager
 def _target(model: Path, arguments: Sequence[str]) -> Iterator[Client]:
     """A client of a target without a drafter, until the block ends."""
-    flags = ["--model", str(model), "--threads", "1", "--dtype", "float32", *arguments]
+    flags = ["--model", str(model), "--threads", "1", "--dtype", "float32"]
+    flags += [*outrider_services.COMPILED, *arguments]
     with (
         Service("outrider_target", flags) as target,
         Client(target.address, timeout=600) as client,
