@@ -91,7 +91,13 @@ class DraftEngine:
         except Exception:
             if isinstance(update, StreamEnded):
                 raise
-            log.exception("update_failed", session=update.key)
+            session = self._table.get(update.key)
+            request = session.request if session else getattr(update, "request", None)
+            log.exception(
+                "update_failed",
+                session=update.key,
+                request_id=request.request_id if request else "",
+            )
             self._refuse(update.key, Refusal.FAILED, "drafting failed; see the drafter's log")
 
     def step(self) -> None:
@@ -226,7 +232,8 @@ class DraftEngine:
                     self._refuse(shares[0].session.key, Refusal.FAILED, why)
                     return [], []
                 # One session's trouble is its own: find it by serving them one by one.
-                log.warning("step_failed", num_sessions=len(shares), exc_info=True)
+                ids = sorted({share.session.request.request_id for share in shares})
+                log.warning("step_failed", request_ids=ids, exc_info=True)
                 return self._extend_one_by_one(shares)
         return [], []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -182,6 +183,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
         except OutriderError as error:
             code, reason = error.code, error.reason
+            _log_refusal(error)
             await _abort(context, error, request_id)
         except Exception:
             code, reason = grpc.StatusCode.INTERNAL, Reason.INTERNAL
@@ -215,6 +217,13 @@ async def _first_message(request: object) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await anext(request, None)
+
+
+def _log_refusal(error: OutriderError) -> None:
+    """One line a refusal, without its text, which may quote the request."""
+    # A flood of requests must not become one of lines: those are counted.
+    level = logging.DEBUG if error.reason is Reason.OVERLOADED else logging.INFO
+    _log.log(level, "call_refused", code=error.code.name, reason=error.reason, field=error.field)
 
 
 async def _abort(context: Context, error: OutriderError, request_id: str) -> None:

@@ -166,7 +166,8 @@ class EarlyExitDrafter:
         except (OutOfBlocks, InvalidScores, InvalidRequest):
             pass  # what there is will do
         except Exception:
-            log.exception("early_exit_failed", num_sequences=len(growing))
+            ids = sorted({one.sequence.request.id for one in growing})
+            log.exception("early_exit_failed", request_ids=ids)
         finally:
             for one in growing:
                 one.session.drafted = one.drafted

@@ -231,7 +231,9 @@ class Rounds:
         except InvalidScores as fault:
             cause: Exception = fault
         except Exception as fault:
-            log.exception("round_failed", num_sequences=len(batch))
+            log.exception(
+                "round_failed", request_ids=sorted({work.sequence.request.id for work in batch})
+            )
             cause = fault
         if len(batch) == 1:
             (work,) = batch

@@ -204,7 +204,12 @@ class DraftFleet:
         if not resync.refused:
             session.resync(resync.held_length)
             return
-        log.info("draft_session_refused", link=link.index, reason=resync.reason)
+        log.info(
+            "draft_session_refused",
+            link=link.index,
+            reason=resync.reason,
+            request_id=session.request_id,
+        )
         session.refused_by.add(link.index)
         session.detach()
         self._place(session)

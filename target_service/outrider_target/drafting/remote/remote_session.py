@@ -85,6 +85,11 @@ class RemoteSession:
         self._waiting = False
 
     @property
+    def request_id(self) -> str:
+        """Name of the request that it drafts for."""
+        return self._request.id
+
+    @property
     def active(self) -> bool:
         """Whether a link stands behind it."""
         return self.link is not None
