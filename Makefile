@@ -72,6 +72,10 @@ bench-links: kernels ## Compare pacings of drafts over slow links with a slowed 
 bench-control: kernels ## Whether drafting ever costs, and how near to the best it comes: useless, perfect and real drafters
 	$(BIN)/python -m benchmarks.control
 
+.PHONY: bench-sizing
+bench-sizing: kernels ## Measure the points that the sizing model and simulator are held to; writes JSON
+	$(BIN)/python -m tools.sizing.measure benchmarks/results/$(shell date +%F)-sizing.json
+
 .PHONY: check
 check: lint type proto-check field-table-check deploy-check audit ## Everything that is checked without running: lint, types, contract, imports
 
