@@ -83,7 +83,7 @@ def measure_overhead(
         stack.enter_context(target)
         client = stack.enter_context(Client(target.address))
         speculation = SpeculationConfig() if drafts else SpeculationConfig(enabled=False)
-        config = GenerationConfig(max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+        config = GenerationConfig(max_new_tokens=new_tokens)
 
         def one(prompt: str) -> None:
             client.generate(prompt, config, speculation=speculation, timeout=300)
