@@ -172,7 +172,7 @@ def test_what_has_a_name_stays_until_its_block_is_needed() -> None:
     assert pool.num_free_blocks == 3
     second = pool.create()
     assert pool.adopt(second, [b"a", b"ab", b"abc"]) == 4
-    assert pool.table(second) == table
+    assert list(pool.table(second)) == table
     assert pool.num_free_blocks == 1
     third = pool.create()
     assert pool.adopt(third, [b"a", b"xy"]) == 2  # two share a block that nobody forked

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from outrider_runtime.model.attention_groups import (
@@ -76,8 +77,10 @@ class RaggedBatch:
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
+        sequences: list[int] = []
+        indices: list[int] = []
         wanted: list[int] = []
-        for item in items:
+        for number, item in enumerate(items):
             count, length = len(item.token_ids), pool.length(item.handle)
             past, first = length - count, len(tokens)
             self._spans.append(Span(first, count, past, pool.table(item.handle)))
@@ -85,12 +88,15 @@ class RaggedBatch:
             shift = first_positions.get(item.handle, 0)
             positions += range(shift + past, shift + length)
             slots += pool.slots(item.handle, past, length)
+            sequences += [number] * count
+            indices += range(past, length)
             wanted += range(first + count - item.num_logits, first + count)
-        # One transfer for all three.
-        table = torch.tensor([tokens, positions, slots], device=device)
+        # One transfer for all of them.
+        table = torch.tensor([tokens, positions, slots, sequences, indices], device=device)
         self.input_ids = table[:1]
         self.position_ids = table[1:2]
         self.write_slots = table[2]
+        self._rows_of = table[3:]
         every = len(wanted) == len(tokens)
         self.logits_rows = None if every else torch.tensor(wanted, dtype=torch.int64, device=device)
 
@@ -112,14 +118,13 @@ class RaggedBatch:
     def pages(self) -> Pages:
         """Where everything is; computed once for all layers."""
         if self._pages is None:
-            sequences = [i for i, span in enumerate(self._spans) for _ in range(span.num_rows)]
-            positions = [at for span in self._spans for at in range(span.past, span.length)]
             widest = max(len(span.table) for span in self._spans)
-            tables = [[*span.table, *[0] * (widest - len(span.table))] for span in self._spans]
-            device = self._where.device
+            tables = np.zeros((len(self._spans), widest), dtype=np.int64)
+            for row, span in zip(tables, self._spans, strict=True):
+                row[: len(span.table)] = span.table  # of a long text too: copied, not converted
             self._pages = Pages(
-                rows_of=torch.tensor([sequences, positions], device=device),
-                tables=torch.tensor(tables, device=device),
+                rows_of=self._rows_of,
+                tables=torch.from_numpy(tables).to(self._where.device),
                 block_size=self._where.block_size,
             )
         return self._pages

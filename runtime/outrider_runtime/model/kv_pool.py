@@ -9,6 +9,7 @@ on write needs, and whoever holds the tensors performs them before it writes.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class BlockCopy(NamedTuple):
 class _Sequence:
     """Block i of the table holds positions [i * block_size, (i + 1) * block_size)."""
 
-    table: list[int] = field(default_factory=list)
+    table: array[int] = field(default_factory=lambda: array("q"))  # read without converting it
     length: int = 0
 
 
@@ -96,7 +97,7 @@ class KVPool:
         """Returns how many positions the sequence holds."""
         return self._sequence(handle).length
 
-    def table(self, handle: int) -> list[int]:
+    def table(self, handle: int) -> array[int]:
         """Returns the sequence's own block table, in position order. Read it, never change it."""
         return self._sequence(handle).table
 
@@ -348,7 +349,7 @@ class KVPool:
                 return self._take(after=start - 1)
         return self._take(after=-2)  # whichever is free
 
-    def _release(self, blocks: list[int]) -> None:
+    def _release(self, blocks: Sequence[int]) -> None:
         # Backwards, so that the lowest is taken first again and runs stay consecutive; and the end
         # of a text is forgotten before its beginning, without which it is of no use.
         for block in reversed(blocks):

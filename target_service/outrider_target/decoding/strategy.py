@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from outrider_runtime.model.drafted_text import DraftedText
 from outrider_runtime.model.layer_reading import LayerReading
 from outrider_runtime.model.log_probs import TokenLogProbs, token_log_probs
 from outrider_runtime.model.row_group import NamedProcessor, RowGroup
@@ -320,7 +321,7 @@ class TokenStrategy:
             parameters=self._parameters,
             seed=self._seed,
             sample_index=self._sample_index,
-            token_ids=[*self._committed.token_ids, *fed],
+            token_ids=DraftedText(self._committed.token_ids, fed),
             num_rows=num_rows,
             num_prompt_tokens=self._num_prompt_tokens,
             allowed=None if self._constraint is None else self._constraint.allowed(fed),

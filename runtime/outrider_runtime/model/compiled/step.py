@@ -33,6 +33,7 @@ class CompiledStep:
     def __init__(self, package: Path, model: PreTrainedModel) -> None:
         own = dict(model.named_parameters(remove_duplicate=False))
         own |= model.named_buffers(remove_duplicate=False)
+        self._every = torch.arange(512)
         try:
             self._step = torch.classes.outrider.Step(str(package))
             # The program calls the model `model`.
@@ -57,7 +58,7 @@ class CompiledStep:
         pages = batch.pages
         wanted = batch.logits_rows
         if wanted is None:
-            wanted = torch.arange(batch.input_ids.shape[1])
+            wanted = self._first(batch.input_ids.shape[1])
         logits = self._step.run(
             [
                 batch.input_ids,
@@ -70,3 +71,9 @@ class CompiledStep:
             ]
         )
         return cast("torch.Tensor", logits)[0]
+
+    def _first(self, count: int) -> torch.Tensor:
+        """0 to `count` - 1."""
+        if count > len(self._every):
+            self._every = torch.arange(count)
+        return self._every[:count]
