@@ -172,6 +172,12 @@ class ServerInfo:
     plugins: tuple[PluginInfo, ...] = ()
     """The plug-ins that requests may name."""
 
+    uptime_seconds: float = 0.0
+    """Seconds since the server began to serve; 0 from servers that do not tell."""
+
+    device: str = ""
+    """What the model runs on; empty from servers that do not tell."""
+
     @classmethod
     def from_message(cls, message: generation_pb2.GetServerInfoResponse) -> ServerInfo:
         """The set-up in a message."""
@@ -189,6 +195,8 @@ class ServerInfo:
             max_waiting_requests=message.max_waiting_requests,
             kv_cache_tokens=message.kv_cache_tokens,
             plugins=tuple(map(PluginInfo.from_message, message.plugins)),
+            uptime_seconds=message.uptime_seconds,
+            device=message.device,
         )
 
 
@@ -217,6 +225,24 @@ class Loads:
     speculation_speedup_ratio: float | None = None
     """Tokens a second over those of plain decoding, once measured."""
 
+    draining: bool = False
+    """Whether the server goes away: running requests go on, new ones are refused."""
+
+    max_num_seqs: int = 0
+    """Sequences that may run at once."""
+
+    max_waiting_requests: int = 0
+    """Requests that may wait; at that many the next is refused."""
+
+    oldest_waiting_seconds: float = 0.0
+    """Seconds that the longest waiting request has waited."""
+
+    num_free_kv_cache_tokens: int = 0
+    """Tokens of text that no running sequence occupies in the KV cache."""
+
+    num_ready_draft_links: int = 0
+    """Links to draft services that are ready."""
+
     @classmethod
     def from_message(cls, message: generation_pb2.GetLoadsResponse) -> Loads:
         """The load in a message."""
@@ -230,6 +256,12 @@ class Loads:
             speculation_speedup_ratio=message.speculation_speedup_ratio
             if message.HasField("speculation_speedup_ratio")
             else None,
+            draining=message.draining,
+            max_num_seqs=message.max_num_seqs,
+            max_waiting_requests=message.max_waiting_requests,
+            oldest_waiting_seconds=message.oldest_waiting_seconds,
+            num_free_kv_cache_tokens=message.num_free_kv_cache_tokens,
+            num_ready_draft_links=message.num_ready_draft_links,
         )
 
 

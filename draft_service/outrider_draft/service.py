@@ -52,7 +52,7 @@ class DraftService:
         )
         self._servicer = DraftServicer(
             drafter.proposer.description,
-            max_sessions=settings.sessions.max_sessions_per_target,
+            limits=settings.sessions,
             max_length=engine.max_length,
             metrics=metrics,
         )

@@ -23,10 +23,12 @@ from outrider_runtime.draft_protocol import (
 from outrider_runtime.errors import Draining, InvalidRequest, OutriderError
 from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.request_context import current_caller
+from outrider_runtime.version import release
 
 from outrider_draft import frames, handshake
 from outrider_draft.link import Link, LinkClosed
 from outrider_draft.proposer import Description
+from outrider_draft.settings import SessionSettings
 from outrider_draft.updates import Message, StreamEnded
 from outrider_draft.worker import DraftWorker
 
@@ -42,7 +44,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         self,
         description: Description,
         *,
-        max_sessions: int,
+        limits: SessionSettings,
         max_length: int,
         metrics: DraftMetrics,
     ) -> None:
@@ -50,13 +52,13 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
 
         Args:
             description: What the drafter is.
-            max_sessions: Sessions one target may hold.
+            limits: How many sessions are held.
             max_length: Longest sequence, in tokens.
             metrics: Counters.
         """
         self._description = description
         self._max_length = max_length
-        self._max_sessions = max_sessions
+        self._limits = limits
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._worker: DraftWorker | None = None
@@ -119,6 +121,11 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             max_protocol_version=MAX_PROTOCOL_VERSION,
             drafter=self._describe(self._description),
             num_sessions=self._running.num_sessions,
+            max_sessions=self._limits.max_sessions,
+            num_links=len(self._links),
+            num_waiting_frames=self._running.num_waiting,
+            draining=self._draining,
+            version=release(),
         )
 
     async def drain(self, *, answer: bool = True) -> None:
@@ -178,7 +185,9 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
 
     def _describe(self, description: Description) -> draft_pb2.DrafterDescription:
         return frames.describe(
-            description, max_sessions=self._max_sessions, max_length=self._max_length
+            description,
+            max_sessions=self._limits.max_sessions_per_target,
+            max_length=self._max_length,
         )
 
     async def _read(

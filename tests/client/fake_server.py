@@ -298,6 +298,12 @@ class FakeServer(generation_pb2_grpc.GenerationServiceServicer):
             kv_cache_usage=0.25,
             num_generated_tokens=1234,
             num_preemptions=5,
+            draining=True,
+            max_num_seqs=16,
+            max_waiting_requests=8,
+            oldest_waiting_seconds=2.5,
+            num_free_kv_cache_tokens=4096,
+            num_ready_draft_links=2,
         )
         response.speculation.CopyFrom(complete().complete.speculation)
         return response

@@ -66,6 +66,10 @@ async def test_the_load_is_told(twin: Twin) -> None:
     assert (loads.num_running_sequences, loads.num_waiting_requests) == (3, 1)
     assert (loads.kv_cache_usage, loads.num_generated_tokens) == (0.25, 1234)
     assert loads.num_preemptions == 5
+    assert loads.draining
+    assert (loads.max_num_seqs, loads.max_waiting_requests) == (16, 8)
+    assert (loads.oldest_waiting_seconds, loads.num_ready_draft_links) == (2.5, 2)
+    assert loads.num_free_kv_cache_tokens == 4096
     assert loads.speculation.num_accepted_tokens == 2
 
 

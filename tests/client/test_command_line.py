@@ -384,8 +384,11 @@ def test_info_shows_model_server_and_draft_links(outrider: Outrider) -> None:
 
 def test_loads_shows_numbers(outrider: Outrider) -> None:
     out = outrider.at("loads").out
-    assert "running      3 sequences\n" in out
-    assert "KV cache     25.0% in use\n" in out
+    assert "running       3 of 16 sequences\n" in out
+    assert "waiting       1 of 8 requests\n" in out
+    assert "longest wait  2.5 s\n" in out
+    assert "new requests  refused: it drains\n" in out
+    assert "KV cache      25.0% in use\n" in out
     assert json.loads(outrider.at("loads", "--json").out)["num_waiting_requests"] == 1
 
 

@@ -75,7 +75,7 @@ def application() -> Iterator[InMemorySpanExporter]:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     yield exporter
-    provider.shutdown()
+    exporter.shutdown()  # the provider cannot be taken back
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,7 @@ class RunningService:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leave: asyncio.Event | None = None
         self._fault: BaseException | None = None
+        self._draining: asyncio.Task[None] | None = None
         self.address = ""
         self.gate: Gate
 
@@ -142,6 +143,17 @@ class RunningService:
         """The inside of the service."""
         assert self._service.serving is not None
         return self._service.serving
+
+    def begin_to_drain(self) -> None:
+        """Do as on SIGTERM: new requests are refused, what runs goes on."""
+
+        async def begin() -> None:
+            assert self._service._server is not None
+            self._service._server.set_serving(False)
+            self._draining = asyncio.create_task(self.requests.drain())
+
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(begin(), self._loop).result(PATIENCE)
 
     @property
     def metrics_port(self) -> int:

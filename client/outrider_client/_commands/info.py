@@ -40,6 +40,7 @@ def _lines(model: ModelInfo, server: ServerInfo) -> Iterator[tuple[str, object]]
     yield "context", f"{model.max_model_len} tokens"
     yield "defaults", json.dumps(model.default_generation_config.to_dict())
     yield "server", f"outrider {server.version}, draft protocol {server.draft_protocol_version}"
+    yield "up", f"{server.uptime_seconds:.0f} s, on {server.device or 'a device it does not tell'}"
     yield "running", f"at most {server.max_num_seqs} sequences"
     yield "waiting", f"at most {server.max_waiting_requests} requests"
     yield "KV cache", f"{server.kv_cache_tokens} tokens"

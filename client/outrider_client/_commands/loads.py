@@ -17,8 +17,11 @@ def loads(client: Client, as_json: AsJson = False) -> None:
     drafted = found.speculation
     print_lines(
         [
-            ("running", f"{found.num_running_sequences} sequences"),
-            ("waiting", f"{found.num_waiting_requests} requests"),
+            ("running", f"{found.num_running_sequences} of {found.max_num_seqs} sequences"),
+            ("waiting", f"{found.num_waiting_requests} of {found.max_waiting_requests} requests"),
+            ("longest wait", f"{found.oldest_waiting_seconds:.1f} s"),
+            ("new requests", "refused: it drains" if found.draining else "taken"),
+            ("draft links", f"{found.num_ready_draft_links} ready"),
             ("KV cache", f"{found.kv_cache_usage:.1%} in use"),
             ("generated", f"{found.num_generated_tokens} tokens"),
             ("preempted", f"{found.num_preemptions} times"),

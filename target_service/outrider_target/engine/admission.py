@@ -31,6 +31,11 @@ class LiveRequests:
         """Number of live requests."""
         return len(self._queues)
 
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are refused because the server goes away."""
+        return self._draining
+
     def check_room(self, request_id: str) -> None:
         """Refuse what cannot come in now, before any work is done for it.
 

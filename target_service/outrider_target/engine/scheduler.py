@@ -108,6 +108,15 @@ class Scheduler:
         """Requests none of whose sequences was ever admitted. Any thread."""
         return len({s.state for s in tuple(self.waiting) if s.state.admitted_at is None})
 
+    @property
+    def waiting_since(self) -> float | None:
+        """When the request arrived that has waited longest for admission; None: none waits.
+
+        By `time.monotonic()`. Any thread.
+        """
+        arrivals = [s.state.arrived_at for s in tuple(self.waiting) if s.state.admitted_at is None]
+        return min(arrivals, default=None)
+
     def submit(self, state: RequestState) -> None:
         """Put a request's sequences at the end of the queue."""
         self.waiting.extend(state.sequences)

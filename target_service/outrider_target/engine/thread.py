@@ -53,6 +53,8 @@ class Loads(NamedTuple):
 
     num_running_sequences: int
     num_waiting_requests: int
+    waiting_since: float | None
+    """When the longest waiting request arrived, by `time.monotonic()`; None: none waits."""
     num_free_blocks: int
     num_generated_tokens: int
     num_preemptions: int
@@ -129,6 +131,7 @@ class Engine:
         return Loads(
             num_running_sequences=len(self._scheduler.running),
             num_waiting_requests=self._scheduler.num_waiting_requests,
+            waiting_since=self._scheduler.waiting_since,
             num_free_blocks=self._scheduler.num_free_blocks,
             num_generated_tokens=self._rounds.num_generated_tokens,
             num_preemptions=self._scheduler.num_preemptions,

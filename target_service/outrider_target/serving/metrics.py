@@ -5,6 +5,7 @@ Knows nothing of how the numbers come about.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -104,7 +105,12 @@ class EngineCollector(Collector):
                 1 - loads.num_free_blocks / self._capacity.num_blocks,
             ),
         }
+        since = loads.waiting_since
         gauges |= {
+            "oldest_waiting_seconds": (
+                "Time that the longest waiting request has waited; 0 when none waits.",
+                0.0 if since is None else max(0.0, time.monotonic() - since),
+            ),
             "max_num_seqs": ("Sequences that may run at once.", self._capacity.max_num_seqs),
             "max_waiting_requests": (
                 "Requests that may wait; more are refused.",

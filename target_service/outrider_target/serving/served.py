@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from outrider.v1 import explanation_pb2
 from outrider.v1 import generation_pb2 as pb
@@ -12,6 +13,7 @@ from outrider_runtime.version import release
 from outrider_target.constraints.grammar import GrammarCompiler
 from outrider_target.decoding.healing import Healer
 from outrider_target.drafting.remote.fleet import DraftFleet
+from outrider_target.drafting.remote.link import LinkStatus
 from outrider_target.drafting.remote.links import DraftLinks
 from outrider_target.engine.admission import LiveRequests
 from outrider_target.engine.thread import Engine
@@ -55,6 +57,8 @@ class Serving:
     num_blocks: int
     block_size: int
     metrics: RequestMetrics
+    began: float = field(default_factory=time.monotonic)
+    """When it was put together, by `time.monotonic()`."""
 
     def model_info(self) -> pb.GetModelInfoResponse:
         """See the contract."""
@@ -83,11 +87,15 @@ class Serving:
             max_waiting_requests=self.batch.max_waiting_requests,
             kv_cache_tokens=self.num_blocks * self.block_size,
             plugins=messages.plugins(self.plugins.plugins),
+            uptime_seconds=time.monotonic() - self.began,
+            device=self.identity.device,
         )
 
     def loads(self) -> pb.GetLoadsResponse:
         """See the contract."""
         loads = self.engine.loads
+        since = loads.waiting_since
+        ready = [link for _, link in self.links.present if link.status is LinkStatus.READY]
         return pb.GetLoadsResponse(
             num_running_sequences=loads.num_running_sequences,
             num_waiting_requests=loads.num_waiting_requests,
@@ -96,6 +104,12 @@ class Serving:
             num_generated_tokens=loads.num_generated_tokens,
             num_preemptions=loads.num_preemptions,
             speculation_speedup_ratio=loads.speedup_ratio,
+            draining=self.requests.draining,
+            max_num_seqs=self.batch.max_num_seqs,
+            max_waiting_requests=self.batch.max_waiting_requests,
+            oldest_waiting_seconds=0.0 if since is None else time.monotonic() - since,
+            num_free_kv_cache_tokens=loads.num_free_blocks * self.block_size,
+            num_ready_draft_links=len(ready),
         )
 
     def explanation(self) -> explanation_pb2.ExplainResponse:

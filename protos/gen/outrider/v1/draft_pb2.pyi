@@ -547,12 +547,27 @@ class DescribeResponse(_message.Message):
     MAX_PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     DRAFTER_FIELD_NUMBER: _builtins.int
     NUM_SESSIONS_FIELD_NUMBER: _builtins.int
+    MAX_SESSIONS_FIELD_NUMBER: _builtins.int
+    NUM_LINKS_FIELD_NUMBER: _builtins.int
+    NUM_WAITING_FRAMES_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     min_protocol_version: _builtins.int
     """Lowest protocol version it speaks."""
     max_protocol_version: _builtins.int
     """Highest protocol version it speaks."""
     num_sessions: _builtins.int
     """Sessions it holds now, of all targets."""
+    max_sessions: _builtins.int
+    """Sessions it can hold at once, of all targets."""
+    num_links: _builtins.int
+    """Targets that are connected."""
+    num_waiting_frames: _builtins.int
+    """Frames of targets that it has not taken in yet."""
+    draining: _builtins.bool
+    """Whether it drains: new links are refused with UNAVAILABLE."""
+    version: _builtins.str
+    """Release of Outrider; empty for a drafter of another make."""
     @_builtins.property
     def drafter(self) -> Global___DrafterDescription:
         """The drafter."""
@@ -564,10 +579,15 @@ class DescribeResponse(_message.Message):
         max_protocol_version: _builtins.int = ...,
         drafter: Global___DrafterDescription | None = ...,
         num_sessions: _builtins.int = ...,
+        max_sessions: _builtins.int = ...,
+        num_links: _builtins.int = ...,
+        num_waiting_frames: _builtins.int = ...,
+        draining: _builtins.bool = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["drafter", b"drafter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drafter", b"drafter", "max_protocol_version", b"max_protocol_version", "min_protocol_version", b"min_protocol_version", "num_sessions", b"num_sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drafter", b"drafter", "draining", b"draining", "max_protocol_version", b"max_protocol_version", "max_sessions", b"max_sessions", "min_protocol_version", b"min_protocol_version", "num_links", b"num_links", "num_sessions", b"num_sessions", "num_waiting_frames", b"num_waiting_frames", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

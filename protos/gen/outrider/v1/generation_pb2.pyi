@@ -924,6 +924,8 @@ class GetServerInfoResponse(_message.Message):
     MAX_WAITING_REQUESTS_FIELD_NUMBER: _builtins.int
     KV_CACHE_TOKENS_FIELD_NUMBER: _builtins.int
     PLUGINS_FIELD_NUMBER: _builtins.int
+    UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Release of Outrider."""
     draft_protocol_version: _builtins.int
@@ -934,6 +936,10 @@ class GetServerInfoResponse(_message.Message):
     """Requests that may wait."""
     kv_cache_tokens: _builtins.int
     """Size of the KV cache in tokens."""
+    uptime_seconds: _builtins.float
+    """Seconds since the server began to serve."""
+    device: _builtins.str
+    """What the model runs on, such as "cpu" or "cuda"."""
     @_builtins.property
     def draft_links(self) -> _containers.RepeatedCompositeFieldContainer[Global___DraftLinkInfo]:
         """The links to draft services."""
@@ -957,10 +963,12 @@ class GetServerInfoResponse(_message.Message):
         max_waiting_requests: _builtins.int = ...,
         kv_cache_tokens: _builtins.int = ...,
         plugins: _abc.Iterable[_plugins_pb2.PluginInfo] | None = ...,
+        uptime_seconds: _builtins.float = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "draft_links", b"draft_links", "draft_protocol_version", b"draft_protocol_version", "kv_cache_tokens", b"kv_cache_tokens", "max_num_seqs", b"max_num_seqs", "max_waiting_requests", b"max_waiting_requests", "plugins", b"plugins", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "device", b"device", "draft_links", b"draft_links", "draft_protocol_version", b"draft_protocol_version", "kv_cache_tokens", b"kv_cache_tokens", "max_num_seqs", b"max_num_seqs", "max_waiting_requests", b"max_waiting_requests", "plugins", b"plugins", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -996,6 +1004,12 @@ class GetLoadsResponse(_message.Message):
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_PREEMPTIONS_FIELD_NUMBER: _builtins.int
     SPECULATION_SPEEDUP_RATIO_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    MAX_NUM_SEQS_FIELD_NUMBER: _builtins.int
+    MAX_WAITING_REQUESTS_FIELD_NUMBER: _builtins.int
+    OLDEST_WAITING_SECONDS_FIELD_NUMBER: _builtins.int
+    NUM_FREE_KV_CACHE_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_READY_DRAFT_LINKS_FIELD_NUMBER: _builtins.int
     num_running_sequences: _builtins.int
     """Sequences in the running batch."""
     num_waiting_requests: _builtins.int
@@ -1010,6 +1024,18 @@ class GetLoadsResponse(_message.Message):
     """Tokens a second over those of plain decoding, measured by rounds that run plainly now and then
     (`--speedup-probe-rate`), in batches as now. Absent until it was measured.
     """
+    draining: _builtins.bool
+    """Whether the server drains: running requests go on, new ones are refused with UNAVAILABLE."""
+    max_num_seqs: _builtins.int
+    """Sequences that may run at once, as in GetServerInfo: with num_running_sequences, how full the batch is."""
+    max_waiting_requests: _builtins.int
+    """Requests that may wait; at that many the next is refused."""
+    oldest_waiting_seconds: _builtins.float
+    """Seconds that the longest waiting request has waited; 0 when none waits."""
+    num_free_kv_cache_tokens: _builtins.int
+    """Tokens of text that no running sequence occupies in the KV cache."""
+    num_ready_draft_links: _builtins.int
+    """Links to draft services that are ready."""
     @_builtins.property
     def speculation(self) -> _speculation_pb2.SpeculationStats:
         """Totals since the start over all requests."""
@@ -1024,10 +1050,16 @@ class GetLoadsResponse(_message.Message):
         num_generated_tokens: _builtins.int = ...,
         num_preemptions: _builtins.int = ...,
         speculation_speedup_ratio: _builtins.float | None = ...,
+        draining: _builtins.bool = ...,
+        max_num_seqs: _builtins.int = ...,
+        max_waiting_requests: _builtins.int = ...,
+        oldest_waiting_seconds: _builtins.float = ...,
+        num_free_kv_cache_tokens: _builtins.int = ...,
+        num_ready_draft_links: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_speculation_speedup_ratio", b"_speculation_speedup_ratio", "speculation", b"speculation", "speculation_speedup_ratio", b"speculation_speedup_ratio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_speculation_speedup_ratio", b"_speculation_speedup_ratio", "kv_cache_usage", b"kv_cache_usage", "num_generated_tokens", b"num_generated_tokens", "num_preemptions", b"num_preemptions", "num_running_sequences", b"num_running_sequences", "num_waiting_requests", b"num_waiting_requests", "speculation", b"speculation", "speculation_speedup_ratio", b"speculation_speedup_ratio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_speculation_speedup_ratio", b"_speculation_speedup_ratio", "draining", b"draining", "kv_cache_usage", b"kv_cache_usage", "max_num_seqs", b"max_num_seqs", "max_waiting_requests", b"max_waiting_requests", "num_free_kv_cache_tokens", b"num_free_kv_cache_tokens", "num_generated_tokens", b"num_generated_tokens", "num_preemptions", b"num_preemptions", "num_ready_draft_links", b"num_ready_draft_links", "num_running_sequences", b"num_running_sequences", "num_waiting_requests", b"num_waiting_requests", "oldest_waiting_seconds", b"oldest_waiting_seconds", "speculation", b"speculation", "speculation_speedup_ratio", b"speculation_speedup_ratio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__speculation_speedup_ratio: _TypeAlias = _typing.Literal["speculation_speedup_ratio"]  # noqa: Y015
     _WhichOneofArgType__speculation_speedup_ratio: _TypeAlias = _typing.Literal["_speculation_speedup_ratio", b"_speculation_speedup_ratio"]  # noqa: Y015
