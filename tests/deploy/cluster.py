@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from deploy.container import USER, Container, Image, Mount
+from deploy.policies import Peer, allows, pod_of
 from deploy.wire import Wire
 
 from tools.deployment.render import Object, of_kind
 from tools.deployment.rules.serving import command_line
 
 PATIENCE = 60.0
+NODE, CLIENT, STRANGER = "10.77.0.1", "10.77.0.2", "10.77.0.3"
+"""Addresses of others than pods: in a namespace of clients, and in any other."""
 
 
 class Pod:
@@ -53,7 +56,8 @@ class Pod:
         """Asks once what the kubelet would ask, for as long as it would wait."""
         probe = self.container[name]
         asked = probe["grpc"]
-        status = self._cluster.node(
+        status = self._cluster.has(
+            NODE,
             "health",
             address=f"{self.address}:{asked['port']}",
             service=asked["service"],
@@ -153,26 +157,22 @@ class Cluster:
         self.hosts = folder / "hosts"
         self._names: list[tuple[str, str]] = []
         self.pods: list[Pod] = []
+        self._agents: dict[str, _Agent] = {}
+        self._objects: list[Object] = []
+        self._peers = {
+            CLIENT: Peer({}, {"outrider-clients": "true"}, {}),
+            STRANGER: Peer({}, {}, {}),
+        }
 
     def __enter__(self) -> Cluster:
         self.wire.__enter__()
+        self.wire.may_connect = self._may_connect
         self._write_hosts()
-        namespace = self.wire.add("10.77.0.1")
-        agent = Path(__file__).with_name("node_agent.py")
-        self._agent = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, sys.executable, str(agent)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._agent.stdin is not None
-        assert self._agent.stdout is not None
-        self._agent.stdin.close()
-        self._agent.wait(PATIENCE)
-        self._agent.stdout.close()
+        for agent in self._agents.values():
+            agent.end()
         for pod in self.pods:
             if pod.running is not None:
                 pod.running.kill()
@@ -182,6 +182,8 @@ class Cluster:
         """A pod of a Deployment, not started."""
         pod = Pod(self, name, objects, address)
         self.pods.append(pod)
+        self._objects = objects
+        self._peers[address] = pod_of(of_kind(objects, "Deployment")[name])
         return pod
 
     def publish(self, pod: Pod) -> None:
@@ -199,12 +201,41 @@ class Cluster:
         # In place: containers have the file itself mounted.
         self.hosts.write_text("\n".join(lines) + "\n")
 
-    def node(self, do: str, **arguments: Any) -> Any:
-        """Has the node do something."""
-        assert self._agent.stdin is not None
-        assert self._agent.stdout is not None
-        print(json.dumps({"do": do, **arguments}), file=self._agent.stdin, flush=True)
-        return json.loads(self._agent.stdout.readline())
+    def has(self, who: str, do: str, **arguments: Any) -> Any:
+        """Has the node, a client or a stranger do something."""
+        if who not in self._agents:
+            self._agents[who] = _Agent(self.wire.add(who))
+        return self._agents[who].does(do, **arguments)
+
+    def _may_connect(self, source: str, sink: str, port: int) -> bool:
+        """By the overlay's policies; the node's probes are always let through."""
+        return source == NODE or allows(self._objects, self._peers[source], self._peers[sink], port)
+
+
+class _Agent:
+    """A process in a namespace that does as it is told."""
+
+    def __init__(self, namespace: str) -> None:
+        program = Path(__file__).with_name("node_agent.py")
+        self._process = subprocess.Popen(
+            ["ip", "netns", "exec", namespace, sys.executable, str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def does(self, do: str, **arguments: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(PATIENCE)
+        self._process.stdout.close()
 
 
 def _bring_kernels(home: Path) -> None:

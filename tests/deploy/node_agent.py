@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -55,6 +56,15 @@ def generate(tokens: int, prompt: str, **target: Any) -> dict[str, Any]:
     }
 
 
+def connect(address: str, port: int, timeout: float) -> bool:
+    """Whether somebody takes the connection."""
+    try:
+        socket.create_connection((address, port), timeout).close()
+    except TimeoutError:
+        return False
+    return True
+
+
 def links(**target: Any) -> dict[str, str]:
     """The addresses of the links that are up, and what drafts there."""
     with _client(**target) as client:
@@ -86,6 +96,7 @@ def main() -> None:
         "begin": begin,
         "finish": finish,
         "links": links,
+        "connect": connect,
     }
     for line in sys.stdin:
         asked = json.loads(line)

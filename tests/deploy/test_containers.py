@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import trustme
-from deploy.cluster import Cluster, Pod, copy_with_checksums
+from deploy.cluster import CLIENT, STRANGER, Cluster, Pod, copy_with_checksums
 from deploy.deploy_files import ROOT
 from deploy.wire import why_not
 
@@ -90,14 +90,16 @@ class Client:
             self._target["authority"] = str(authority)
 
     def ask(self, do: str = "generate", *, tokens: int = 48, **target: Any) -> Any:
-        return self._cluster.node(do, prompt=PROMPT, tokens=tokens, **(self._target | target))
+        return self._cluster.has(
+            CLIENT, do, prompt=PROMPT, tokens=tokens, **(self._target | target)
+        )
 
     def links(self) -> dict[str, str]:
-        found: dict[str, str] = self._cluster.node("links", **self._target)
+        found: dict[str, str] = self._cluster.has(CLIENT, "links", **self._target)
         return found
 
     def finish(self, number: int) -> Any:
-        return self._cluster.node("finish", number=number)
+        return self._cluster.has(CLIENT, "finish", number=number)
 
     def wait_for_drafts(self, of: str = DRAFT) -> Any:
         """Asks until drafts of one address were accepted; the answer."""
@@ -157,6 +159,25 @@ def test_the_processes_are_as_restricted_as_the_manifests_say(encrypted: Encrypt
         assert options["/"] == "ro"
         declared = {m["mountPath"]: m.get("readOnly", False) for m in pod.container["volumeMounts"]}
         assert {place: options[place] == "ro" for place in declared} == declared
+
+
+def test_only_targets_reach_drafters_and_only_clients_targets(encrypted: Encrypted) -> None:
+    """By the overlay's own policies. A refused probe would be answered; a dropped one is not."""
+
+    def reaches(who: str, address: str, port: int) -> bool:
+        told: bool = encrypted.cluster.has(who, "connect", address=address, port=port, timeout=0.5)
+        return told
+
+    assert encrypted.client.links(), "the target reaches its drafter"
+    assert reaches(CLIENT, TARGET, 50051)
+    for who, address, port in (
+        (CLIENT, DRAFT, 50052),
+        (CLIENT, TARGET, 9090),
+        (CLIENT, TARGET, 50060),
+        (STRANGER, TARGET, 50051),
+        (STRANGER, DRAFT, 50052),
+    ):
+        assert not reaches(who, address, port), (who, address, port)
 
 
 def test_drafts_cross_a_slow_line(encrypted: Encrypted) -> None:

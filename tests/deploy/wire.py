@@ -18,11 +18,13 @@ import struct
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _CLONE_NEWNET = 0x40000000
+_SYN, _SYN_ACK = 0x02, 0x12
 _NUMBERS = itertools.count(1)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -53,6 +55,8 @@ class Wire:
         self._names: dict[str, str] = {}
         self._delays: dict[frozenset[str], float] = {}
         self._cut: set[frozenset[str]] = set()
+        self.may_connect: Callable[[str, str, int], bool] = lambda source, sink, port: True
+        """Whether a connection may be made from an address to a port of another."""
         self._selector = selectors.DefaultSelector()
         self._thread = threading.Thread(target=self._carry, daemon=True)
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK)
@@ -113,7 +117,7 @@ class Wire:
                     continue
                 source, sink = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
                 line = frozenset((source, sink))
-                if sink in self._ends and line not in self._cut:
+                if sink in self._ends and line not in self._cut and self._passes(packet):
                     due = time.monotonic() + self._delays.get(line, 0.0)
                     entry = (due, next(order), self._ends[sink], packet)
                     heapq.heappush(on_their_way, entry)
@@ -121,6 +125,19 @@ class Wire:
                 _, _, end, packet = heapq.heappop(on_their_way)
                 with contextlib.suppress(OSError):  # its namespace is being taken down
                     os.write(end, packet)
+
+    def _passes(self, packet: bytes) -> bool:
+        """Whether a firewall lets it through: what is of a connection that was made always is."""
+        source, sink = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
+        port = _port_asked_for(packet)
+        return port is None or self.may_connect(source, sink, port)
+
+
+def _port_asked_for(packet: bytes) -> int | None:
+    """The port that a packet asks a new TCP connection of; None if it does not."""
+    tcp = packet[(packet[0] & 15) * 4 :]
+    is_tcp, flags = packet[9] == 6, tcp[13] if len(tcp) > 13 else 0
+    return int.from_bytes(tcp[2:4], "big") if is_tcp and flags & _SYN_ACK == _SYN else None
 
 
 def _tun_in(namespace: str) -> int:
