@@ -49,6 +49,8 @@ class CallEnd(NamedTuple):
     """Since it arrived."""
     reason: Reason | None
     """Of an error of ours; None: it was answered, cancelled, or ended by gRPC."""
+    caller: str = ""
+    """Name of who called; empty: nobody knows, or it was turned away."""
 
 
 CallObserver = Callable[[CallEnd], None]
@@ -166,6 +168,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
         code = grpc.StatusCode.OK
         reason: Reason | None = None
+        caller: str | None = None
         try:
             await context.send_initial_metadata(((REQUEST_ID, request_id),))
             if (caller := self._caller(method, metadata, context)) is None:
@@ -194,7 +197,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 fault = code.name if reason is not None else None
                 span.end({"rpc.grpc.status_code": code.value[0]}, fault=fault)
             if self._observe is not None:
-                self._observe(CallEnd(method, code, time.monotonic() - started, reason))
+                self._observe(
+                    CallEnd(method, code, time.monotonic() - started, reason, caller or "")
+                )
 
     def _caller(self, method: str, metadata: dict[str, str], context: Context) -> str | None:
         """Who calls, by key, else by certificate; empty: anybody; None: somebody who may not."""

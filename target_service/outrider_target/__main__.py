@@ -239,6 +239,13 @@ def serve(
     insecure: Insecure = False,
     grace: Grace = 30,
     metrics_port: MetricsPort = None,
+    metrics_by_caller: Annotated[
+        bool,
+        flag(
+            "--metrics-by-caller/--no-metrics-by-caller",
+            "Count requests and tokens by the caller's name (of the key or certificate) as well.",
+        ),
+    ] = False,
     otlp_traces_endpoint: OtlpTracesEndpoint = None,
     trace_sample_ratio: TraceSampleRatio = 1.0,
     health_port: HealthPort = None,
@@ -302,6 +309,7 @@ def serve(
         plugins=tuple(plugin or ()),
         tracing=TracingSettings(otlp_traces_endpoint, trace_sample_ratio),
         metrics_port=metrics_port,
+        metrics_by_caller=metrics_by_caller,
     )
     with startup_errors("outrider-target"):
         asyncio.run(_serve(settings))

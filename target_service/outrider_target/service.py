@@ -15,6 +15,7 @@ from outrider.v1 import draft_pb2, generation_pb2_grpc
 from outrider_runtime.certificates import ChannelCertificates
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 from outrider_runtime.errors import StartupError
+from outrider_runtime.interceptors import CallEnd
 from outrider_runtime.listening import check_address, join_address
 from outrider_runtime.metrics import CallMetrics, MetricsExporter, new_registry
 from outrider_runtime.model.loader import LoadedModel, load
@@ -51,6 +52,7 @@ from outrider_target.requests.request import DraftMethod
 from outrider_target.requests.room import Room
 from outrider_target.requests.tensor_rules import TensorSizes
 from outrider_target.requests.validation import ServedModel
+from outrider_target.serving.caller_metrics import CallerMetrics
 from outrider_target.serving.exported import export
 from outrider_target.serving.metrics import Capacity, RequestMetrics
 from outrider_target.serving.served import ModelIdentity, Serving
@@ -135,12 +137,19 @@ class TargetService:
         )
         text = TextCodec(await asyncio.to_thread(load_tokenizer, loaded.folder))
         registry = new_registry()
-        self.serving = self._assemble(loaded, text, plugins, registry)
+        callers = CallerMetrics(registry) if settings.metrics_by_caller else None
+        self.serving = self._assemble(loaded, text, plugins, registry, callers)
         calls = CallMetrics(registry)
+
+        def observe(end: CallEnd) -> None:
+            calls.observe(end)
+            if callers is not None:
+                callers.observe(end)
+
         self._server = GrpcServer(
             settings.server,
             services=[(SERVICE_NAME, self._register)],
-            observe=calls.observe,
+            observe=observe,
             tracer=self.tracer,
         )
         # Taken down in reverse: first the port, then the links, the engine last.
@@ -172,6 +181,7 @@ class TargetService:
         text: TextCodec,
         plugins: PluginRegistry,
         registry: CollectorRegistry,
+        callers: CallerMetrics | None,
     ) -> Serving:
         settings = self.settings
         num_blocks, max_model_len = size_cache(loaded, settings)
@@ -266,7 +276,7 @@ class TargetService:
             links=links,
             num_blocks=num_blocks,
             block_size=settings.model.block_size,
-            metrics=RequestMetrics(registry),
+            metrics=RequestMetrics(registry, callers),
         )
 
     def _on_death(self, fault: BaseException) -> None:

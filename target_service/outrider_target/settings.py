@@ -151,6 +151,8 @@ class TargetSettings:
     """Names of installed plug-ins that requests may use; none unless named."""
 
     tracing: TracingSettings = field(default_factory=TracingSettings)
+    metrics_by_caller: bool = False
+    """Whether requests and tokens are counted by the caller's name as well."""
     metrics_port: int | None = None
     """Port of the Prometheus page; None: no page."""
 

@@ -6,9 +6,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import grpc
 import pytest
 from observability.pages import ON_DEMAND, Page, Pair
 from outrider_client import InvalidRequestError
+from outrider_runtime.interceptors import CallEnd
+from outrider_target.serving.caller_metrics import CallerMetrics
+from prometheus_client import CollectorRegistry, generate_latest
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "observability.md"
 
@@ -45,6 +49,19 @@ def exported(page: Page) -> dict[str, Row]:
         )
         rows[name] = Row(name, family.type, ", ".join(labels), "", family.documentation)
     return rows
+
+
+def test_the_page_lists_what_is_exported_by_caller_as_well() -> None:
+    registry = CollectorRegistry()
+    metrics = CallerMetrics(registry)
+    metrics.observe(CallEnd("/a.Service/Generate", grpc.StatusCode.OK, 1.0, None, "anna"))
+    metrics.count_tokens("anna", prompt=1, generated=2)
+    section = PAGE.read_text().partition("\n### By caller\n")[2].partition("\n#")[0]
+    shown = exported(Page.of(generate_latest(registry).decode()))
+    assert len(shown) == 3
+    for row in shown.values():
+        start = f"| `{row.name}` | {row.kind} | {row.labels} | "
+        assert re.search(re.escape(start) + r"\w+ \| " + re.escape(row.meaning), section), start
 
 
 @pytest.mark.parametrize("service", ["Target", "Draft"])

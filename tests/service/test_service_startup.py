@@ -260,6 +260,7 @@ VALUES = {
     "--trace-sample-ratio": (0.0, 0.1, 0.5),
     "--grace": (1.0, 2.0, 3.0),
     "--insecure": (True, False, True),
+    "--metrics-by-caller": (True, False, True),
     "--prefix-caching": (False, True, True),
     "--log-level": ("debug", "warning", "error"),
     "--log-format": ("json", "console", "json"),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from outrider.v1 import generation_pb2 as pb
 from outrider_runtime.metrics import histogram
 from outrider_runtime.recent_texts import RecentTexts
+from outrider_runtime.request_context import current_caller
 from outrider_runtime.tally import LATENCY_BUCKETS
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -23,12 +24,15 @@ from outrider_target.engine.round_tallies import RoundTallies
 from outrider_target.engine.statistics import DrafterCounters
 from outrider_target.engine.thread import Loads
 from outrider_target.requests.request import DraftMethod
+from outrider_target.serving.caller_metrics import CallerMetrics
 
 
 class RequestMetrics:
     """Counted once a request."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, callers: CallerMetrics | None = None) -> None:
+        self._callers = callers
+
         def seconds(name: str, text: str) -> Histogram:
             return Histogram(
                 f"outrider_{name}_seconds", text, buckets=LATENCY_BUCKETS, registry=registry
@@ -60,6 +64,10 @@ class RequestMetrics:
             reason = pb.FinishReason.Name(result.finish_reason).removeprefix("FINISH_REASON_")
             self._sequences.labels(reason.lower()).inc()
         self._prompt_tokens.inc(num_prompt_tokens)
+        if self._callers is not None:
+            self._callers.count_tokens(
+                current_caller(), prompt=num_prompt_tokens, generated=end.num_completion_tokens
+            )
         self._queue_time.observe(end.queue_seconds)
         self._time_to_first_token.observe(end.time_to_first_token_seconds)
         self._latency.observe(end.total_seconds)
