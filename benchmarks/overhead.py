@@ -29,6 +29,8 @@ from outrider_runtime.model.runner import RaggedRunner
 from outrider_target import __main__ as command
 from outrider_target.engine.round import Rounds
 
+COMPILED = ("--compile", "on")
+"""Compiled before it serves: compiling beside it would be measured as well."""
 _FLAG = "--timings"
 _MODULE = "benchmarks.overhead"
 _WARM_UP = 10  # rounds of a wave that are not counted: prompts are read
@@ -39,6 +41,8 @@ class Round(NamedTuple):
 
     num_rows: int
     cycle: float
+    forward: float
+    """The model and what is laid out for it: what a bare loop of forwards takes."""
     model: float
     cycle_cpu: float
     model_cpu: float
@@ -56,6 +60,8 @@ class Overhead(NamedTuple):
     """What a round takes beside the model."""
     outside_cpu_ms: float
     """The engine thread's own work in it."""
+    over_bare_loop: float
+    """What a round takes over what its forward does."""
     waited: float
     """Share of rounds that waited, for a draft or for the processor, more than they worked."""
 
@@ -67,7 +73,7 @@ def measure_overhead(
     model: Path = TARGET_DIR,
     draft: Path = DRAFT_DIR,
     new_tokens: int = 64,
-    flags: Sequence[str] = (),
+    flags: Sequence[str] = COMPILED,
 ) -> Overhead:
     """Serve so many streams at a time, plainly or with a draft service, and time the rounds."""
     prompts = [prompt.text for prompt in held_out_prompts()]
@@ -76,7 +82,7 @@ def measure_overhead(
         timings = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "rounds.json"
         arguments = ["--model", str(model), "--max-num-seqs", str(max(16, streams)), *flags]
         if drafts:
-            drafter = Service("outrider_draft", ["--model", str(draft)])
+            drafter = Service("outrider_draft", ["--model", str(draft), *COMPILED])
             stack.enter_context(drafter)
             arguments += ["--draft", drafter.address]
         target = Service(_MODULE, [*arguments, _FLAG, str(timings)])
@@ -109,6 +115,7 @@ def _summary(rounds: Sequence[Round], *, streams: int, drafts: bool) -> Overhead
         model_ms=middle([one.model for one in full]),
         outside_ms=middle([one.cycle - one.model for one in full]),
         outside_cpu_ms=middle([one.cycle_cpu - one.model_cpu for one in full]),
+        over_bare_loop=middle([one.cycle for one in full]) / middle([one.forward for one in full]),
         waited=statistics.mean(one.cycle > 2 * one.cycle_cpu for one in full),
     )
 
@@ -122,7 +129,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--model", type=Path, default=TARGET_DIR)
     parser.add_argument("--draft", type=Path, default=DRAFT_DIR)
-    parser.add_argument("--flags", default="", help="further flags of the target")
+    parser.add_argument("--flags", default=" ".join(COMPILED), help="further flags of the target")
     options = parser.parse_args()
     for streams in options.streams:
         for drafts in (False, True):
@@ -143,11 +150,17 @@ def serve_timed() -> None:
     del sys.argv[place : place + 2]
     rounds: list[Round] = []
     clock = _Clock(rounds)
-    run, step = RaggedRunner._run, Rounds.step
+    run, forward, step = RaggedRunner._run, RaggedRunner.forward, Rounds.step
 
     def timed_run(self: RaggedRunner, batch: RaggedBatch) -> torch.Tensor:
         with clock.in_model(batch.input_ids.shape[1]):
             return run(self, batch)
+
+    def timed_forward(self: RaggedRunner, *args: Any, **options: Any) -> torch.Tensor:
+        began = time.perf_counter()
+        logits = forward(self, *args, **options)
+        clock.forward = time.perf_counter() - began
+        return logits
 
     def timed_step(self: Rounds, **options: Any) -> float | None:
         come_back_at = step(self, **options)
@@ -156,6 +169,7 @@ def serve_timed() -> None:
 
     with (
         mock.patch.object(RaggedRunner, "_run", timed_run),
+        mock.patch.object(RaggedRunner, "forward", timed_forward),
         mock.patch.object(Rounds, "step", timed_step),
     ):
         try:
@@ -169,6 +183,7 @@ class _Clock:
 
     def __init__(self, rounds: list[Round]) -> None:
         self._rounds = rounds
+        self.forward = 0.0
         self._began = (0.0, 0.0)
         self._model = (0.0, 0.0)
         self._num_rows = 0
@@ -190,7 +205,8 @@ class _Clock:
             return  # nothing ran
         now = _now()
         wall, cpu = now[0] - self._began[0], now[1] - self._began[1]
-        self._rounds.append(Round(self._num_rows, wall, self._model[0], cpu, self._model[1]))
+        model, model_cpu = self._model
+        self._rounds.append(Round(self._num_rows, wall, self.forward, model, cpu, model_cpu))
         self._model = (0.0, 0.0)
         self._began = now
 

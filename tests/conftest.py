@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import torch
 from exactness.loop_thread import LoopThread, ServiceThreads
 
 # More threads than cores wait for each other by spinning, and two processes test side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for services, in other processes too
 torch.set_num_threads(1)
 
 

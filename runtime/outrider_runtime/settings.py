@@ -156,7 +156,12 @@ Level = Annotated[LogLevel, flag("--log-level", "The least that is logged.")]
 Format = Annotated[LogFormat, flag("--log-format", "How log lines look.")]
 Threads = Annotated[
     int | None,
-    flag("--threads", "Threads of a forward on CPU; as many as cores by default.", min=1),
+    flag(
+        "--threads",
+        "Threads of a forward on CPU; by default one for each core, but for one for each draft "
+        "service on the same machine.",
+        min=1,
+    ),
 ]
 KernelsOnCpu = Annotated[
     CpuKernels,

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import grpc
 import structlog
-import torch
 from outrider.v1 import draft_pb2, generation_pb2_grpc
 from outrider_runtime.certificates import ChannelCertificates
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
@@ -18,6 +17,7 @@ from outrider_runtime.errors import StartupError
 from outrider_runtime.interceptors import CallEnd
 from outrider_runtime.listening import check_address, join_address
 from outrider_runtime.metrics import CallMetrics, MetricsExporter, new_registry
+from outrider_runtime.model import threads
 from outrider_runtime.model.loader import LoadedModel, load
 from outrider_runtime.model.runner import RaggedRunner, Runner
 from outrider_runtime.recent_texts import RecentTexts
@@ -130,8 +130,8 @@ class TargetService:
         self._loop = asyncio.get_running_loop()
         check_address(settings.server.host, settings.server.port)  # before minutes of loading
         plugins = await asyncio.to_thread(load_plugins, settings.plugins)
-        if settings.model.threads is not None:
-            torch.set_num_threads(settings.model.threads)
+        neighbours = threads.on_this_machine(settings.drafts)
+        threads.choose(settings.model.threads, neighbours=neighbours)
         loaded = await asyncio.to_thread(
             load, settings.model.model, dtype=settings.model.dtype, device=settings.model.device
         )

@@ -33,7 +33,8 @@ class ModelSettings:
     """auto, cpu or cuda."""
 
     threads: int | None = None
-    """Threads of one forward on the CPU; None: torch's default."""
+    """Threads of one forward on the CPU; None: a core each, but for one for each draft service on
+    the same machine."""
 
     cpu_kernels: CpuKernels = CpuKernels.AUTO
     """Whether float32 on the CPU runs on kernels of our own."""
