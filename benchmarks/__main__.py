@@ -59,9 +59,9 @@ def _run(suite: str, options: Options, console: Console) -> None:
 def _compare(suites: list[str], folder: Path, console: Console) -> None:
     for suite in suites:
         tables = compare(suite, folder)
-        if tables is None:
-            console.print(f"{suite}: there are no two runs to compare")
-        for each in tables or []:
+        if not tables:
+            console.print(f"{suite}: no earlier run has measured the same")
+        for each in tables:
             console.print(each)
 
 

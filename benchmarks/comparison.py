@@ -10,21 +10,29 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.measurement import ratio
-from benchmarks.report import last
+from benchmarks.report import dated
 from benchmarks.tables import fastest_of_ours, title
 
 _NOTABLE = 0.05
 
 
-def compare(suite: str, folder: Path) -> list[Table] | None:
-    """A table for each cell that both runs have; None where there are not two runs."""
-    newest = last(suite, folder, 2)
-    if len(newest) < 2:
-        return None
-    before, after = (json.loads(path.read_text()) for path in newest)
-    earlier = {_key(cell): cell for cell in before["cells"]}
-    both = [(earlier[_key(cell)], cell) for cell in after["cells"] if _key(cell) in earlier]
-    return [_table(old, new, before["date"], after["date"]) for old, new in both]
+def compare(suite: str, folder: Path) -> list[Table]:
+    """A table for each cell of the newest run, against the last run that has it as well."""
+    runs = [json.loads(path.read_text()) for path in reversed(dated(suite, folder))]
+    if not runs:
+        return []
+    after, *earlier = runs
+    tables = []
+    for key, cell in _cells(after).items():
+        before = next((run for run in earlier if key in _cells(run)), None)
+        if before is not None:
+            tables.append(_table(_cells(before)[key], cell, before["date"], after["date"]))
+    return tables
+
+
+def _cells(run: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Programs of their own have their own figures, which nothing here can compare."""
+    return {_key(cell): cell for cell in run["cells"] if "program" not in cell}
 
 
 def _key(cell: Mapping[str, Any]) -> str:

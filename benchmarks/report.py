@@ -42,10 +42,10 @@ def write(result: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def last(suite: str, folder: Path, count: int) -> list[Path]:
-    """The newest files of a suite, the newest last."""
+def dated(suite: str, folder: Path) -> list[Path]:
+    """The files of a suite, the newest last."""
     # The date begins with a digit; another suite's name may begin with this one's.
-    return sorted(folder.glob(f"{suite}-[0-9]*.json"))[-count:]
+    return sorted(folder.glob(f"{suite}-[0-9]*.json"))
 
 
 def _processor() -> str:
