@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -75,10 +77,16 @@ def _arguments() -> tuple[Options, list[str], bool]:
     add("--repetitions", type=_positive, default=5)
     add("--pairs", nargs="+", choices=PAIRS, help="model pairs; default: the shipped one")
     add("--streams", nargs="+", type=_positive, help="requests at a time")
-    add("--temperatures", nargs="+", type=float, help="0 is greedy")
+    add("--temperatures", nargs="+", type=_temperature, help="0 is greedy")
     add("--prompts", type=_positive, help="prompts of each workload")
     add("--new-tokens", type=_positive, help="tokens for each prompt")
-    add("--only", nargs="+", default=[], help="parts of names of the contenders that take part")
+    add(
+        "--only",
+        nargs="+",
+        type=_pattern,
+        default=[],
+        help="regular expressions: the contenders that take part",
+    )
     add("--output", type=Path, default=RESULTS, help="folder of the JSON")
     given = vars(parser.parse_args())
     chosen, comparing = given.pop("suite"), given.pop("compare")
@@ -90,6 +98,21 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
     return number
+
+
+def _temperature(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and finite, not {text}")
+    return number
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"no regular expression: {error}") from None
+    return text
 
 
 if __name__ == "__main__":

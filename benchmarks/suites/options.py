@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ class Options:
     prompts: int | None = None
     new_tokens: int | None = None
     only: Sequence[str] = ()
-    """Parts of the names of contenders; all take part if empty."""
+    """Regular expressions, one of which a contender's name has to match; all take part if empty."""
 
     def wanted(self, name: str) -> bool:
         """Whether a contender takes part."""
-        return not self.only or any(part.lower() in name.lower() for part in self.only)
+        return not self.only or any(re.search(part, name, re.I) for part in self.only)

@@ -16,6 +16,7 @@ from rich.table import Table
 from benchmarks import plots
 from benchmarks.comparison import compare
 from benchmarks.contenders import Arrival, Outcome, Workload
+from benchmarks.digest import digest
 from benchmarks.measurement import Field, ratio
 from benchmarks.pairs.catalogue import Pair
 from benchmarks.peers import catalogue
@@ -96,7 +97,9 @@ def test_every_way_to_run_a_peer_has_an_engine_and_settings() -> None:
 
 
 def test_the_fastest_setting_is_chosen() -> None:
-    contender = Tuned("peer", [Scripted("slow", [3]), Scripted("fast", [1]), Scripted("", [2])])
+    contender = Tuned(
+        "peer", [Scripted("slow", [3]), Scripted("fast", [1.5, 1]), Scripted("", [1.2])]
+    )
     contender.tune(WORK)
     assert contender.chosen.name == "fast"
 
@@ -113,6 +116,15 @@ def test_a_table_says_how_many_times_as_fast_outrider_is_and_who_is_missing() ->
     assert "2.50" in text
     assert "another peer" in text
     assert "not installed: another" in text
+
+
+def test_a_digest_has_a_column_for_each_cell_and_says_who_is_missing() -> None:
+    cells = [cell([1, 1, 1], [2.5, 2.5, 2.5]), {**cell([1], [0.5]), "streams": 16}]
+    _, _, ours, peer, absent, speed = digest(cells).splitlines()
+    assert ours == "| Outrider plain|(the fastest)|(the fastest)|"
+    assert peer == "| peer|2.50|0.50|"
+    assert absent == "| another peer|missing|missing|"
+    assert speed == "| Outrider, tokens/s|4|4|"
 
 
 def test_a_run_is_compared_with_the_last_of_its_suite(tmp_path: Path) -> None:
