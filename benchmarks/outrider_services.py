@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +20,7 @@ PLAIN = "Outrider plain"
 DEFAULT = "Outrider, default settings"
 BEST = "Outrider, best settings"
 
-COMPILED = ("--compile", "on")
-"""Compiled before they serve: what they do until then is no part of the measurement."""
-
+_COMPILE_SECONDS = 600.0
 # Room for every stream's text, not more: the peers do not keep what they will not need either.
 _CACHE_TOKENS_PER_STREAM = 512
 _TRIALS = 3
@@ -47,6 +45,20 @@ class Services:
 
 
 @contextmanager
+def compiled(module: str, flags: Sequence[str]) -> Iterator[Service]:
+    """A service whose model is compiled before it serves, which may take minutes the first time.
+
+    What it does until then is no part of the measurement.
+    """
+    service = Service(module, [*flags, "--compile", "on"])
+    service.start(timeout=_COMPILE_SECONDS)
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+@contextmanager
 def serve(
     pair: Pair, *, streams: int, threads: int = 1, remembering: bool = False
 ) -> Iterator[Services]:
@@ -57,14 +69,14 @@ def serve(
     """
     with ExitStack() as stack:
         draft = stack.enter_context(
-            Service("outrider_draft", ["--model", str(pair.draft), "--threads", "1", *COMPILED])
+            compiled("outrider_draft", ["--model", str(pair.draft), "--threads", "1"])
         )
         flags = ["--model", str(pair.target), "--threads", str(threads), "--draft", draft.address]
-        flags += ["--max-num-seqs", str(max(16, streams)), "--dtype", "float32", *COMPILED]
+        flags += ["--max-num-seqs", str(max(16, streams)), "--dtype", "float32"]
         flags += ["--kv-cache-tokens", str(_CACHE_TOKENS_PER_STREAM * max(8, streams))]
         if not remembering:
             flags += ["--suffix-cache-tokens", "0", "--no-prefix-caching"]
-        target = stack.enter_context(Service("outrider_target", flags))
+        target = stack.enter_context(compiled("outrider_target", flags))
         client = stack.enter_context(Client(target.address, timeout=600))
         yield Services(client, target, draft, threads)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from outrider_client import Client, SpeculationConfig
-from outrider_demo.processes import Service
 
 from benchmarks import outrider_services, prompts
 from benchmarks.contenders import Outcome, Outrider, Workload
@@ -119,10 +118,9 @@ def _finish(client: Client, count: int) -> None:
 @contextmanager
 def _target(model: Path, arguments: Sequence[str]) -> Iterator[Client]:
     """A client of a target without a drafter, until the block ends."""
-    flags = ["--model", str(model), "--threads", "1", "--dtype", "float32"]
-    flags += [*outrider_services.COMPILED, *arguments]
+    flags = ["--model", str(model), "--threads", "1", "--dtype", "float32", *arguments]
     with (
-        Service("outrider_target", flags) as target,
+        outrider_services.compiled("outrider_target", flags) as target,
         Client(target.address, timeout=600) as client,
     ):
         yield client
