@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]  # no stubs among the dependencies
 
+from tools.deployment import __main__ as command
 from tools.deployment import schemas
 from tools.deployment.render import KUBERNETES, OVERLAYS, Object, of_kind, render
 from tools.deployment.rules import RULES
@@ -214,33 +215,26 @@ def test_what_kustomize_refuses_is_said_in_its_words(tmp_path: Path) -> None:
         render(tmp_path)
 
 
-# --- rollouts
+# --- the command
 
 
-def test_another_draft_model_changes_nothing_of_the_target(tmp_path: Path) -> None:
-    """What docs/operations.md says of its rollout."""
-    overlay = tmp_path / "overlay"
-    overlay.mkdir()
-    base = KUBERNETES / "overlays" / "gpu-target-cpu-drafters"
-    back = Path(*[".."] * len(overlay.resolve().parts[1:])) / base.relative_to("/")
-    (overlay / "kustomization.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "apiVersion": "kustomize.config.k8s.io/v1beta1",
-                "kind": "Kustomization",
-                "namespace": "outrider",
-                "resources": [str(back)],
-                "configMapGenerator": [
-                    {
-                        "name": "outrider-draft-model",
-                        "behavior": "merge",
-                        "literals": ["MODEL=draft-2"],
-                    }
-                ],
-            }
-        )
+def test_the_command_prints_what_is_wrong_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay = tmp_path / "kubernetes" / "broken"
+    overlay.mkdir(parents=True)
+    (overlay / "kustomization.yaml").write_text("resources: [map.yaml]\n")
+    (overlay / "map.yaml").write_text(
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: one}, dta: {}}\n"
     )
-    before, after = of_kind(render(base), "Deployment"), of_kind(render(overlay), "Deployment")
-    assert after["outrider-target"] == before["outrider-target"]
-    assert after["outrider-draft"] != before["outrider-draft"]
-    assert problems(render(overlay)) == []
+    (tmp_path / "Dockerfile").write_text("FROM python:latest\nRUN cd /\n")
+    monkeypatch.setattr(command, "OVERLAYS", (overlay,))
+    monkeypatch.setattr(command, "KUBERNETES", overlay.parent)
+    with pytest.raises(SystemExit) as caught:
+        command.main()
+    assert caught.value.code == 1
+    said = capsys.readouterr().out
+    assert "broken: ConfigMap one" in said
+    assert "'dta' was unexpected" in said
+    assert "broken: no NetworkPolicy forbids" in said
+    assert "DL3007" in said, "the linter's word for latest"
