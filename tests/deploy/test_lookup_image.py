@@ -40,12 +40,17 @@ def needed(extras: set[str]) -> set[str]:
     return found
 
 
-def test_what_the_image_installs_needs_no_torch() -> None:
+def extras() -> list[str]:
+    """Those of our distribution that the stage installs."""
     (install,) = [
         run for run in dockerfile_stages()["build-draft-lookup"].of("RUN") if "install" in run
     ]
-    (extras,) = re.findall(r"\.\[([\w,]+)\]", install)
-    found = needed(set(extras.split(",")))
+    (found,) = re.findall(r"\.\[([\w,]+)\]", install)
+    return str(found).split(",")
+
+
+def test_what_the_image_installs_needs_no_torch() -> None:
+    found = needed(set(extras()))
     assert {"grpcio", "prometheus-client", "structlog"} <= found
     assert not found & HEAVY
     assert needed({"service", "model"}) >= HEAVY, "this would notice"
@@ -57,7 +62,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image") / "outrider"
     venv.create(folder, with_pip=True)
     install = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
-    install += ["--constraint", str(ROOT / "constraints.txt"), f"{ROOT}[service]"]
+    install += ["--constraint", str(ROOT / "constraints.txt"), f"{ROOT}[{','.join(extras())}]"]
     run = subprocess.run(install, capture_output=True, text=True, timeout=600)
     if run.returncode and "No matching distribution" in run.stderr:
         pytest.skip("there is no package index here")
@@ -95,7 +100,7 @@ class TestInstalled:
         installed = {canonicalize_name(line.partition("==")[0]) for line in listing.split()}
         assert "outrider" in installed
         assert not installed & HEAVY
-        assert installed - {"pip", "setuptools"} <= needed({"service"}) | {"outrider"}
+        assert installed - {"pip", "setuptools"} <= needed(set(extras())) | {"outrider"}
 
     def test_it_is_a_small_part_of_the_environment_with_a_model(self, environment: Path) -> None:
         def size(folder: Path) -> int:
