@@ -10,6 +10,8 @@ import argparse
 import dataclasses
 import math
 import re
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ _PICTURES = Path("build/bench")
 def main() -> None:
     """Run, print, write; or compare."""
     options, chosen, comparing = _arguments()
+    # Else services and peers would outlive a run that is ended from outside.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Wide enough for the tables where the output is no terminal.
     console = Console(width=None if Console().is_terminal else 160)
     if comparing:
