@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import random
+import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -25,7 +29,7 @@ from outrider_runtime.model.layer_reading import LayerReading
 from outrider_runtime.model.runner import RaggedRunner, SequenceRows
 from transformers import PreTrainedModel
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.timeout(400)]  # the first time something is compiled
 
 
 def runner_of(name: str, compiled: Compile) -> RaggedRunner:
@@ -213,6 +217,39 @@ def test_compiling_begins_once_there_is_work_and_python_serves_meanwhile(
     gc.collect()
     assert process.poll() is not None
     assert not making.exists()
+
+
+def test_compiling_ends_with_the_service_however_that_ends() -> None:
+    code = (
+        "import subprocess, sys; "
+        "from outrider_runtime.model.compiled.workshop import end_with_the_workshop as watch; "
+        "watch(); subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    )
+    compiling = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, start_new_session=True
+    )
+    assert compiling.stdin is not None
+    with pytest.raises(subprocess.TimeoutExpired):
+        compiling.wait(0.5)
+    compiling.stdin.close()  # as the system does when a process is gone
+    assert compiling.wait(60) == -signal.SIGKILL
+    with contextlib.suppress(
+        ProcessLookupError
+    ):  # its whole group; the test's time limit ends this
+        while True:
+            os.killpg(compiling.pid, 0)
+            time.sleep(0.01)
+
+
+def test_what_a_killed_service_left_is_removed(cache: Path, quick_workshop: list[str]) -> None:
+    old, new = cache / "making-old", cache / "making-new"
+    for folder in (old, new):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    with pytest.raises(StartupError):
+        runner_of("llama", Compile.ON)
+    assert not old.exists()
+    assert new.exists()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from outrider_demo import DRAFT_DIR, TARGET_DIR
 from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.kernels.mode import CpuKernels
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.timeout(400)]  # the first time something is compiled
 
 OPTIONS: list[dict[str, Any]] = [
     {},

@@ -1,4 +1,4 @@
-"""`python -m outrider_runtime.model.compiled RECIPE PACKAGE`: what `workshop` starts."""
+"""`python -m outrider_runtime.model.compiled [--step-back] RECIPE PACKAGE`, as `workshop` does."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import torch
 
 from outrider_runtime.model.compiled.compiler import compile_forward
 from outrider_runtime.model.compiled.recipe import Recipe
+from outrider_runtime.model.compiled.workshop import STEP_BACK, end_with_the_workshop
 
 
 def main() -> None:
-    """Compile; whoever serves beside it goes first."""
-    os.nice(19)
+    """Compile."""
+    end_with_the_workshop()
+    if STEP_BACK in sys.argv:
+        os.nice(19)
     torch.set_num_threads(1)
-    recipe, package = map(Path, sys.argv[1:])
+    recipe, package = map(Path, sys.argv[-2:])
     compile_forward(Recipe.read(recipe), package)
 
 

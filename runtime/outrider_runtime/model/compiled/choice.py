@@ -59,7 +59,7 @@ class StepChoice:
             if self._place.exists():
                 self._adopt(self._place)
             elif wanted is Compile.ON:
-                self._adopt(Workshop(recipe).wait())
+                self._adopt(Workshop(recipe, step_back=False).wait())
             elif self._refusal.exists():
                 self._open = False  # tried before, in vain
                 _log.info("forward_not_compiled", why=self._refusal.read_text())
@@ -81,7 +81,7 @@ class StepChoice:
             elif self._forwards_left:
                 self._forwards_left -= 1
             else:
-                self._workshop = Workshop(self._recipe)
+                self._workshop = Workshop(self._recipe, step_back=True)
         except CompilationFailed as failure:
             self._give_up(str(failure), again=failure.again)
         except OSError as fault:

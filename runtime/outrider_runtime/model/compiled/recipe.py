@@ -15,6 +15,15 @@ from transformers import PreTrainedModel
 from outrider_runtime.model.kernels import library
 
 _SOURCES = Path(__file__).parent.parent
+_TRACED = (
+    "attention.py",
+    "compiled/compiler.py",
+    "compiled/step.py",
+    "kernels/packed_linear.py",
+    "kernels/replacement.py",
+    "kernels/row_norm.py",
+)
+"""How it is traced and called, and what is traced in place of the model's own modules."""
 _VOLATILE = ("_name_or_path",)
 """Entries of a configuration that say nothing of what the model computes."""
 _INLINED = 8
@@ -54,11 +63,8 @@ class Recipe(NamedTuple):
         """
         versions = (library.load().name, torch.__version__, transformers.__version__)
         digest = hashlib.sha256(json.dumps([*versions, *self]).encode() + library.processor())
-        # How it is traced and what is traced in place of the model's own.
-        for source in [_SOURCES / "attention.py", *sorted((_SOURCES / "compiled").glob("*.py"))]:
-            digest.update(source.read_bytes())
-        for source in sorted((_SOURCES / "kernels").glob("*.py")):
-            digest.update(source.read_bytes())
+        for source in _TRACED:
+            digest.update((_SOURCES / source).read_bytes())
         return library.cache_folder("compiled") / f"{digest.hexdigest()[:24]}.pt2"
 
     def write(self, file: Path) -> None:

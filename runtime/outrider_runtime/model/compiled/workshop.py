@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -22,6 +23,10 @@ from outrider_runtime.model.compiled.recipe import Recipe
 from outrider_runtime.model.kernels.library import KernelsUnavailable, cache_folder, compiler
 
 _log = structlog.get_logger(__name__)
+
+STEP_BACK = "--step-back"
+_MAKING = "making-"
+_LEFT_SECONDS = 3600.0
 
 
 class CompilationFailed(Exception):
@@ -41,28 +46,31 @@ class Workshop:
 
     Args:
         recipe: what to compile; the package goes to its place in the cache.
+        step_back: whether somebody is served meanwhile, who goes first.
 
     Raises:
         CompilationFailed: there is no compiler.
         OSError: the process cannot be started.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, *, step_back: bool) -> None:
         self._place = recipe.place
         try:
             compiler()
         except KernelsUnavailable as why:
             raise CompilationFailed(str(why), again=True) from None
         self._began = time.monotonic()
+        _remove_what_was_left(self._place.parent)
         # Beside its place: it is then renamed, and whoever looks sees all of it or nothing.
-        self._folder = Path(tempfile.mkdtemp(prefix="making-", dir=self._place.parent))
+        self._folder = Path(tempfile.mkdtemp(prefix=_MAKING, dir=self._place.parent))
         self._recipe = self._folder / "recipe.json"
         recipe.write(self._recipe)
-        command = [sys.executable, "-m", __package__, str(self._recipe), str(self._package)]
+        command = [sys.executable, "-m", __package__, *[STEP_BACK] * step_back]
+        command += [str(self._recipe), str(self._package)]
         with (self._folder / "log").open("w") as said:
             self._process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # never written to: see `end_with_the_workshop`
                 stdout=said,
                 stderr=said,
                 start_new_session=True,  # so that compilers it starts end with it
@@ -110,11 +118,34 @@ class Workshop:
         return self._place
 
 
+def end_with_the_workshop() -> None:
+    """In the process that compiles: ends it, with its compilers, when nobody waits any more.
+
+    However the service ended: its end of the pipe is closed then.
+    """
+
+    def watch() -> None:
+        os.read(0, 1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _remove_what_was_left(folder: Path) -> None:
+    """What compilations left behind that could not clear up."""
+    for left in folder.glob(f"{_MAKING}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
 def _clear(process: subprocess.Popen[bytes], folder: Path) -> None:
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
     shutil.rmtree(folder, ignore_errors=True)
 
 
