@@ -113,7 +113,9 @@ class Pod:
         )
 
     def _environment(self, container: Object) -> dict[str, str]:
-        found = {"OMP_NUM_THREADS": "1"}  # several of them share this machine
+        # Several of them share this machine; and images have no compiler, so that nothing is
+        # compiled while they run.
+        found = {"OMP_NUM_THREADS": "1", "OUTRIDER_COMPILE": "off"}
         maps = of_kind(self._objects, "ConfigMap")
         for source in container.get("envFrom", ()):
             found |= maps[source["configMapRef"]["name"]]["data"]

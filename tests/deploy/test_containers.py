@@ -7,6 +7,8 @@ asked, and the time they have to drain.
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,9 @@ from tools.deployment.render import KUBERNETES, Object, of_kind, render
 if reason := why_not():
     pytest.skip(reason, allow_module_level=True)
 
+# Mostly of waiting as long as a cluster would.
+pytestmark = pytest.mark.timeout(300)
+
 KEY, DRAFT_KEY = "open-sesame-open", "between-these-two"
 TARGET, DRAFT, OTHER_DRAFT = "10.77.0.11", "10.77.0.21", "10.77.0.22"
 MODELS = ROOT / "demo" / "outrider_demo" / "models"
@@ -34,6 +39,8 @@ SUFFIX = ".outrider.svc.cluster.local"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # For the pods to find: each would compile them for itself.
+    subprocess.run([sys.executable, "-m", "outrider_runtime.model.kernels"], check=True)
     folder = tmp_path_factory.mktemp("models")
     folder.chmod(0o755)  # pods read it as another user
     copy_with_checksums(MODELS / "target", folder / "target")
