@@ -41,12 +41,22 @@ test-slow: kernels node-peers ## Run the long exactness and distribution suites
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow --timeout 1800
 
 .PHONY: fuzz
-fuzz: kernels ## Random and broken messages to both services; OUTRIDER_FUZZ_FRAMES of each kind
-	$(BIN)/python -m pytest -m fuzz -s
+fuzz: kernels ## Random and broken messages to both services, OUTRIDER_FUZZ_FRAMES of them (a million)
+	$(BIN)/python -m pytest -m fuzz -q
 
 .PHONY: soak
 soak: kernels node-peers ## Run the load and chaos suites, some minutes each
 	$(BIN)/python -m pytest -m soak --timeout 1800
+
+.PHONY: soak-hour soak-short
+soak-hour: kernels ## An hour of mixed traffic with callers that leave and drafters that die; writes a report
+	PYTHONPATH=tests $(BIN)/python -m soak --seconds 3600 --report docs/reliability/soak.json
+soak-short: kernels ## The same for two minutes
+	PYTHONPATH=tests $(BIN)/python -m soak --seconds 120
+
+.PHONY: overload
+overload: kernels ## Offer 1, 2, 4 and 10 times what a target can serve; writes the curve
+	PYTHONPATH=tests $(BIN)/python -m overload --report docs/reliability/overload.json
 
 .PHONY: bench
 bench: kernels ## Compare with every peer that is installed; SUITE=name for one suite, BENCH_FLAGS for more (12 minutes or less)

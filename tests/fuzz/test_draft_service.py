@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from draft.harness import FINGERPRINT, RunningDrafter, draft_service, target
+from fuzz.figures import told
 from fuzz.lengths import SEED, lengths
 from fuzz.random_messages import MessageMaker
 from outrider.v1 import draft_pb2
@@ -93,19 +94,19 @@ def send_on_a_link(address: str, frames: list[bytes]) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-@lengths(2500)
+@lengths(2500, share=0.12)
 async def test_wild_frames_cost_at_most_their_link(num_frames: int) -> None:
     maker = MessageMaker(SEED)
     seen: collections.Counter[str] = collections.Counter()
-    async with draft_service(LookupProposer(LookupSettings())) as drafter:
-        for _ in range(0, num_frames, FRAMES_PER_LINK):
-            code = await asyncio.to_thread(send_on_a_link, drafter.address, wild(maker))
-            seen[code.name] += 1
-            if sum(seen.values()) % 20 == 0:
-                await still_serves(drafter)
-        await still_serves(drafter)
-        await drafter.until(lambda: drafter.service.worker.num_sessions == 0)
-    print(dict(seen))
+    with told("draft service", num_frames, seen):
+        async with draft_service(LookupProposer(LookupSettings())) as drafter:
+            for _ in range(0, num_frames, FRAMES_PER_LINK):
+                code = await asyncio.to_thread(send_on_a_link, drafter.address, wild(maker))
+                seen[code.name] += 1
+                if sum(seen.values()) % 20 == 0:
+                    await still_serves(drafter)
+            await still_serves(drafter)
+            await drafter.until(lambda: drafter.service.worker.num_sessions == 0)
     assert seen["OK"] > 0
     assert seen["INVALID_ARGUMENT"] > 0
 

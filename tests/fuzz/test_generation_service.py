@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from fuzz.figures import told
 from fuzz.lengths import SEED, lengths
 from fuzz.random_messages import MessageMaker
 from google.protobuf import message_factory
@@ -87,13 +88,17 @@ def outcome(caller: Caller, method: str, data: bytes) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-@lengths(2000)
+@lengths(2000, share=0.02)
 def test_wild_requests_are_served_or_refused(fuzzed: RunningService, num_frames: int) -> None:
     maker = MessageMaker(SEED)
     sensible = requests()
     methods = ["Generate"] * len(sensible) + list(sensible)
     seen: collections.Counter[str] = collections.Counter()
-    with Caller(fuzzed.address) as caller, ThreadPoolExecutor(NUM_STREAMS) as threads:
+    with (
+        told("target service", num_frames, seen),
+        Caller(fuzzed.address) as caller,
+        ThreadPoolExecutor(NUM_STREAMS) as threads,
+    ):
         for start in range(0, num_frames, BATCH):
             batch = []
             for _ in range(min(BATCH, num_frames - start)):
@@ -103,7 +108,6 @@ def test_wild_requests_are_served_or_refused(fuzzed: RunningService, num_frames:
             seen.update(code.name for code in codes)
             caller.wait_until_idle()
             assert len(collect(caller.open(ask("abc", max_new_tokens=2))).token_ids) == 2
-    print(dict(seen))
     # Were nearly all refused, nothing behind the validation was tried.
     assert seen["OK"] > num_frames // 20
     assert seen["INVALID_ARGUMENT"] > num_frames // 20
