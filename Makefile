@@ -48,6 +48,14 @@ fuzz: kernels ## Random and broken messages to both services, OUTRIDER_FUZZ_FRAM
 soak: kernels node-peers ## Run the load and chaos suites, some minutes each
 	$(BIN)/python -m pytest -m soak --timeout 1800
 
+FAULTS := tests/faults tests/exactness/test_drafter_dies.py tests/exactness/test_drafter_misbehaves.py \
+  tests/exactness/test_drafter_processes.py tests/exactness/test_two_drafters.py tests/draft/test_hostile_targets.py \
+  tests/service/test_service_faults.py tests/service/test_service_lifecycle.py tests/service/test_service_overload.py \
+  tests/service/test_service_signals.py
+.PHONY: faults
+faults: kernels ## Every row of the fault table in docs/reliability.md, those with whole processes too
+	$(BIN)/python -m pytest -m 'not fuzz and not soak' --timeout 600 $(FAULTS)
+
 .PHONY: soak-hour soak-short
 soak-hour: kernels ## An hour of mixed traffic with callers that leave and drafters that die; writes a report
 	PYTHONPATH=tests $(BIN)/python -m soak --seconds 3600 --report docs/reliability/soak.json

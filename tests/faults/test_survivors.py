@@ -19,9 +19,11 @@ from service.asking import LOOKUP, PLAIN, ask, collect
 from service.harness import Caller, RunningService
 from service.refusals import refusal
 
-POISON = 250
+POISON = [250, 1, 2]
+"""A prompt that makes the forward fail."""
+
 NUM_TOKENS = 400
-DRAFTING = {"num_assistant_tokens": 3, "num_assistant_tokens_schedule": "constant"}
+DRAFTING: dict[str, Any] = {"num_assistant_tokens": 3, "num_assistant_tokens_schedule": "constant"}
 SURVIVORS: list[dict[str, Any]] = [
     {"prompt": "abcabcab"},
     {"prompt": "xyzxyz", "do_sample": True, "top_k": 5},
@@ -82,12 +84,12 @@ def clients_that_send_garbage(service: RunningService, monkeypatch: pytest.Monke
 
 def a_fault_in_another_request(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(batch: Any) -> None:
-        if any(POISON in item.token_ids for item in batch):
+        if any(list(item.token_ids[:3]) == POISON for item in batch):
             raise RuntimeError("poisoned")
 
     monkeypatch.setattr(service.gate, "before", fail)
     with Caller(service.address) as caller:
-        call = caller.open(ask([POISON, 1, 2], max_new_tokens=5))
+        call = caller.open(ask(POISON, max_new_tokens=5))
         next(call)
         service.gate.let(FORWARDS_MEANWHILE)
         assert refusal(lambda: list(call)).code is grpc.StatusCode.INTERNAL

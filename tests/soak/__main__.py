@@ -77,7 +77,8 @@ async def _traffic(
         ]
         restarting.begin()
         started = time.monotonic()
-        tasks = [asyncio.create_task(each.run(stop)) for each in (*callers, watch)]
+        tasks = [asyncio.create_task(each.run(stop)) for each in callers]
+        tasks.append(asyncio.create_task(watch.run(stop)))
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
         took = time.monotonic() - started
         stop.set()
