@@ -98,12 +98,14 @@ def a_fault_in_another_request(service: RunningService, monkeypatch: pytest.Monk
 def a_clock_that_jumps(by: float) -> Fault:
     def jump(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
         now = time.time
-        monkeypatch.setattr(time, "time", lambda: now() + by)
         with Caller(service.address) as caller:
+            # Sent before: gRPC's Python client reckons its deadlines by this very clock.
             call = caller.open(ask("abc", max_new_tokens=3, max_time=60.0))
             first = next(call)
+            monkeypatch.setattr(time, "time", lambda: now() + by)
             service.gate.let(FORWARDS_MEANWHILE)
             answer = collect(itertools.chain([first], call))
+        monkeypatch.undo()  # and it jumps back while survivors still run
         assert answer.finish_reasons == ["LENGTH"], "max_time is no matter of the wall clock"
         assert 0 <= answer.complete.usage.total_seconds < 60
 

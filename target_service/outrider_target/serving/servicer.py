@@ -77,7 +77,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         # Stop strings may begin in the prompt: thousands of its tokens are looked at.
         state = await asyncio.to_thread(build) if generation.stop_strings else build()
         if (seconds_left := context.time_remaining()) is not None and seconds_left <= 0:
-            return  # gRPC has ended the call; what it asked for need not begin
+            # gRPC has ended the call, or is about to: a bare return could still reach the client
+            # as an answer without a word. What it asked for need not begin.
+            await context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the request began"
+            )
         async with self._running(state) as events:
             yield messages.started(generation, healed)
             skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
