@@ -129,6 +129,10 @@ class DraftTree:
         """
         if base_length > self.committed_length:
             raise CommitGap(self.committed_length)
+        if base_length == self.committed_length and not self._nodes:
+            self.token_ids.extend(token_ids)  # nothing to walk along: as most rounds, undrafted
+            self._root_depth += len(token_ids)
+            return
         known = self.token_ids[base_length : base_length + len(token_ids)]
         if list(token_ids[: len(known)]) != known:
             # The target is the only truth: what was held here belonged to another past.

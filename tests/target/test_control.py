@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from outrider_target.drafting.pricing.control import RoundTimes
 from outrider_target.drafting.pricing.rows import allot
+from outrider_target.drafting.pricing.runs import RUN
 from outrider_target.drafting.pricing.step_costs import MEASURED_ROWS, Measured, RowCurve, StepCosts
 from target.simulated_rounds import Machine, Simulation
 
@@ -137,3 +139,15 @@ def test_costs_of_rows_are_learned_from_neighbours() -> None:
     seconds = costs.seconds(4)
     marginal = (seconds(14) - seconds(4)) / seconds(4)
     assert marginal == pytest.approx(2.0 / 1.15, rel=0.2)
+
+
+def test_rounds_of_others_bring_no_trial_nearer() -> None:
+    """Else whoever takes turns with requests that do not draft meets a trial at each return."""
+    controlled = Simulation(CHEAP, useless)
+    controlled.goodput(4, 3000)  # trials are as rare as they get
+    asked = controlled.num_asked
+    for _ in range(20):
+        for _ in range(1000):
+            controlled.control.observe(RoundTimes(4, 4, 4, 0.01, 0.01, 0, False))
+        controlled.goodput(4, 50)
+    assert controlled.num_asked - asked <= 2 * 4 * RUN

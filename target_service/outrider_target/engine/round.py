@@ -219,6 +219,7 @@ class Rounds:
             num_rows=sum(len(feed.token_ids) for work in batch for feed in work.feeds),
             forward_seconds=now - began,
             cycle_seconds=None if last is None else now - last,
+            num_controlled=sum(work.sequence.controlled for work in batch),
             only_decodes=all(work.rows is not None and work.sequence.controlled for work in batch),
         )
         self.control.observe(times)

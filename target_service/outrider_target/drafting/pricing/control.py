@@ -23,7 +23,7 @@ from outrider_target.drafting.pricing.tempering import DraftTemperatures
 from outrider_target.requests.request import GenerationRequest
 
 _SMOOTHING = 0.05
-_TRIAL_WINDOW = 2
+_TRIAL_WINDOW = 1
 _LONG_MEMORY = 4096.0
 
 
@@ -39,6 +39,8 @@ class RoundTimes(NamedTuple):
     """From the batch to what its rows decide."""
     cycle_seconds: float | None
     """From the end of the last round's forward to this one's, waits included; None for a first."""
+    num_controlled: int
+    """Those of them that leave it to control what they ask and verify."""
     only_decodes: bool
     """Whether all that took part decoded, each under control."""
 
@@ -72,6 +74,11 @@ class Control:
 
     def observe(self, times: RoundTimes) -> None:
         """Learn from a round."""
+        if not times.num_controlled:
+            # Not a round of ours: else each return from others' would be met by a trial that is due.
+            self.costs.interrupted()
+            self.gate.interrupted()
+            return
         if not times.only_decodes or times.cycle_seconds is None:
             self.costs.interrupted()
             self.gate.observe(None, times.num_running)

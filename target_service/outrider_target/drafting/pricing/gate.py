@@ -49,13 +49,13 @@ class Gate:
         """Accepted tokens a round that need no answer."""
         self._pools: dict[int, Gain] = {}
         self._now = 0  # rounds
-        self._num_sequences = 1
         self._plan: deque[Regime] = deque()
         self._schedule(Regime.ASKED, Regime.QUIET, Regime.ASKED, Regime.QUIET)
         self._run = Run(Regime.ASKED, 0)
         self._before: Run | None = None
         self._last: dict[Regime, Run] = {}
         self._allowed = self._kept = 0  # answers to "may I ask?" since the last round
+        self._ratio: float | None = None  # what asking costs in batches as they are now
         self._steady: Regime | None = None
         self._interval = FIRST_INTERVAL
         self._next_trial = FIRST_INTERVAL
@@ -107,7 +107,6 @@ class Gate:
             num_sequences: Those that run.
         """
         self._now += 1
-        self._num_sequences = num_sequences
         kind = self._kind()
         if kind is not self._run.kind:
             self._before = self._last[self._run.kind] = self._run
@@ -118,7 +117,14 @@ class Gate:
             self._follow_plan()
         else:
             self._make_plan()
+        self._ratio = self.asked_over_quiet.value(num_sequences)
         self._allowed = self._kept = 0
+
+    def interrupted(self) -> None:
+        """Rounds came between that are not of this gate: no run has neighbours across them."""
+        self._run = Run(self._run.kind, self._now)
+        self._before = None
+        self._last.clear()
 
     def _decide(self, gain: Gain, *, asking: bool) -> bool:
         if self.regime is not Regime.FREE:
@@ -128,10 +134,9 @@ class Gate:
 
     def _price(self, *, asking: bool) -> float | None:
         """Tokens that a round's answer must bring: those its time would bring otherwise."""
-        ratio = self.asked_over_quiet.value(self._num_sequences)
-        if ratio is None:
+        if self._ratio is None:
             return None  # nothing speaks against it yet
-        price = max(_LEAST_PRICE, ratio - 1) * (1 + self.at_hand.mean)
+        price = max(_LEAST_PRICE, self._ratio - 1) * (1 + self.at_hand.mean)
         return price * (1 - _HYSTERESIS if asking else 1 + _HYSTERESIS)
 
     def _kind(self) -> Regime:

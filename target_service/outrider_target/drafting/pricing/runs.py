@@ -88,19 +88,23 @@ class PairedRatio:
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {}  # by size class: logarithms
+        self._ratios: dict[int, float] = {}  # of those that have enough of them
 
     def value(self, num_sequences: int) -> float | None:
         """The ratio for batches of this size, or the most similar; None until there is evidence."""
         wanted = size_class(num_sequences)
-        sizes = [size for size, found in self._samples.items() if len(found) >= _ENOUGH_SAMPLES]
-        if not sizes:
+        if wanted in self._ratios:
+            return self._ratios[wanted]
+        if not self._ratios:
             return None
-        nearest = min(sizes, key=lambda size: (abs(size - wanted), size))
-        return math.exp(statistics.median(self._samples[nearest]))
+        return self._ratios[min(self._ratios, key=lambda size: (abs(size - wanted), size))]
 
     def add(self, size: int, ratio: float) -> None:
         """Learn from a pair of runs with batches of a size class."""
-        self._samples.setdefault(size, deque(maxlen=_SAMPLES)).append(math.log(ratio))
+        samples = self._samples.setdefault(size, deque(maxlen=_SAMPLES))
+        samples.append(math.log(ratio))
+        if len(samples) >= _ENOUGH_SAMPLES:
+            self._ratios[size] = math.exp(statistics.median(samples))
 
 
 def _mean(costs: list[float]) -> float:

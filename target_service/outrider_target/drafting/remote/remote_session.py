@@ -112,19 +112,14 @@ class RemoteSession:
             rival_accepted: Tokens of the other drafter's last draft that were the target's own.
         """
         self._asking.decided(len(token_ids) - 1, rival_accepted)
-        base_length = self._tree.committed_length
-        path = self._tree.best_path(len(token_ids))
-        draft = [node.token_id for node in path]
-        self.agreement.observe(draft, token_ids)
-        self._learn_temperature(draft, token_ids)
-        self._confidence.observe(draft, [node.log_prob for node in path], token_ids)
-        if self._waiting and not self._answered and self.link is not None:
-            self.link.pace.missed()  # the round gave up on it
-        self._waiting = False
-        self._tree.commit(base_length, token_ids)
-        if draft:
-            followed = draft == list(token_ids[: len(draft)])
-            self._foresight.observe(followed=followed, ready=bool(self._tree.children()))
+        if self._waiting:
+            if not self._answered and self.link is not None:
+                self.link.pace.missed()  # the round gave up on it
+            self._waiting = False
+        if token_ids and len(self._tree):
+            self._walk(token_ids)
+        else:
+            self._tree.commit(self._tree.committed_length, token_ids)
         if window == 0 or self.link is None:
             return  # a last token needs no draft, and nothing is asked afterwards
         self._window = window
@@ -139,7 +134,7 @@ class RemoteSession:
 
     def waiting_until(self, window: int, now: float) -> float | None:
         """Until the answer is there, or waiting no longer pays."""
-        if window == 0 or not self._waiting or self._answered or now >= self._deadline:
+        if not self._waiting or window == 0 or self._answered or now >= self._deadline:
             return None
         return self._deadline
 
@@ -216,6 +211,17 @@ class RemoteSession:
         elif held_length < self._tree.committed_length:
             self._told_length = held_length
             self._ask(self.link, wait=self._synchronous)
+
+    def _walk(self, token_ids: Sequence[int]) -> None:
+        """Judge what was proposed by what was decided, and go on from there."""
+        path = self._tree.best_path(len(token_ids))
+        draft = [node.token_id for node in path]
+        self.agreement.observe(draft, token_ids)
+        self._learn_temperature(draft, token_ids)
+        self._confidence.observe(draft, [node.log_prob for node in path], token_ids)
+        self._tree.commit(self._tree.committed_length, token_ids)
+        followed = draft == list(token_ids[: len(draft)])
+        self._foresight.observe(followed=followed, ready=bool(self._tree.children()))
 
     def _learn_temperature(self, draft: Sequence[int], decided: Sequence[int]) -> None:
         """What agrees with one draft temperature says something of it, whoever has chosen it."""
