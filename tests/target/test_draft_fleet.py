@@ -10,7 +10,13 @@ from outrider_runtime.draft_tree import Proposal
 from outrider_target.drafting.drafter import DraftSession
 from outrider_target.drafting.remote.fleet import MAX_OFFENCES, DraftFleet
 from outrider_target.drafting.remote.patience import LinkPace, RoundPace, decide, patience
-from outrider_target.drafting.remote.updates import CommitTokens, Growth, OpenSession, Resync
+from outrider_target.drafting.remote.updates import (
+    CommitTokens,
+    Growth,
+    LinkFrame,
+    OpenSession,
+    Resync,
+)
 from target.batch import SPECULATION, request
 from target.fake_link import FakeLink
 
@@ -305,8 +311,8 @@ def test_frames_for_sessions_that_are_gone_are_nobodys_business(
 def test_a_wait_is_a_few_times_the_usual_one_and_never_longer_than_allowed() -> None:
     pace = LinkPace()
     pace.answered(0.004)
-    assert patience(pace, round_seconds=0.010, timeout=1.0) == pytest.approx(0.012)
-    assert patience(pace, round_seconds=0.010, timeout=0.003) == pytest.approx(0.003)
+    assert patience(pace.latency, round_seconds=0.010, timeout=1.0) == pytest.approx(0.012)
+    assert patience(pace.latency, round_seconds=0.010, timeout=0.003) == pytest.approx(0.003)
 
 
 def test_a_poor_draft_is_waited_for_once_in_64_rounds() -> None:
@@ -335,3 +341,31 @@ def test_a_silent_drafter_is_not_waited_for_until_it_answers() -> None:
     assert sum(asked) == 10, "or it would never be heard of again"
     pace.answered(0.004)
     assert waits()
+
+
+def opened_on_a_known_link(fleet: DraftFleet, reading: float | None) -> DraftSession:
+    fleet.links[0].pace.latency, fleet.links[0].pace.reading = 0.5, reading
+    return open_session(fleet, synchronous=False)
+
+
+def test_a_first_draft_is_waited_for_where_that_pays(fleet: DraftFleet, link: FakeLink) -> None:
+    """A round takes 10 s here: three tokens that are read in 3 s are worth a wait, in 30 s not."""
+    patient = opened_on_a_known_link(fleet, 1.0)
+    assert patient.waiting_until(3, time.monotonic()) is not None
+    link.answer()
+    assert patient.waiting_until(3, time.monotonic()) is None
+    assert drafted(patient, 3) == [13, 14, 15]
+    assert opened_on_a_known_link(fleet, 10.0).waiting_until(3, time.monotonic()) is None
+    assert opened_on_a_known_link(fleet, None).waiting_until(3, time.monotonic()) is None
+
+
+def test_how_long_texts_take_to_be_read_is_learned_from_first_answers(
+    fleet: DraftFleet, link: FakeLink
+) -> None:
+    pace = fleet.links[0].pace
+    pace.latency = 0.5
+    open_session(fleet, synchronous=False)
+    (number,) = link.sessions
+    fleet.handle(LinkFrame(0, time.monotonic() + 3.5, [Growth(number, 3, [], True)], []))
+    assert pace.reading == pytest.approx(1.0, rel=0.01), "three tokens, beyond the usual latency"
+    assert pace.opening(10) == pytest.approx(10.5, rel=0.01)

@@ -68,10 +68,17 @@ class Rounds:
         self._silences: list[Silence] = []  # of the round under way
         self.num_generated_tokens = 0
 
-    def step(self, *, meanwhile: Callable[[], None] = lambda: None) -> float | None:
+    def step(
+        self,
+        *,
+        before: Callable[[], None] = lambda: None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> float | None:
         """Run one round if any sequence is ready.
 
         Args:
+            before: Sends what drafters are told, before the forward: sessions that were opened a
+                moment ago are then drafted for while their prompts are read here.
             meanwhile: Takes in what arrived during the forward, before its tokens are committed:
                 drafts that are there already are then neither asked for nor waited for.
 
@@ -96,6 +103,7 @@ class Rounds:
             return 0.0 if plan.faults else self._come_back_at(plan.wait_until)
         num_accepted, num_tokens = self.totals.num_accepted_tokens, self.num_generated_tokens
         self._silences.clear()
+        before()
         verified, times = self._timed_verify(batch)
         meanwhile()
         for work, own in verified:

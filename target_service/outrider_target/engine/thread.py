@@ -163,7 +163,9 @@ class Engine:
             come_back_at: float | None = None
             while not self._stopping:
                 self._take_commands(come_back_at)
-                come_back_at = self._rounds.step(meanwhile=self._take_commands_now)
+                come_back_at = self._rounds.step(
+                    before=self._fleet.flush, meanwhile=self._take_commands_now
+                )
                 self._fleet.flush()
                 self._flush()
                 self._live = {state for state in self._live if not state.finished}

@@ -58,6 +58,8 @@ class LinkPace:
 
     latency: float = 0.0
     """Smoothed seconds from asking to the wanted window; 0 before the first answer."""
+    reading: float | None = None
+    """Smoothed seconds a token that a text takes to be read first; None before the first text."""
     unanswered: int = 0
     unwaited: int = 0
     """Rounds in which it did not pay to wait, since the last probe."""
@@ -70,6 +72,21 @@ class LinkPace:
             self.latency = seconds
         else:
             self.latency += _SMOOTHING * (seconds - self.latency)
+
+    def opened(self, seconds: float, num_tokens: int) -> None:
+        """Learn from the first answer of a session, whose text had to be read before."""
+        self.unanswered = 0
+        if self.latency == 0.0:
+            return  # what of it was reading?
+        reading = max(0.0, seconds - self.latency) / num_tokens
+        if self.reading is None:
+            self.reading = reading
+        else:
+            self.reading += _SMOOTHING * (reading - self.reading)
+
+    def opening(self, num_tokens: int) -> float | None:
+        """Expected seconds to the first answer for such a text; None when nothing is known."""
+        return None if self.reading is None else self.latency + num_tokens * self.reading
 
     def missed(self) -> None:
         """Learn from a wait that ended without an answer."""
@@ -114,6 +131,6 @@ def decide(pace: LinkPace, *, worth: float, dispensable: bool) -> Question:
     return Question(ask=probe or not dispensable, wait=probe and not pace.stalled)
 
 
-def patience(pace: LinkPace, *, round_seconds: float, timeout: float) -> float:
-    """Seconds to wait for an answer that is waited for; at most `timeout`."""
-    return min(max(_SCATTER * pace.latency, round_seconds), timeout)
+def patience(usual: float, *, round_seconds: float, timeout: float) -> float:
+    """Seconds to wait for an answer that usually takes so long; at most `timeout`."""
+    return min(max(_SCATTER * usual, round_seconds), timeout)

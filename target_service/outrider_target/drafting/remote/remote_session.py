@@ -30,7 +30,7 @@ MAX_NODES = 256
 """Nodes granted to a session's tree. Far above any window; a drafter that exceeds it floods."""
 
 _SHARE_OF_WAIT = 0.5
-"""Beside another drafter, the wait may take this share of what it saves: the question costs rows,
+"""Beside another drafter, or for a first token, the wait may take this share of what it saves: the question costs rows,
 frames and, on a shared machine, time of the target as well."""
 
 _MAX_UNANSWERED = 64
@@ -80,6 +80,7 @@ class RemoteSession:
         self._confidence = ConfidenceThreshold(request.speculation.confidence_threshold)
         self._window = 1
         self._asked: dict[int, float] = {}  # committed length told -> when, until answered
+        self._opening: tuple[int, float] | None = None  # the same of what it was opened with
         self._complete_at = -1  # committed length for which the drafter has nothing more
         self._deadline = 0.0  # until when to wait for the answer
         self._waiting = False
@@ -183,6 +184,7 @@ class RemoteSession:
             self.link.sessions.pop(self.number, None)
         self.link = None
         self.opened = self._waiting = False
+        self._opening = None
         self._tree = DraftTree(self._tree.token_ids)
 
     def grow(self, growth: Growth, arrived_at: float) -> int:
@@ -195,6 +197,7 @@ class RemoteSession:
         )
         if growth.complete:
             self._complete_at = growth.base_length
+        self._learn_opening(growth, arrived_at)
         # A late answer tells as much about the drafter's pace as one in time.
         asked_at = self._asked.get(growth.base_length)
         if asked_at is not None and (growth.complete or self._answered):
@@ -202,6 +205,14 @@ class RemoteSession:
                 self.link.pace.answered(max(0.0, arrived_at - asked_at))
             self._asked = {b: t for b, t in self._asked.items() if b > growth.base_length}
         return outcome.offences
+
+    def _learn_opening(self, growth: Growth, arrived_at: float) -> None:
+        if self._opening is None or self.link is None:
+            return
+        length, opened_at = self._opening
+        if growth.base_length == length and (growth.complete or self._answered):
+            self.link.pace.opened(max(0.0, arrived_at - opened_at), length)
+            self._opening = None
 
     def resync(self, held_length: int) -> None:
         """Send what the drafter has lost."""
@@ -276,18 +287,37 @@ class RemoteSession:
             self._draft_temperature,
             self._limits(),
         )
-        # Adaptively, nothing waits: the drafter reads the whole text first, and the first token
-        # comes sooner without it.
-        self._tell(link, opened, wait=self._synchronous)
+        usual = link.pace.opening(len(token_ids))
+        self._opening = len(token_ids), time.monotonic()
+        self._tell(link, opened, wait=self._synchronous or self._awaits(usual), usual=usual)
+
+    def _awaits(self, opening: float | None) -> bool:
+        """Whether the first draft is waited for: the first token comes later, the next sooner."""
+        worth = _SHARE_OF_WAIT * self._round_pace.seconds * self.agreement.accepted_per_draft
+        return opening is not None and opening <= worth
 
     def _ask(self, link: LinkState, *, wait: bool) -> None:
         """Tell all tokens that the drafter has not heard of; that asks for more."""
         untold = tuple(self._tree.token_ids[self._told_length :])
         update = CommitTokens(self.number, self._told_length, untold, self._limits())
-        self._tell(link, update, wait=wait)
+        self._tell(link, update, wait=wait, usual=link.pace.latency)
 
-    def _tell(self, link: LinkState, update: OpenSession | CommitTokens, *, wait: bool) -> None:
-        """Put an update into the round's frame, and set the time until which to wait."""
+    def _tell(
+        self,
+        link: LinkState,
+        update: OpenSession | CommitTokens,
+        *,
+        wait: bool,
+        usual: float | None,
+    ) -> None:
+        """Put an update into the round's frame, and set the time until which to wait.
+
+        Args:
+            link: Where it goes.
+            update: What is told.
+            wait: Whether to wait for the answer.
+            usual: Seconds that such an answer takes; None when that is not known.
+        """
         link.pending.append(update)
         now = time.monotonic()
         self._told_length = self._tree.committed_length
@@ -298,7 +328,8 @@ class RemoteSession:
             self._asked.pop(next(iter(self._asked)))
         timeout = self._request.speculation.timeout_seconds
         if not self._synchronous:
-            timeout = patience(link.pace, round_seconds=self._round_pace.seconds, timeout=timeout)
+            pace = self._round_pace.seconds
+            timeout = patience(usual or 0.0, round_seconds=pace, timeout=timeout)
         self._waiting = wait and timeout > 0 and not link.pace.stalled
         self._deadline = now + timeout
 
