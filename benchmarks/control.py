@@ -32,12 +32,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contenders import Outcome, Outrider, Workload
+from benchmarks.outrider_services import compiled
 
 Method = Literal["combined", "remote"]
 
 _PLAIN = "plain"
 _PLAIN_AGAIN = "plain again"
 _METHODS: tuple[Method, ...] = ("combined", "remote")
+_DRAFTER = ("--model", str(DRAFT_DIR), "--threads", "1")
 _PROSE = (
     "The harbour was quiet that morning, and the old ferry",
     "When the letter finally came, nobody in the house wanted to",
@@ -94,7 +96,7 @@ def main() -> None:
 
 def _useless(new_tokens: int) -> Iterator[Cell]:
     with _target("benchmarks.scripted_drafter", []) as client:
-        for streams, count in ((1, 8), (4, 12), (16, 32)):
+        for streams, count in ((1, 12), (4, 24), (16, 64)):
             for sampled in (False, True):
                 work = Workload(_code(count), streams, sampled, new_tokens)
                 yield Cell(_describe(streams, sampled), work, _controlled(client))
@@ -118,7 +120,7 @@ def _perfect(new_tokens: int) -> Iterator[Cell]:
 def _mixed(new_tokens: int) -> Iterator[Cell]:
     prompts = [*_code(4), *_PROSE, *_REPETITION]
     random.Random(7).shuffle(prompts)
-    with _target("outrider_draft", ["--model", str(DRAFT_DIR), "--threads", "1"]) as client:
+    with _target("outrider_draft", [*_DRAFTER, "--compile", "on"]) as client:
         for streams in (1, 8):
             for sampled in (False, True):
                 for method in _METHODS:
@@ -180,7 +182,7 @@ def _target(drafter: str | None, arguments: Sequence[str]) -> Iterator[Client]:
         target = ["--model", str(TARGET_DIR), "--threads", "1", "--suffix-cache-tokens", "0"]
         if drafter is not None:
             target += ["--draft", stack.enter_context(Service(drafter, arguments)).address]
-        service = stack.enter_context(Service("outrider_target", target))
+        service = stack.enter_context(compiled("outrider_target", target))
         yield stack.enter_context(Client(service.address, timeout=600))
 
 
@@ -199,7 +201,7 @@ def _measure(cell: Cell, repetitions: int) -> dict[str, object]:
             outcomes[contender.name].append(contender.run(cell.work))
     speeds = {name: [o.num_tokens / o.seconds for o in runs] for name, runs in outcomes.items()}
     plain = [*map(statistics.fmean, zip(speeds[_PLAIN], speeds[_PLAIN_AGAIN], strict=True))]
-    base = {name: plain for name in speeds} | {_PLAIN_AGAIN: speeds[_PLAIN]}
+    base = dict.fromkeys(speeds, plain) | {_PLAIN_AGAIN: speeds[_PLAIN]}
     plain_tokens = outcomes[_PLAIN][-1].token_ids
     rows = {
         name: {

@@ -168,7 +168,7 @@ def _measure_all(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _set_up(stack: ExitStack, options: argparse.Namespace, step_delay: float) -> Bench:
     of_draft, of_target = MetricsPage(), MetricsPage()
-    alone = ["--threads", "1", "--metrics-port"]
+    alone = ["--threads", "1", "--compile", "on", "--metrics-port"]
     drafter = Service("outrider_draft", ["--model", str(DRAFT_DIR), *alone, str(of_draft.port)])
     line = stack.enter_context(SlowLine(stack.enter_context(drafter).address))
     arguments = ["--model", str(TARGET_DIR), "--draft", line.address, *alone, str(of_target.port)]

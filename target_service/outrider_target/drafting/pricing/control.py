@@ -75,7 +75,7 @@ class Control:
     def observe(self, times: RoundTimes) -> None:
         """Learn from a round."""
         if not times.num_controlled:
-            # Not a round of ours: else each return from others' would be met by a trial that is due.
+            # Not a round of ours, else each return from others' would be met by a trial.
             self.costs.interrupted()
             self.gate.interrupted()
             return

@@ -30,8 +30,8 @@ MAX_NODES = 256
 """Nodes granted to a session's tree. Far above any window; a drafter that exceeds it floods."""
 
 _SHARE_OF_WAIT = 0.5
-"""Beside another drafter, or for a first token, the wait may take this share of what it saves: the question costs rows,
-frames and, on a shared machine, time of the target as well."""
+"""Beside another drafter, or for a first token, the wait may take this share of what it saves: the
+question costs rows, frames and, on a shared machine, time of the target as well."""
 
 _MAX_UNANSWERED = 64
 """Commits of a session whose answers may be outstanding before the oldest is given up."""
