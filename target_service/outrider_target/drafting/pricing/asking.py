@@ -22,6 +22,11 @@ class Asking:
         self.allowed = False
         """Whether it may ask for its next round."""
 
+    @property
+    def rests(self) -> bool:
+        """Whether it need not ask: it is settled that nobody may."""
+        return self._gate is not None and self._gate.resting and not self.allowed
+
     def ask(self) -> bool:
         """Settle whether it may ask for its next round."""
         self.allowed = self._gate is None or self._gate.allows(self._gain, asking=self.allowed)

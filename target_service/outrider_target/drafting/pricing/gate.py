@@ -17,6 +17,7 @@ from collections import deque
 
 from outrider_target.drafting.pricing.gain import Gain
 from outrider_target.drafting.pricing.runs import RUN, SETTLING, PairedRatio, Regime, Run
+from outrider_target.drafting.pricing.step_costs import size_class
 
 LONG_RUN = 32
 """Rounds of a trial that looks promising after the first of them."""
@@ -56,6 +57,7 @@ class Gate:
         self._last: dict[Regime, Run] = {}
         self._allowed = self._kept = 0  # answers to "may I ask?" since the last round
         self._ratio: float | None = None  # what asking costs in batches as they are now
+        self._resting_at: int | None = None  # size class of the batches that rest
         self._steady: Regime | None = None
         self._interval = FIRST_INTERVAL
         self._next_trial = FIRST_INTERVAL
@@ -73,8 +75,15 @@ class Gate:
         """What the last round was like."""
         return self._run.kind
 
+    @property
+    def resting(self) -> bool:
+        """Whether it is settled for now that nobody asks: rounds then need no bookkeeping."""
+        return self._resting_at is not None
+
     def gain_of(self, temperature: int) -> Gain:
         """A new sequence's gain; those of a temperature class share what they learn."""
+        if temperature not in self._pools:
+            self._resting_at = None  # of these nothing is known
         return Gain(self._pools.setdefault(temperature, Gain()))
 
     def allows(self, gain: Gain, *, asking: bool) -> bool:
@@ -107,6 +116,9 @@ class Gate:
             num_sequences: Those that run.
         """
         self._now += 1
+        if self._resting_at == size_class(num_sequences) and self._now < self._next_event - RUN:
+            self._allowed = self._kept = 0
+            return
         kind = self._kind()
         if kind is not self._run.kind:
             self._before = self._last[self._run.kind] = self._run
@@ -118,13 +130,29 @@ class Gate:
         else:
             self._make_plan()
         self._ratio = self.asked_over_quiet.value(num_sequences)
+        self._resting_at = size_class(num_sequences) if self._settled(kind) else None
         self._allowed = self._kept = 0
 
     def interrupted(self) -> None:
         """Rounds came between that are not of this gate: no run has neighbours across them."""
         self._run = Run(self._run.kind, self._now)
         self._before = None
+        self._resting_at = None
         self._last.clear()
+
+    @property
+    def _next_event(self) -> int:
+        """The round at which something is to be timed, or later."""
+        return min(self._next_trial, self._next_plain) if self._plain_interval else self._next_trial
+
+    def _settled(self, kind: Regime) -> bool:
+        """Whether nobody asks, the run has been compared, and no sequence has reason to."""
+        if self._plan or kind is not Regime.QUIET or not self._run.complete:
+            return False
+        price = self._price(asking=False)
+        return price is not None and all(
+            pool.known and pool.mean <= price for pool in self._pools.values()
+        )
 
     def _decide(self, gain: Gain, *, asking: bool) -> bool:
         if self.regime is not Regime.FREE:

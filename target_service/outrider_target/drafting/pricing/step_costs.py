@@ -112,7 +112,8 @@ class StepCosts:
     def observe(self, num_sequences: int, num_rows: int, seconds: float) -> None:
         """Learn from a round that decoded and did nothing else."""
         batch = self._batches.setdefault(size_class(num_sequences), _Batch())
-        self._compare(batch, num_sequences, num_rows, seconds)
+        if self._last is None or self._last[:2] != (num_sequences, num_rows):
+            self._compare(batch, num_sequences, num_rows, seconds)
         plain = self.curve(num_sequences)
         cost = plain + batch.correction * (self.curve(num_rows) - plain)
         if batch.seconds_per_cost == 0.0:

@@ -112,6 +112,12 @@ class RemoteSession:
                 None without another drafter.
             rival_accepted: Tokens of the other drafter's last draft that were the target's own.
         """
+        if self._asking.rests and not self._waiting and not len(self._tree):
+            self._tree.commit(self._tree.committed_length, token_ids)
+            self._window = window or self._window
+            if rival is not None:
+                self._asking.decided(len(token_ids) - 1, rival_accepted)
+            return
         self._asking.decided(len(token_ids) - 1, rival_accepted)
         if self._waiting:
             if not self._answered and self.link is not None:
