@@ -151,3 +151,21 @@ def test_rounds_of_others_bring_no_trial_nearer() -> None:
             controlled.control.observe(RoundTimes(4, 4, 4, 0.01, 0.01, 0, False))
         controlled.goodput(4, 50)
     assert controlled.num_asked - asked <= 2 * 4 * RUN
+
+
+def test_where_nobody_asks_sequences_rest_until_the_next_trial_or_a_new_kind_of_request() -> None:
+    controlled = Simulation(CHEAP, useless)
+    controlled.goodput(4, 1000)
+    gate = controlled.control.gate
+    assert gate.resting
+    gate.gain_of(3)  # the first sampled request: of those nothing is known
+    assert not gate.resting
+    asked = controlled.num_asked
+    controlled.goodput(4, 3000)
+    assert controlled.num_asked > asked, "trials go on"
+
+
+def test_a_drafter_that_is_of_use_leaves_no_rest() -> None:
+    controlled = Simulation(CHEAP, perfect)
+    controlled.goodput(4, 500)
+    assert not controlled.control.gate.resting

@@ -79,6 +79,9 @@ class Control:
             self.costs.interrupted()
             self.gate.interrupted()
             return
+        if times.num_rows == times.num_sequences and self.gate.rest(times.num_running):
+            self.costs.interrupted()
+            return
         if not times.only_decodes or times.cycle_seconds is None:
             self.costs.interrupted()
             self.gate.observe(None, times.num_running)

@@ -107,6 +107,17 @@ class Gate:
         if self._trial is not None:
             self._trial.append((gain, tokens))
 
+    def rest(self, num_sequences: int) -> bool:
+        """Count a round of so many from which nothing is to be learned; whether it was one.
+
+        The last rounds before something is to be timed are what that is compared with.
+        """
+        if self._resting_at != size_class(num_sequences) or self._now >= self._next_event - 2 * RUN:
+            return False
+        self._now += 1
+        self._allowed = self._kept = 0
+        return True
+
     def observe(self, cost: float | None, num_sequences: int) -> None:
         """Learn from a round, and settle what holds for the next.
 
@@ -116,9 +127,6 @@ class Gate:
             num_sequences: Those that run.
         """
         self._now += 1
-        if self._resting_at == size_class(num_sequences) and self._now < self._next_event - RUN:
-            self._allowed = self._kept = 0
-            return
         kind = self._kind()
         if kind is not self._run.kind:
             self._before = self._last[self._run.kind] = self._run
