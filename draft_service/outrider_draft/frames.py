@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from typing import Literal, NamedTuple, cast
 
 from outrider.v1 import draft_pb2, generation_config_pb2, speculation_pb2
@@ -218,6 +219,8 @@ def _parameters(
         raise _Malformed(f"generation_config.{error}") from error
     except (ArithmeticError, ValueError) as error:  # a float that is none, and the like
         raise _Malformed("generation_config: a value makes no sense") from error
+    if not all(map(math.isfinite, _floats_named(parameters))):
+        raise _Malformed("generation_config: a value is not a finite number")
     highest = max(_ids_named(parameters), default=0)
     if highest >= bounds.target_vocab_size:
         raise _Malformed(
@@ -232,6 +235,17 @@ def _lookbehind(config: generation_config_pb2.GenerationConfig, name: Lookbehind
         return cast("int", GLOBAL_DEFAULTS[name])
     said: int = getattr(config, name)
     return min(said, MAX_LOOKBEHIND)
+
+
+def _floats_named(parameters: SamplingParameters) -> Iterator[float]:
+    """All numbers that shape scores: with one that is none every score would become none."""
+    for field in fields(parameters):
+        value = getattr(parameters, field.name)
+        if isinstance(value, float):
+            yield value
+    if parameters.exponential_decay_length_penalty is not None:
+        yield parameters.exponential_decay_length_penalty[1]
+    yield from (phrase.bias for phrase in parameters.sequence_bias)
 
 
 def _ids_named(parameters: SamplingParameters) -> Iterator[int]:
