@@ -10,10 +10,11 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from outrider_runtime.errors import InvalidRequest, UnsupportedOption
+from outrider_runtime.errors import InvalidRequest, Overloaded, UnsupportedOption
 from outrider_runtime.tokenizer import backend
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -33,8 +34,9 @@ _END = "<|outrider: end of text|>"
 are, need not be known when the vocabulary is read."""
 
 _MAX_AT_ONCE = 2
-"""Grammars compiled at a time: the worker threads tokenize prompts as well."""
+"""Grammars compiled at a time, each in a thread of a pool that nothing else waits for."""
 _MAX_SECONDS = 5.0
+"""That one may take, and that one may wait for its turn before."""
 _MAX_TOKEN_BYTES = 255
 """Of a token that llguidance can hold; it panics at longer ones."""
 _MAX_LEXER_STATES = 20_000
@@ -77,6 +79,7 @@ class GrammarCompiler:
         self._vocabulary: _Vocabulary | None = None
         self._reading = threading.Lock()
         self._turns = asyncio.Semaphore(_MAX_AT_ONCE)
+        self._threads = ThreadPoolExecutor(_MAX_AT_ONCE, thread_name_prefix="grammar")
 
     async def compile(self, structure: Structure) -> Form:
         """Compile a form.
@@ -84,22 +87,33 @@ class GrammarCompiler:
         Raises:
             InvalidRequest: It makes no sense, is too costly, or no text has it; names the field.
             UnsupportedOption: llguidance is not installed.
+            Overloaded: Others are being compiled, and take long.
         """
         if structure.form is TextForm.TOKEN_CHOICES:
             return TokenTrie(
                 structure.token_lists, field=structure.field, vocab_size=self._vocab_size
             )
+        loop = asyncio.get_running_loop()
         vocabulary = self._vocabulary
         if vocabulary is None:
-            vocabulary = await asyncio.to_thread(self._read_vocabulary)
-        await self._turns.acquire()
-        work = asyncio.ensure_future(asyncio.to_thread(self._compile, structure, vocabulary))
+            vocabulary = await loop.run_in_executor(self._threads, self._read_vocabulary)
+        await self._begin_turn()
+        work = loop.run_in_executor(self._threads, self._compile, structure, vocabulary)
         work.add_done_callback(self._end_turn)
         try:
             return await asyncio.wait_for(asyncio.shield(work), _MAX_SECONDS)
         except TimeoutError:
             why = f"takes longer than {_MAX_SECONDS:g} s to compile"
             raise InvalidRequest(structure.field, why) from None
+
+    async def _begin_turn(self) -> None:
+        """Wait for a turn. Those who have one may never end it: nobody waits for ever."""
+        try:
+            async with asyncio.timeout(_MAX_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            why = "the forms of other requests take long to compile; retry later"
+            raise Overloaded(_MAX_SECONDS, why) from None
 
     def _end_turn(self, work: asyncio.Future[Grammar]) -> None:
         """A thread cannot be stopped: the turn ends with its work, whether or not one waits."""
