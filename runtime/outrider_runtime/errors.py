@@ -126,6 +126,19 @@ class Overloaded(OutriderError):
         super().__init__(message, retry_after=retry_after)
 
 
+class TooManyStreams(OutriderError):
+    """The caller has as many streams open as it may."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = Reason.TOO_MANY_STREAMS
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"this caller has {most} open streams and may not have more; retry when one has ended",
+            retry_after=1.0,
+        )
+
+
 class Draining(OutriderError):
     """The server is going away."""
 

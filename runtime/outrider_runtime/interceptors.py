@@ -22,9 +22,17 @@ from outrider_contract.metadata import AUTHORIZATION, BEARER_PREFIX, REQUEST_ID
 
 from outrider_runtime import health
 from outrider_runtime.callers import CallerKeys
-from outrider_runtime.errors import InternalError, InvalidRequest, OutriderError, Unauthenticated
+from outrider_runtime.errors import (
+    InternalError,
+    InvalidRequest,
+    OutriderError,
+    TooManyStreams,
+    Unauthenticated,
+)
+from outrider_runtime.open_streams import OpenStreams
 from outrider_runtime.request_context import (
     choose_request_id,
+    current_caller,
     set_caller,
     set_request_id,
     text_metadata,
@@ -68,6 +76,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
       log context and back as initial metadata.
     - With keys, every service but the open ones demands `authorization: Bearer KEY`. Whose key it
       is, or else whose certificate, goes into the log context.
+    - A caller with as many open streams as it may have gets no other. Whoever has no name is told
+      apart by address.
     - `OutriderError` ends the call with its rich status. Anything else ends it with INTERNAL, the
       request id and nothing more, and is logged with its traceback. Cancellation passes.
     - Bytes that are no message end the call with INVALID_ARGUMENT; grpc.aio itself would answer
@@ -83,8 +93,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         open_services: frozenset[str] = frozenset({health.SERVICE_NAME}),
         observe: CallObserver | None = None,
         tracer: Tracer | None = None,
+        max_streams_per_caller: int | None = None,
     ) -> None:
         self._tracer = tracer
+        most = max_streams_per_caller
+        self._open_streams = None if most is None else OpenStreams(most)
         self._keys = keys or CallerKeys()
         self._open_services = open_services
         self._observe = observe
@@ -116,6 +129,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         else:
             wrap, behaviour = grpc.unary_unary_rpc_method_handler, handler.unary_unary
         if inspect.isasyncgenfunction(behaviour):
+            if self._open_streams is not None and not self._is_open(method):
+                behaviour = _as_one_of_few(behaviour, self._open_streams)
             wrapped = self._around_generator(method, behaviour)
         elif inspect.iscoroutinefunction(behaviour):
             wrapped = self._around_coroutine(method, behaviour)
@@ -201,10 +216,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     CallEnd(method, code, time.monotonic() - started, reason, caller or "")
                 )
 
+    def _is_open(self, method: str) -> bool:
+        return method.strip("/").partition("/")[0] in self._open_services
+
     def _caller(self, method: str, metadata: dict[str, str], context: Context) -> str | None:
         """Who calls, by key, else by certificate; empty: anybody; None: somebody who may not."""
-        service = method.strip("/").partition("/")[0]
-        if service in self._open_services:
+        if self._is_open(method):
             return ""
         if not self._keys.required:
             names = context.auth_context().get("x509_common_name", ())
@@ -213,6 +230,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if not sent.startswith(BEARER_PREFIX):
             return None
         return self._keys.name_of(sent.removeprefix(BEARER_PREFIX))
+
+
+def _as_one_of_few(behaviour: Callable[..., Any], open_streams: OpenStreams) -> Callable[..., Any]:
+    async def stream(request: object, context: Context) -> AsyncIterator[Any]:
+        try:
+            with open_streams.one_more(current_caller() or _address(context)):
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+        except TooManyStreams:
+            await _first_message(request)
+            raise
+
+    return stream
+
+
+def _address(context: Context) -> str:
+    """Where a call comes from, without the port, which changes with each connection."""
+    return context.peer().rpartition(":")[0]
 
 
 async def _first_message(request: object) -> None:
@@ -227,7 +263,8 @@ async def _first_message(request: object) -> None:
 def _log_refusal(error: OutriderError) -> None:
     """One line a refusal, without its text, which may quote the request."""
     # A flood of requests must not become one of lines: those are counted.
-    level = logging.DEBUG if error.reason is Reason.OVERLOADED else logging.INFO
+    floods = (Reason.OVERLOADED, Reason.TOO_MANY_STREAMS)
+    level = logging.DEBUG if error.reason in floods else logging.INFO
     _log.log(level, "call_refused", code=error.code.name, reason=error.reason, field=error.field)
 
 

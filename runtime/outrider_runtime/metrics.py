@@ -65,7 +65,7 @@ def histogram(
     return family
 
 
-_WATCHED = (Reason.INTERNAL, Reason.OVERLOADED)
+_WATCHED = (Reason.INTERNAL, Reason.OVERLOADED, Reason.TOO_MANY_STREAMS)
 """Shown at 0 from a method's first call on: a rate does not see a counter that begins at 1."""
 
 

@@ -70,6 +70,8 @@ class ServerSettings:
     """More such keys, with the names of who has them: see `callers`."""
     insecure: bool = False
     """Whether to listen to other machines without TLS."""
+    max_streams_per_caller: int | None = None
+    """Open streams of one caller; more are refused. None: any number."""
     grace_seconds: float = 30
     """How long running calls may go on after the server was told to stop."""
     health_port: int | None = None
@@ -101,7 +103,12 @@ class GrpcServer:
         self._settings = settings
         self._services = services
         keys = CallerKeys(settings.api_key, settings.api_keys_file)
-        self._interceptor = CallInterceptor(keys, observe=observe, tracer=tracer)
+        self._interceptor = CallInterceptor(
+            keys,
+            observe=observe,
+            tracer=tracer,
+            max_streams_per_caller=settings.max_streams_per_caller,
+        )
         self._health = health.HealthServicer(name for name, _ in services)
         self._server: grpc.aio.Server | None = None
         self._health_server: grpc.aio.Server | None = None

@@ -117,6 +117,14 @@ Insecure = Annotated[
     bool,
     flag("--insecure", "Listen to other machines without TLS: all is sent in the clear."),
 ]
+MaxStreamsPerCaller = Annotated[
+    int | None,
+    flag(
+        "--max-streams-per-caller",
+        "Streams that one caller may have open; more are refused. Any number by default.",
+        min=1,
+    ),
+]
 Grace = Annotated[
     float,
     flag("--grace", "Seconds that running calls may go on after SIGTERM.", min=0),

@@ -24,6 +24,7 @@ from outrider_runtime.settings import (
     Insecure,
     KernelsOnCpu,
     Level,
+    MaxStreamsPerCaller,
     MetricsPort,
     OtlpTracesEndpoint,
     Port,
@@ -237,6 +238,7 @@ def serve(
     api_key: ApiKey = None,
     api_keys_file: ApiKeysFile = None,
     insecure: Insecure = False,
+    max_streams_per_caller: MaxStreamsPerCaller = None,
     grace: Grace = 30,
     metrics_port: MetricsPort = None,
     metrics_by_caller: Annotated[
@@ -278,6 +280,7 @@ def serve(
             api_key=api_key,
             api_keys_file=api_keys_file,
             insecure=insecure,
+            max_streams_per_caller=max_streams_per_caller,
             grace_seconds=grace,
             health_port=health_port,
         ),

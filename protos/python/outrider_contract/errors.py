@@ -43,6 +43,9 @@ class Reason(StrEnum):
     OVERLOADED = "OVERLOADED"
     """Too many requests wait; RetryInfo says when to come back. RESOURCE_EXHAUSTED."""
 
+    TOO_MANY_STREAMS = "TOO_MANY_STREAMS"
+    """The caller has as many streams open as it may; RetryInfo as above. RESOURCE_EXHAUSTED."""
+
     DRAINING = "DRAINING"
     """The server is going away and takes nothing new. UNAVAILABLE."""
 
