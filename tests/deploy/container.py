@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,5 +149,7 @@ def _script(root: Path, mounts: Sequence[Mount]) -> str:
     lines.append(f"mkdir {root}/proc && mount -t proc proc {root}/proc")
     lines += [f"mount -o remount,bind,ro {there}" for there in read_only]
     lines.append(f"mount -o remount,ro {root}")
-    lines.append(f'exec chroot {root} "$@"')
+    # Not every user's path has it.
+    chroot = shutil.which("chroot", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    lines.append(f'exec {chroot} {root} "$@"')
     return "\n".join(lines)
