@@ -1,8 +1,9 @@
 """Which sequences run, and what each round computes for them. Knows nothing of models or gRPC.
 
-First come, first served. A waiting sequence is admitted when the KV pool has room for all of its
-tokens; a running one that needs a block when none is left makes the youngest give up its own. That
-one is fed again later and continues with the same text, because noise is keyed by position.
+Callers take turns; of a caller's own the first come is first served. A waiting sequence is admitted
+when the KV pool has room for all of its tokens; a running one that needs a block when none is left
+makes the youngest give up its own. That one is fed again later and continues with the same text,
+because noise is keyed by position.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from outrider_target.drafting.remote.patience import RoundPace
 from outrider_target.engine.branch_places import BranchPlaces
 from outrider_target.engine.prefixes import PrefixNames
 from outrider_target.engine.sequence import RequestState, Sequence
+from outrider_target.engine.turns import Turns
 
 _LINGER = 0.5
 """Share of a round that a ready sequence waits for others whose drafts are still on their way."""
@@ -92,6 +94,7 @@ class Scheduler:
         self._drafts: dict[Sequence, Draft] = {}  # of the round, as far as they pay
         self._max_num_seqs = max_num_seqs
         self._max_batched_tokens = max_batched_tokens
+        self._turns = Turns()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -144,7 +147,9 @@ class Scheduler:
             return admitted
         available = self._pool.num_free_blocks - self._promised_blocks()
         places = self._max_num_seqs - sum(s.strategy.width for s in self.running)
-        for sequence in list(self.waiting):
+        if places <= 0 and self.running:
+            return admitted
+        for sequence in self._turns.order(tuple(self.waiting), tuple(self.running)):
             width = sequence.strategy.width
             if width > places and self.running:
                 break
@@ -154,7 +159,7 @@ class Scheduler:
                 continue
             needed = self._blocks_for(sequence, shared=source is not None)
             if needed > available and self.running:
-                break  # first come, first served: nobody overtakes
+                break  # nobody overtakes whose turn it is
             available -= needed
             places -= width
             self._place(sequence, source)

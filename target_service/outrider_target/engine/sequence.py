@@ -39,12 +39,15 @@ class RequestState:
     request: GenerationRequest
     sequences: list[Sequence] = field(default_factory=list)
     arrival: int = field(default_factory=lambda: next(_arrivals))
-    """Order of arrival: earlier requests are admitted first and preempted last."""
+    """Order of arrival: of a caller's requests the earlier are admitted first; of all, they are
+    preempted last."""
     arrived_at: float = field(default_factory=time.monotonic)
     admitted_at: float | None = None
     first_token_at: float | None = None
     trace: RoundTrace | None = None
     """What its trace shows of its rounds; None: it is not traced."""
+    caller: str = ""
+    """Name of who asked: callers take turns. Empty: it could be anybody."""
     aborted: bool = False
     """Whether somebody asked to end it. Belongs to the asyncio loop."""
 

@@ -124,6 +124,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def _running(self, state: RequestState) -> AsyncIterator[asyncio.Queue[Event]]:
         """Have a request served; gives the queue of its events."""
         span = current_span()
+        state.caller = current_caller()
         events = self._serving.requests.add(state)
         self._serving.engine.submit(state)
         try:
