@@ -214,6 +214,15 @@ def serve(
             callback=_suffix_cache_tokens,
         ),
     ] = SUFFIX_CACHE_TOKENS,
+    canary_rate: Annotated[
+        float,
+        flag(
+            "--canary-rate",
+            "Share of finished requests that are decoded again plainly and compared; 0 is off.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.0,
     draft_ca_certs: Annotated[
         Path | None,
         flag("--draft-ca-certs", "Authorities of the drafters' certificates, PEM; then TLS."),
@@ -309,6 +318,7 @@ def serve(
         draft_ssl_certfile=draft_ssl_certfile,
         draft_api_key=draft_api_key,
         suffix_cache_tokens=suffix_cache_tokens,
+        canary_rate=canary_rate,
         plugins=tuple(plugin or ()),
         tracing=TracingSettings(otlp_traces_endpoint, trace_sample_ratio),
         metrics_port=metrics_port,

@@ -53,6 +53,8 @@ from outrider_target.requests.room import Room
 from outrider_target.requests.tensor_rules import TensorSizes
 from outrider_target.requests.validation import ServedModel
 from outrider_target.serving.caller_metrics import CallerMetrics
+from outrider_target.serving.canary import Canary
+from outrider_target.serving.comparison import TOLERANCES
 from outrider_target.serving.exported import export
 from outrider_target.serving.metrics import Capacity, RequestMetrics
 from outrider_target.serving.served import ModelIdentity, Serving
@@ -157,6 +159,8 @@ class TargetService:
         self._resources.push_async_callback(
             asyncio.to_thread, self.serving.engine.stop, _STOP_SECONDS
         )
+        self.serving.canary.start()
+        self._resources.push_async_callback(self.serving.canary.stop)
         self.serving.links.start(self.serving.engine.report_link)
         self._resources.push_async_callback(self.serving.links.stop)
         if settings.metrics_port is not None:
@@ -277,6 +281,15 @@ class TargetService:
             num_blocks=num_blocks,
             block_size=settings.model.block_size,
             metrics=RequestMetrics(registry, callers),
+            canary=Canary(
+                engine,
+                requests,
+                text.tokenizer,
+                registry,
+                rate=settings.canary_rate,
+                tolerance=TOLERANCES.get(identity.dtype, TOLERANCES["bfloat16"]),
+                max_num_seqs=settings.batch.max_num_seqs,
+            ),
         )
 
     def _on_death(self, fault: BaseException) -> None:

@@ -148,6 +148,9 @@ class TargetSettings:
     draft_api_key: str | None = None
     """API key of the draft services."""
 
+    canary_rate: float = 0.0
+    """Share of the finished requests that are decoded again plainly and compared; 0: none."""
+
     plugins: tuple[str, ...] = ()
     """Names of installed plug-ins that requests may use; none unless named."""
 

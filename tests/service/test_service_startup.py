@@ -256,6 +256,7 @@ VALUES = {
     "--num-assistant-tokens-schedule": ("constant", "heuristic", "heuristic_transient"),
     "--assistant-confidence-threshold": (0.1, 0.2, 0.3),
     "--speedup-probe-rate": (0.0, 0.1, 0.5),
+    "--canary-rate": (0.1, 0.2, 1.0),
     "--otlp-traces-endpoint": ("http://a:1", "http://b:2", "https://c:3"),
     "--trace-sample-ratio": (0.0, 0.1, 0.5),
     "--grace": (1.0, 2.0, 3.0),

@@ -23,6 +23,7 @@ class LiveRequests:
         self._max_requests = max_requests
         self._queues: dict[RequestState, asyncio.Queue[Event]] = {}
         self._by_id: dict[str, RequestState] = {}
+        self._replays: dict[RequestState, asyncio.Queue[Event]] = {}
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -64,8 +65,16 @@ class LiveRequests:
         self._idle.clear()
         return events
 
+    def add_replay(self, state: RequestState) -> asyncio.Queue[Event]:
+        """The queue of a replay's events. It takes nobody's place, and nobody waits for its end."""
+        events = self._replays[state] = asyncio.Queue()
+        return events
+
     def remove(self, state: RequestState) -> None:
         """Forget a request; its further events are dropped."""
+        if state.request.is_replay:
+            self._replays.pop(state, None)
+            return  # a request that lives may have the same id
         self._queues.pop(state, None)
         self._by_id.pop(state.request.id, None)
         if not self._queues:
@@ -81,7 +90,8 @@ class LiveRequests:
         A reader that never reads thus holds memory for the tokens it may have, but no place.
         """
         for state, event in events:
-            if (queue := self._queues.get(state)) is not None:
+            queues = self._replays if state.request.is_replay else self._queues
+            if (queue := queues.get(state)) is not None:
                 queue.put_nowait(event)
                 if isinstance(event, RequestCompleted | RequestFailed):
                     self.remove(state)

@@ -185,7 +185,7 @@ class Rounds:
         self, decided: SequenceOf[Work], times: RoundTimes, *, num_accepted: int, num_tokens: int
     ) -> None:
         """Keep what the round was and took."""
-        if not decided:
+        if not decided or any(work.sequence.request.is_replay for work in decided):
             return
         cycle = times.cycle_seconds
         self.log.add(
@@ -270,7 +270,7 @@ class Rounds:
             return
         assert sequence.session is not None
         decision = sequence.strategy.commit(work.draft.token_ids, own)
-        if not sequence.request.given:
+        if sequence.request.is_counted:
             self._count(sequence, work.draft, decision.num_accepted)
         if not work.draft.token_ids:
             self._silences.append(self._silence(sequence))
@@ -312,7 +312,7 @@ class Rounds:
 
     def _report(self, sequence: Sequence, decision: Decision) -> None:
         sequence.num_generated += decision.num_generated
-        if not sequence.request.given:
+        if sequence.request.is_counted:
             self.num_generated_tokens += decision.num_generated
             if self._last_verified is not None:
                 self.tallies.tokens_decided(sequence, decision.num_generated, self._last_verified)

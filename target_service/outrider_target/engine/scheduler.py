@@ -209,6 +209,8 @@ class Scheduler:
         """
         for sequence in ready:
             assert sequence.session is not None
+            if sequence.request.is_replay:
+                continue  # nobody waits for it
             if not sequence.session.active or not self._places.prefilled(sequence.branches):
                 return None
         if self._ready_since is None:
@@ -339,7 +341,8 @@ class Scheduler:
             source.branches if source else (),
             scope=sequence.request.speculation.tenant,
         )
-        self.prefix_cache.observe(sum(len(b.token_ids) for b in sequence.branches), found)
+        if not sequence.request.is_replay:
+            self.prefix_cache.observe(sum(len(b.token_ids) for b in sequence.branches), found)
         if not sequence.num_preemptions:
             sequence.num_cached_tokens = min(found, len(sequence.request.prompt))
         self.waiting.remove(sequence)

@@ -214,6 +214,13 @@ class GenerationRequest:
     """How the scores are guided; None where they are not."""
     plugins: RequestPlugins = NO_PLUGINS
     """What else shapes scores and ends sequences. Drafters do not know it."""
+    is_replay: bool = False
+    """Whether it checks a text that was served: nobody asked for it, so it is counted nowhere."""
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether its tokens are generated for a caller."""
+        return not self.given and not self.is_replay
 
 
 class Finish(NamedTuple):

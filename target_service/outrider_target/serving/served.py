@@ -20,6 +20,7 @@ from outrider_target.engine.thread import Engine
 from outrider_target.plugins import PluginRegistry
 from outrider_target.requests.validation import ServedModel
 from outrider_target.serving import messages
+from outrider_target.serving.canary import Canary
 from outrider_target.serving.metrics import RequestMetrics
 from outrider_target.serving.text import TextCodec
 from outrider_target.settings import BatchSettings, SpeculationDefaults
@@ -57,6 +58,7 @@ class Serving:
     num_blocks: int
     block_size: int
     metrics: RequestMetrics
+    canary: Canary
     began: float = field(default_factory=time.monotonic)
     """When it was put together, by `time.monotonic()`."""
 

@@ -25,6 +25,7 @@ from outrider_runtime.plugins import PluginContext
 from outrider_runtime.request_context import current_caller, current_request_id
 from outrider_runtime.tracing import current_span
 
+from outrider_target.constraints.constraint import Form
 from outrider_target.decoding.healing import choosing_state
 from outrider_target.engine.events import (
     BeamProgress,
@@ -40,9 +41,12 @@ from outrider_target.requests.score_validation import validate_score
 from outrider_target.requests.sharing import Sharing
 from outrider_target.requests.validation import validate
 from outrider_target.serving import messages, request_spans
+from outrider_target.serving.canary import Served
 from outrider_target.serving.served import Serving
 
 log = structlog.get_logger()
+
+_CUT = (pb.FINISH_REASON_TIME, pb.FINISH_REASON_CANCELLED)
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -85,7 +89,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         async with self._running(state) as events:
             yield messages.started(generation, healed)
             skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-            async for response in self._responses(state, events, skip_special_tokens=skip):
+            async for response in self._responses(state, form, events, skip_special_tokens=skip):
                 yield response
 
     def _validated(
@@ -187,14 +191,19 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return list(speculation.prediction_token_ids)
 
     async def _responses(
-        self, state: RequestState, events: asyncio.Queue[Event], *, skip_special_tokens: bool
+        self,
+        state: RequestState,
+        form: Form | None,
+        events: asyncio.Queue[Event],
+        *,
+        skip_special_tokens: bool,
     ) -> AsyncIterator[pb.GenerateResponse]:
         request = state.request
         writers = [
             self._serving.text.writer(request.prompt, skip_special_tokens=skip_special_tokens)
             for _ in range(request.num_sequences)
         ]
-        num_tokens = [0] * request.num_sequences
+        told: list[list[int]] = [[] for _ in range(request.num_sequences)]
         results: list[pb.SequenceResult] = []
         while True:
             match await events.get():
@@ -202,10 +211,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     for response in messages.tensor_chunks(index, tensors):
                         yield response
                     text = writers[index].write(token_ids, last=finish is not None)
-                    num_tokens[index] += len(token_ids)
+                    told[index] += token_ids
                     if finish is not None:
                         results.append(
-                            messages.sequence_result(index, finish, num_tokens[index], beam)
+                            messages.sequence_result(index, finish, len(told[index]), beam)
                         )
                     if token_ids or text:
                         chunk = pb.GenerateChunk(
@@ -225,6 +234,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 case RequestCompleted() as end:
                     _log_summary(request, results, end)
                     self._serving.metrics.count_request(results, len(request.prompt), end)
+                    self._serving.canary.consider(
+                        Served(request, form, told),
+                        drafted=end.speculation.num_draft_tokens > 0,
+                        cut=any(result.finish_reason in _CUT for result in results),
+                    )
                     yield messages.complete(request, results, end)
                     return
                 case RequestFailed() as failure:
