@@ -12,7 +12,7 @@ from outrider_runtime.model.log_probs import TokenLogProb, TokenLogProbs
 from outrider_runtime.model.noise import NoiseRow, gumbel_of
 from outrider_runtime.sampling_parameters import SamplingParameters
 from outrider_target.engine.events import TokensDecided
-from outrider_target.requests.request import Finish, FinishReason, GenerationRequest
+from outrider_target.requests.request import Finish, FinishReason, GenerationRequest, Guidance
 from outrider_target.serving.comparison import NUM_TOP, Comparison, Difference, Result
 from target.batch import request
 
@@ -117,6 +117,16 @@ def test_where_one_samples_the_noise_counts_as_well(gap: float, result: Result) 
     decided = row(2, {2: -3.0, 9: -3.0 + own - other - gap, 4: -40.0})
     parameters = SamplingParameters(do_sample=True)
     comparison = compared(told([1, 2], [sure(1), decided]), served=[[1, 9]], parameters=parameters)
+    assert comparison.result is result
+
+
+@pytest.mark.parametrize(
+    ("gap", "result"), [(TOLERANCE * 2.9, Result.NEAR_TIE), (TOLERANCE * 3.1, Result.DIFFERENT)]
+)
+def test_guidance_magnifies_rounding(gap: float, result: Result) -> None:
+    asked = dataclasses.replace(asking(SamplingParameters()), guidance=Guidance(2.0, ()))
+    comparison = Comparison(asked, [[9]], tolerance=TOLERANCE)
+    comparison.take(told([2], [row(2, {2: -0.7, 9: -0.7 - gap, 4: -5.0})]))
     assert comparison.result is result
 
 

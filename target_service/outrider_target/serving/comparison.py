@@ -62,7 +62,7 @@ class Comparison:
         """
         self._request = request
         self._served = served
-        self._tolerance = tolerance
+        self._tolerance = tolerance * _magnified(request)
         self._num_compared = [0] * len(served)
         self._open = set(range(len(served)))
         self._cut = False
@@ -146,3 +146,12 @@ class Comparison:
         raw = {each.token_id: each.log_prob for each in log_probs.top_raw}
         best_guess = raw.get(served_id, min(raw.values(), default=log_probs.raw))
         return log_probs.raw - best_guess < self._tolerance
+
+
+def _magnified(request: GenerationRequest) -> float:
+    """How many times larger guidance makes the model's rounding.
+
+    Guidance by s is s of the scores less s - 1 of the negative ones; the rounding of both adds up.
+    """
+    scale = 1.0 if request.guidance is None else request.guidance.scale
+    return max(1.0, abs(scale) + abs(scale - 1.0))
