@@ -11,8 +11,11 @@ import pytest
 from outrider_target.engine.turns import Turns
 
 
-def sequence(caller: str, name: str = "", *, preempted: bool = False, width: int = 1) -> Any:
+def sequence(
+    caller: str, name: str = "", *, preempted: bool = False, width: int = 1, replay: bool = False
+) -> Any:
     return SimpleNamespace(
+        request=SimpleNamespace(is_replay=replay),
         name=name or caller,
         num_preemptions=int(preempted),
         strategy=SimpleNamespace(width=width),
@@ -50,6 +53,13 @@ def test_who_lost_a_place_comes_first_and_counts_as_running() -> None:
     lost = sequence("flood", "lost", preempted=True)
     waiting = [lost, sequence("flood", "f1"), sequence("anna")]
     assert names(waiting) == ["lost", "anna", "f1"]
+
+
+def test_a_replay_comes_last_and_counts_against_nobody() -> None:
+    replays = [sequence("", "r0", preempted=True, replay=True), sequence("", "r1", replay=True)]
+    waiting = [*replays, sequence("anna", "a"), sequence("", "nobody")]
+    running = [sequence("", "r2", width=9, replay=True), sequence("anna")]
+    assert names(waiting, running) == ["nobody", "a", "r0", "r1"]
 
 
 def test_with_room_for_one_alone_callers_alternate() -> None:

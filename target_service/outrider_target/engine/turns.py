@@ -16,6 +16,7 @@ class Turns:
     Those that ran and lost their place come first. Then always one of the caller who has least in
     the batch; of callers who have equally much, whose turn is longest ago, and then who came first.
     A caller's own are served in the order of their arrival. All who have no name are one caller.
+    What is decoded again for comparison comes last, and is nobody's.
     """
 
     def __init__(self) -> None:
@@ -32,10 +33,15 @@ class Turns:
         """
         share = Counter[str]()
         for sequence in running:
+            if sequence.request.is_replay:
+                continue
             share[sequence.state.caller] += sequence.strategy.width
         queues: defaultdict[str, deque[tuple[int, Sequence]]] = defaultdict(deque)
+        replays: list[Sequence] = []
         for place, sequence in enumerate(waiting):
-            if sequence.num_preemptions:
+            if sequence.request.is_replay:
+                replays.append(sequence)
+            elif sequence.num_preemptions:
                 share[sequence.state.caller] += sequence.strategy.width
                 yield sequence
             else:
@@ -52,3 +58,4 @@ class Turns:
             if queue := queues[caller]:
                 size += sequence.strategy.width
                 heapq.heappush(turns, (size, turn, queue[0][0], caller))
+        yield from replays
