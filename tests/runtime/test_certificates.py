@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,9 +29,18 @@ class Authority:
         self.file = folder / "authority.pem"
         self._authority.cert_pem.write_to_path(str(self.file))
 
-    def sign(self, name: str) -> tuple[Path, Path]:
+    def sign(
+        self,
+        name: str,
+        *,
+        hosts: Sequence[str] = ("localhost", "127.0.0.1"),
+        not_before: datetime.datetime | None = None,
+        not_after: datetime.datetime | None = None,
+    ) -> tuple[Path, Path]:
         """A new key and certificate under this name, in place of earlier ones; their files."""
-        leaf = self._authority.issue_cert("localhost", "127.0.0.1", common_name=name)
+        leaf = self._authority.issue_cert(
+            *hosts, common_name=name, not_before=not_before, not_after=not_after
+        )
         key, certificate = self.folder / f"{name}.key", self.folder / f"{name}.pem"
         leaf.private_key_pem.write_to_path(str(key))
         leaf.cert_chain_pems[0].write_to_path(str(certificate))
@@ -118,6 +128,33 @@ async def test_a_client_shows_its_new_certificate(authority: Authority, tmp_path
         for path, source in zip((key, certificate), authority.sign("client"), strict=True):
             path.write_bytes(source.read_bytes())
         assert await call(address, client) == "OK"
+
+
+async def test_a_server_is_believed_under_its_own_name_and_in_its_own_time(
+    authority: Authority,
+) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    async with serving(authority) as address:
+        trusting = ChannelCertificates(authority.file, None, None)
+        authority.sign("server", hosts=["elsewhere.example"])
+        assert await call(address, trusting) == "UNAVAILABLE"
+        authority.sign("server", not_before=now - 2 * day, not_after=now - day)
+        assert await call(address, trusting) == "UNAVAILABLE"
+        authority.sign("server", not_before=now + day, not_after=now + 2 * day)
+        assert await call(address, trusting) == "UNAVAILABLE"
+        authority.sign("server")
+        assert await call(address, trusting) == "OK"
+
+
+async def test_a_client_whose_certificate_ran_out_is_turned_away(authority: Authority) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    async with serving(authority, authority.file) as address:
+        old = authority.sign("client", not_before=now - 2 * day, not_after=now - day)
+        assert await call(address, ChannelCertificates(authority.file, *old)) == "UNAVAILABLE"
+        new = authority.sign("client")
+        assert await call(address, ChannelCertificates(authority.file, *new)) == "OK"
 
 
 def test_a_clients_key_and_certificate_go_together(authority: Authority) -> None:

@@ -89,6 +89,45 @@ def test_the_key_opens_and_probes_need_none(locked: RunningService) -> None:
         assert got.code is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_keys_change_over_while_streams_are_open(folder: Path, tmp_path: Path) -> None:
+    """Whoever was let in stays until the end; the next call needs a key that is still good."""
+    old, new = "the-old-key-of-anna", "the-new-key-of-anna"
+    keys = tmp_path / "keys"
+    keys.write_text(f"anna {old}\n")
+    settings = settings_for(folder, **server(api_keys_file=keys))
+
+    def opens(key: str) -> bool:
+        with Client(running.address, api_key=key) as client:
+            try:
+                return bool(client.tokenize("abc"))
+            except AuthenticationError:
+                return False
+
+    with RunningService(settings) as running, Caller(running.address) as caller:
+
+        def opened(key: str) -> Any:
+            metadata = (("authorization", f"Bearer {key}"),)
+            call = caller.stub.Generate(
+                ask(max_new_tokens=100), timeout=PATIENCE, metadata=metadata
+            )
+            next(call)
+            return call
+
+        with running.gate.held():
+            streams = [opened(old)]
+            assert not opens(new)
+            keys.write_text(f"anna {old}\nanna {new}\n")
+            until(lambda: opens(new), bool)
+            assert opens(old), "both are good while callers change over"
+            streams += [opened(old), opened(new)]
+            keys.write_text(f"anna {new}\n")
+            until(lambda: opens(old), lambda good: not good)
+            assert opens(new)
+        for stream in streams:
+            *_, last = stream
+            assert last.complete.usage.completion_tokens == 100
+
+
 # --- certificates
 
 
