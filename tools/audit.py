@@ -6,6 +6,7 @@ what is checked must not depend on a network.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -17,6 +18,9 @@ TIMEOUT = 120
 
 
 def main() -> int:
+    if importlib.util.find_spec("pip_audit") is None:
+        print("pip-audit is not installed: `make setup` does that", file=sys.stderr)
+        return 1
     command = [
         sys.executable, "-m", "pip_audit", "--format", "json", "--no-deps", "--disable-pip",
         "--progress-spinner", "off", "--requirement", str(CONSTRAINTS),
@@ -24,8 +28,12 @@ def main() -> int:
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
         found: list[dict[str, Any]] = json.loads(run.stdout)["dependencies"]
-    except (subprocess.TimeoutExpired, json.JSONDecodeError, KeyError):
-        print("dependencies not audited: the advisories cannot be reached")
+    except subprocess.TimeoutExpired:
+        print("dependencies not audited: the advisories do not answer")
+        return 0
+    except (json.JSONDecodeError, KeyError):
+        *_, why = run.stderr.strip().splitlines() or ["no reason given"]
+        print(f"dependencies not audited: {why}")
         return 0
     audited = [each for each in found if "skip_reason" not in each]
     vulnerable = [each for each in audited if each["vulns"]]
