@@ -134,12 +134,11 @@ def _script(root: Path, mounts: Sequence[Mount]) -> str:
     python = [path for path in paths if not paths & set(path.parents)]
     system = [Mount(Path("/", name), f"/{name}", True) for name in _OF_THE_SYSTEM]
     environment = Mount(Path(sys.prefix), "/opt/outrider", True)
-    for source, place, fixed in (
-        *system,
-        *(Mount(path, str(path), True) for path in python),
-        environment,
-        *mounts,
-    ):
+    outermost_first = sorted(
+        (*system, *(Mount(path, str(path), True) for path in python), environment, *mounts),
+        key=lambda mount: mount[1].count("/"),  # else /tmp would hide a checkout below it
+    )
+    for source, place, fixed in outermost_first:
         there = f"{root}{place}"
         if source.is_dir():
             lines.append(f"mkdir -p {there}")
