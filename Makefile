@@ -68,7 +68,7 @@ overload: kernels ## Offer 1, 2, 4 and 10 times what a target can serve; writes 
 	PYTHONPATH=tests $(BIN)/python -m overload --report docs/reliability/overload.json
 
 .PHONY: bench
-bench: kernels ## Compare with every peer that is installed; SUITE=name for one suite, BENCH_FLAGS for more (12 minutes or less)
+bench: kernels ## Compare with every peer that is installed; SUITE=name for one suite, BENCH_FLAGS for more
 	$(BIN)/python -m benchmarks $(SUITE:%=--suite %) $(BENCH_FLAGS)
 
 .PHONY: bench-compare
