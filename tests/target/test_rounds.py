@@ -334,3 +334,26 @@ def test_statistics_add_up(new_runner: NewRunner) -> None:
     assert counters.mean_acceptance_length == pytest.approx(
         1 + counters.num_accepted_tokens / counters.num_drafts
     )
+
+
+def test_drafters_are_told_of_a_new_sequence_before_its_forward(
+    new_runner: NewRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that they draft while its prompt is read; what came meanwhile is taken in behind it."""
+    runner = new_runner()
+    drafter = repeating(7)
+    batch = Batch(runner, drafter)
+    seen: list[str] = []
+    forward = runner.forward
+
+    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
+        seen.append("forward")
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(runner, "forward", watched)
+    batch.submit(request([3, 4, 5], new_tokens=9))
+    batch.rounds.step(
+        before=lambda: seen.append(f"before, {len(drafter.sessions)} opened"),
+        meanwhile=lambda: seen.append("meanwhile"),
+    )
+    assert seen == ["before, 1 opened", "forward", "meanwhile"]

@@ -112,13 +112,9 @@ class RemoteSession:
                 None without another drafter.
             rival_accepted: Tokens of the other drafter's last draft that were the target's own.
         """
-        if self._asking.rests and not self._waiting and not len(self._tree):
-            self._tree.commit(self._tree.committed_length, token_ids)
-            self._window = window or self._window
-            if rival is not None:
-                self._asking.decided(len(token_ids) - 1, rival_accepted)
-            return
-        self._asking.decided(len(token_ids) - 1, rival_accepted)
+        rests = self._asking.rests
+        if rival is not None or not rests:
+            self._asking.decided(len(token_ids) - 1, rival_accepted)
         if self._waiting:
             if not self._answered and self.link is not None:
                 self.link.pace.missed()  # the round gave up on it
@@ -130,7 +126,7 @@ class RemoteSession:
         if window == 0 or self.link is None:
             return  # a last token needs no draft, and nothing is asked afterwards
         self._window = window
-        if not self._asking.ask():
+        if rests or not self._asking.ask():
             return
         if not self.opened:
             self._open_on(self.link)
