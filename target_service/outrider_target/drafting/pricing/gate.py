@@ -143,6 +143,8 @@ class Gate:
 
     def interrupted(self) -> None:
         """Rounds came between that are not of this gate: no run has neighbours across them."""
+        if self._run.started == self._now and not self._last:
+            return  # as the last round was
         self._run = Run(self._run.kind, self._now)
         self._before = None
         self._resting_at = None
