@@ -1,7 +1,7 @@
 """`make bench-links`: pacing of drafts over links that take time, as ratios to plain decoding.
 
-One target, slowed to a realistic step (`slowed_target`), one drafter, one line between them whose
-delay is set (`slow_line`). Plain decoding and every pacing take turns on them; beside each ratio
+One target and one drafter, slowed to realistic steps (`slowed`), one line between them whose delay
+is set (`slow_line`). Plain decoding and every pacing take turns on them; beside each ratio
 stands what the closed-form model expects (`link_model`) from the agreement and the times measured
 in the same run, for enumeration with the measured share of hits. The window is fixed and prompt
 lookup is off, so that pacing alone differs.
@@ -33,7 +33,7 @@ from benchmarks import link_model
 from benchmarks.contenders import generate_together
 from benchmarks.link_model import Deployment
 from benchmarks.slow_line import SlowLine
-from benchmarks.slowed_target import FLAG
+from benchmarks.slowed import FLAG
 
 WINDOW = 5
 RUN_AHEAD = 2 * (WINDOW + 1)
@@ -121,9 +121,16 @@ class Bench:
 def main() -> None:
     """Measure, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--step-delays-ms", type=float, nargs="+", default=[10.0, 30.0])
+    parser.add_argument(
+        "--step-delays-ms",
+        type=_delays,
+        nargs="+",
+        default=[(10.0, 0.0), (30.0, 0.0), (30.0, 2.0)],
+        metavar="TARGET+DRAFT",
+        help="added to each forward of the target and of the drafter",
+    )
     parser.add_argument("--link-delays-ms", type=float, nargs="+", default=[0.0, 1.0, 5.0, 20.0])
-    parser.add_argument("--repetitions", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--streams", type=int, default=1, help="prompts served at a time")
@@ -152,30 +159,39 @@ def main() -> None:
 
 
 def _measure_all(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    for step_delay in options.step_delays_ms:
+    for step_delay, draft_delay in options.step_delays_ms:
         with ExitStack() as stack:
-            bench = _set_up(stack, options, step_delay)
+            bench = _set_up(stack, options, step_delay, draft_delay)
             for link_delay in options.link_delays_ms:
                 bench.line.delay = link_delay / 1000
                 for sampled in (False, True):
                     yield {
                         "step_delay_ms": step_delay,
+                        "draft_step_delay_ms": draft_delay,
                         "link_delay_ms": link_delay,
                         "sampled": sampled,
                         **_measure(bench, sampled=sampled),
                     }
 
 
-def _set_up(stack: ExitStack, options: argparse.Namespace, step_delay: float) -> Bench:
+def _delays(text: str) -> tuple[float, float]:
+    target, _, draft = text.partition("+")
+    return float(target), float(draft or 0)
+
+
+def _set_up(
+    stack: ExitStack, options: argparse.Namespace, step_delay: float, draft_delay: float
+) -> Bench:
     of_draft, of_target = MetricsPage(), MetricsPage()
     alone = ["--threads", "1", "--compile", "on", "--metrics-port"]
-    drafter = Service("outrider_draft", ["--model", str(DRAFT_DIR), *alone, str(of_draft.port)])
-    line = stack.enter_context(SlowLine(stack.enter_context(drafter).address))
-    arguments = ["--model", str(TARGET_DIR), "--draft", line.address, *alone, str(of_target.port)]
-    target = stack.enter_context(
-        Service("benchmarks.slowed_target", [*arguments, FLAG, str(step_delay)])
-    )
-    client = stack.enter_context(Client(target.address, timeout=600))
+    draft = ["--model", str(DRAFT_DIR), *alone, str(of_draft.port)]
+    draft += ["draft", FLAG, str(draft_delay)]
+    drafter = stack.enter_context(Service("benchmarks.slowed", draft))
+    line = stack.enter_context(SlowLine(drafter.address))
+    target = ["--model", str(TARGET_DIR), "--draft", line.address, *alone]
+    target += [str(of_target.port), "target", FLAG, str(step_delay)]
+    service = stack.enter_context(Service("benchmarks.slowed", target))
+    client = stack.enter_context(Client(service.address, timeout=600))
     prompts = [prompt.text for prompt in held_out_prompts()[: options.prompts]]
     return Bench(client, line, of_draft, of_target, options, prompts)
 
@@ -254,7 +270,8 @@ def _table(result: Mapping[str, Any]) -> Table:
     mode = "sampled" if result["sampled"] else "greedy"
     deployment = result["deployment"]
     title = (
-        f"step {1000 * deployment['verify']:.1f} ms, link {result['link_delay_ms']:g} ms one way, "
+        f"step {1000 * deployment['verify']:.1f} ms, draft step "
+        f"{1000 * deployment['draft_step']:.1f} ms, link {result['link_delay_ms']:g} ms one way, "
         f"{mode}, agreement {deployment['agreement']:.2f}"
     )
     table = Table(title=title, title_justify="left")

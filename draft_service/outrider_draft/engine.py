@@ -84,6 +84,11 @@ class DraftEngine:
         """Whether a step would do anything."""
         return bool(self._growing)
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a target may be waiting for what a step would do."""
+        return any(s.below_window and s.room() for s in self._growing.values())
+
     def apply(self, update: Update) -> None:
         """Take in what a target said."""
         try:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from typing import cast
 
 import grpc
 import pytest
 from draft.harness import ScriptedProposer, counting, draft_service, target
 from outrider_conformance.target import TIMEOUT
 from outrider_draft import link as links
+from outrider_draft import worker as workers
+from outrider_draft.engine import DraftEngine
 from outrider_draft.link import Link, LinkClosed
 from outrider_draft.proposer import Outcome, Share
 from outrider_draft.service import DraftingStopped
 from outrider_draft.session import Line
-from outrider_draft.updates import Grown, SessionKey
+from outrider_draft.updates import Grown, Message, SessionKey
+from outrider_draft.worker import DraftWorker
 from outrider_runtime.errors import Draining, Overloaded
 
 MESSAGE = Grown(SessionKey(1, 1), 1, (), complete=True)
@@ -113,3 +117,40 @@ async def test_one_thread_does_all_the_drafting() -> None:
             await second.grown(number)
     assert len(threads) == 1
     assert threading.get_ident() not in threads
+
+
+class AlwaysGrowing:
+    """An engine that has something to say after its first step, and could grow for ever."""
+
+    has_growth = True
+
+    def __init__(self, *, is_waited_for: bool) -> None:
+        self.is_waited_for = is_waited_for
+        self.steps = threading.Semaphore(0)
+        self._messages = [MESSAGE]
+
+    def step(self) -> None:
+        self.steps.release()
+
+    def take_messages(self) -> list[Message]:
+        messages, self._messages = self._messages, []
+        return messages
+
+
+@pytest.mark.parametrize("is_waited_for", [False, True])
+def test_running_ahead_lets_an_answer_leave_first_but_not_news_wait(
+    is_waited_for: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_COURTESY", 60.0)
+    engine = AlwaysGrowing(is_waited_for=is_waited_for)
+    delivered = threading.Event()
+    worker = DraftWorker(
+        cast("DraftEngine", engine), deliver=lambda _: delivered.set(), failed=lambda: None
+    )
+    worker.start()
+    assert delivered.wait(TIMEOUT)
+    assert engine.steps.acquire(timeout=TIMEOUT)
+    assert engine.steps.acquire(timeout=0.2) is is_waited_for
+    worker.submit([])
+    assert engine.steps.acquire(timeout=TIMEOUT)
+    worker.stop()
