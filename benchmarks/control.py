@@ -112,7 +112,7 @@ def _perfect(new_tokens: int) -> Iterator[Cell]:
             for streams in (1, 4, 16):
                 for sampled in (False, True):
                     work = Workload(prompts[: max(8, streams)], streams, sampled, new_tokens)
-                    fixed = [_fixed(client, window, "remote") for window in (4, 8)]
+                    fixed = [_fixed(client, window, "remote") for window in (4, 8, 16)]
                     contenders = [*_controlled(client), *fixed]
                     yield Cell(_describe(streams, sampled), work, contenders)
 
