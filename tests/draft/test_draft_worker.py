@@ -127,13 +127,14 @@ class AlwaysGrowing:
     def __init__(self, *, is_waited_for: bool) -> None:
         self.is_waited_for = is_waited_for
         self.steps = threading.Semaphore(0)
-        self._messages = [MESSAGE]
+        self._messages: list[Message] = [MESSAGE]
 
     def step(self) -> None:
         self.steps.release()
 
     def take_messages(self) -> list[Message]:
-        messages, self._messages = self._messages, []
+        messages: list[Message] = list(self._messages)
+        self._messages.clear()
         return messages
 
 
