@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks.measurement import ratio
 from benchmarks.report import dated
-from benchmarks.tables import fastest_of_ours, title
+from benchmarks.tables import fastest_of_ours, main_figure, title
 
 _NOTABLE = 0.05
 
@@ -71,8 +71,8 @@ def _ratios(
 def _points(
     before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> Iterator[tuple[str, float, float]]:
-    earlier = {point["x"]: point for point in before["points"]}
+    name = main_figure(after)
+    earlier = {point["x"]: point[name] for point in before["points"] if name in point}
     for point in after["points"]:
-        if point["x"] in earlier:
-            old = earlier[point["x"]]["ms_per_token"]
-            yield f"{point['x']} {after['unit']}, ms/token", old, point["ms_per_token"]
+        if (old := earlier.get(point["x"])) is not None:
+            yield f"{point['x']} {after['unit']}, {name.replace('_', ' ')}", old, point[name]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from outrider_client import Client, SpeculationConfig
@@ -56,6 +57,17 @@ def compiled(module: str, flags: Sequence[str]) -> Iterator[Service]:
         yield service
     finally:
         service.stop()
+
+
+@contextmanager
+def alone(model: Path, flags: Sequence[str]) -> Iterator[Client]:
+    """A client of a target without a drafter, until the block ends."""
+    always = ["--model", str(model), "--threads", "1", "--dtype", "float32"]
+    with (
+        compiled("outrider_target", [*always, *flags]) as target,
+        Client(target.address, timeout=600) as client,
+    ):
+        yield client
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import title
+from benchmarks.tables import main_figure, title
 
 _OURS_COLOUR = "#c1440e"
 _THEIR_COLOUR = "#8a9ba8"
@@ -92,15 +92,15 @@ def _line(series: Mapping[str, Any], path: Path) -> Path:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     panel = figure.subplots()
-    points = series["points"]
+    points, name = series["points"], main_figure(series)
     panel.plot(
         [point["x"] for point in points],
-        [point["ms_per_token"] for point in points],
+        [point[name] for point in points],
         marker="o",
         color=_OURS_COLOUR,
     )
     panel.set_xlabel(series["unit"])
-    panel.set_ylabel("ms/token, one stream's")
+    panel.set_ylabel(name.replace("_", " "))
     panel.set_ylim(bottom=0)
     panel.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -30,6 +30,12 @@ def fastest_of_ours(cell: Mapping[str, Any]) -> str | None:
     """The contender of Outrider's that the others are compared with."""
     rows = {name: row for name, row in cell["rows"].items() if name.startswith(_OURS)}
     return max(rows, key=lambda name: rows[name]["tokens_per_second"]) if rows else None
+
+
+def main_figure(series: Mapping[str, Any]) -> str:
+    """What a series is about: the first that its points tell."""
+    names: Iterator[str] = (name for name in series["points"][0] if name != "x")
+    return next(names)
 
 
 def _contenders(cell: Mapping[str, Any]) -> Table:

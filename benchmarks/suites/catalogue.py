@@ -11,6 +11,7 @@ from benchmarks.suites import (
     mixed,
     programs,
     scaling,
+    shared_prefix,
     single_stream,
 )
 from benchmarks.suites.options import Options
@@ -22,6 +23,7 @@ SUITES: Mapping[str, Suite] = {
     "concurrency": concurrency.run,
     "long-context": long_context.run,
     "mixed": mixed.run,
+    "shared-prefix": shared_prefix.run,
     "link": programs.link,
     "overhead": programs.overhead,
     "scaling": scaling.run,

@@ -9,8 +9,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 from outrider_client import Client, SpeculationConfig
@@ -41,7 +40,7 @@ def run(options: Options) -> Iterator[dict[str, Any]]:
 def _context(options: Options) -> dict[str, Any]:
     tokens = options.new_tokens or _NEW_TOKENS
     flags = ["--kv-cache-tokens", str(4 * _POSITIONS), "--no-prefix-caching"]
-    with _target(lengthened(_POSITIONS), flags) as client:
+    with outrider_services.alone(lengthened(_POSITIONS), flags) as client:
         plain = Outrider("plain", client, _PLAIN)
         works = {
             context: Workload(prompts.long(context, 1), 1, False, tokens) for context in _CONTEXTS
@@ -60,7 +59,7 @@ def _streams(options: Options) -> dict[str, Any]:
     streams = options.streams or _STREAMS
     flags = ["--max-num-seqs", str(max(streams)), "--no-prefix-caching"]
     flags += ["--kv-cache-tokens", str(512 * max(streams))]
-    with _target(pair("shipped").target, flags) as client:
+    with outrider_services.alone(pair("shipped").target, flags) as client:
         plain = Outrider("plain", client, _PLAIN)
         works = {n: Workload(prompts.code(n), n, False, tokens) for n in streams}
         runs = _in_turn({x: (plain, work) for x, work in works.items()}, options.repetitions)
@@ -73,7 +72,7 @@ def _vocabulary(options: Options) -> dict[str, Any]:
     with ExitStack() as stack:
         contenders = {}
         for size in _VOCABULARIES:
-            target = _target(with_vocabulary(size), ["--kv-cache-tokens", "4096"])
+            target = outrider_services.alone(with_vocabulary(size), ["--kv-cache-tokens", "4096"])
             contenders[size] = Outrider("plain", stack.enter_context(target), _PLAIN)
         runs = _in_turn({x: (each, work) for x, each in contenders.items()}, options.repetitions)
     return _series("vocabulary", "tokens of vocabulary", runs)
@@ -113,17 +112,6 @@ def _finish(client: Client, count: int) -> None:
     numbers = random.Random(count)
     texts = [[numbers.randrange(1, 4096) for _ in range(64)] for _ in range(count)]
     Outrider("default", client).run(Workload(texts, 16, False, 4))
-
-
-@contextmanager
-def _target(model: Path, arguments: Sequence[str]) -> Iterator[Client]:
-    """A client of a target without a drafter, until the block ends."""
-    flags = ["--model", str(model), "--threads", "1", "--dtype", "float32", *arguments]
-    with (
-        outrider_services.compiled("outrider_target", flags) as target,
-        Client(target.address, timeout=600) as client,
-    ):
-        yield client
 
 
 def _in_turn(
