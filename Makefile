@@ -52,7 +52,8 @@ FAULTS := tests/faults tests/exactness/test_drafter_dies.py tests/exactness/test
   tests/exactness/test_drafter_processes.py tests/exactness/test_two_drafters.py tests/draft/test_hostile_targets.py \
   tests/service/test_service_faults.py tests/service/test_service_lifecycle.py tests/service/test_service_overload.py \
   tests/service/test_service_signals.py tests/hostile tests/target/test_grammar_turns.py \
-  tests/runtime/test_open_streams.py tests/service/test_service_turns.py tests/target/test_turns.py
+  tests/runtime/test_open_streams.py tests/service/test_service_turns.py tests/target/test_turns.py \
+  tests/service/test_service_quotas.py tests/target/test_token_quotas.py
 .PHONY: faults
 faults: kernels ## Every row of the fault table in docs/reliability.md, those with whole processes too
 	$(BIN)/python -m pytest -m 'not fuzz and not soak' --timeout 600 $(FAULTS)

@@ -139,6 +139,20 @@ class TooManyStreams(OutriderError):
         )
 
 
+class TokenQuotaExceeded(OutriderError):
+    """The caller has had its tokens for now."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = Reason.TOKEN_QUOTA_EXCEEDED
+
+    def __init__(self, per_minute: int, retry_after: float) -> None:
+        super().__init__(
+            f"this caller may have {per_minute} tokens a minute, prompts and answers together; "
+            f"retry in {retry_after:g} s",
+            retry_after=retry_after,
+        )
+
+
 class Draining(OutriderError):
     """The server is going away."""
 

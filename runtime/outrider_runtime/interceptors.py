@@ -32,7 +32,7 @@ from outrider_runtime.errors import (
 from outrider_runtime.open_streams import OpenStreams
 from outrider_runtime.request_context import (
     choose_request_id,
-    current_caller,
+    current_account,
     set_caller,
     set_request_id,
     text_metadata,
@@ -76,8 +76,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
       log context and back as initial metadata.
     - With keys, every service but the open ones demands `authorization: Bearer KEY`. Whose key it
       is, or else whose certificate, goes into the log context.
-    - A caller with as many open streams as it may have gets no other. Whoever has no name is told
-      apart by address.
+    - A caller with as many open streams as it may have gets no other.
     - `OutriderError` ends the call with its rich status. Anything else ends it with INTERNAL, the
       request id and nothing more, and is logged with its traceback. Cancellation passes.
     - Bytes that are no message end the call with INVALID_ARGUMENT; grpc.aio itself would answer
@@ -189,7 +188,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if (caller := self._caller(method, metadata, context)) is None:
                 await _first_message(request)
                 raise Unauthenticated
-            set_caller(caller)
+            set_caller(caller, address=_address(context))
             if caller:
                 structlog.contextvars.bind_contextvars(caller=caller)
             yield
@@ -235,7 +234,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 def _as_one_of_few(behaviour: Callable[..., Any], open_streams: OpenStreams) -> Callable[..., Any]:
     async def stream(request: object, context: Context) -> AsyncIterator[Any]:
         try:
-            with open_streams.one_more(current_caller() or _address(context)):
+            with open_streams.one_more(current_account()):
                 async with aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
                         yield response
@@ -263,7 +262,7 @@ async def _first_message(request: object) -> None:
 def _log_refusal(error: OutriderError) -> None:
     """One line a refusal, without its text, which may quote the request."""
     # A flood of requests must not become one of lines: those are counted.
-    floods = (Reason.OVERLOADED, Reason.TOO_MANY_STREAMS)
+    floods = (Reason.OVERLOADED, Reason.TOO_MANY_STREAMS, Reason.TOKEN_QUOTA_EXCEEDED)
     level = logging.DEBUG if error.reason in floods else logging.INFO
     _log.log(level, "call_refused", code=error.code.name, reason=error.reason, field=error.field)
 

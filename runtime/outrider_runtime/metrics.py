@@ -65,7 +65,12 @@ def histogram(
     return family
 
 
-_WATCHED = (Reason.INTERNAL, Reason.OVERLOADED, Reason.TOO_MANY_STREAMS)
+_WATCHED = (
+    Reason.INTERNAL,
+    Reason.OVERLOADED,
+    Reason.TOO_MANY_STREAMS,
+    Reason.TOKEN_QUOTA_EXCEEDED,
+)
 """Shown at 0 from a method's first call on: a rate does not see a counter that begins at 1."""
 
 

@@ -15,6 +15,7 @@ from outrider_contract.metadata import REQUEST_ID, TRACEPARENT, is_request_id
 
 _REQUEST_ID: ContextVar[str] = ContextVar("outrider_request_id")
 _CALLER: ContextVar[str] = ContextVar("outrider_caller", default="")
+_ACCOUNT: ContextVar[str] = ContextVar("outrider_account", default="")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 
 
@@ -33,9 +34,15 @@ def current_caller() -> str:
     return _CALLER.get()
 
 
-def set_caller(caller: str) -> None:
+def current_account() -> str:
+    """Under which name a caller's limits are kept: its own, else where it calls from."""
+    return _ACCOUNT.get()
+
+
+def set_caller(caller: str, *, address: str) -> None:
     """Names who called what the current task serves, and the tasks it starts."""
     _CALLER.set(caller)
+    _ACCOUNT.set(caller or address)
 
 
 def choose_request_id(request: object, metadata: Mapping[str, str]) -> str:

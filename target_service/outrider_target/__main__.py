@@ -118,6 +118,14 @@ def serve(
     max_waiting_requests: Annotated[
         int, flag("--max-waiting-requests", "Requests that may wait; more are refused.", min=0)
     ] = _BATCH.max_waiting_requests,
+    max_tokens_per_minute_per_caller: Annotated[
+        int | None,
+        flag(
+            "--max-tokens-per-minute-per-caller",
+            "Tokens of prompts and answers that a caller may have; any number by default.",
+            min=1,
+        ),
+    ] = None,
     prefix_caching: Annotated[
         bool,
         flag(
@@ -297,6 +305,7 @@ def serve(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_waiting_requests=max_waiting_requests,
+            max_tokens_per_minute_per_caller=max_tokens_per_minute_per_caller,
             prefix_caching=prefix_caching,
             max_tensor_bytes=max_tensor_bytes,
         ),

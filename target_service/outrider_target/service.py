@@ -46,6 +46,7 @@ from outrider_target.engine.outbox import Outbox
 from outrider_target.engine.round import Rounds
 from outrider_target.engine.scheduler import Scheduler
 from outrider_target.engine.thread import Engine
+from outrider_target.engine.token_quotas import TokenQuotas
 from outrider_target.plugins import PluginRegistry, load_plugins
 from outrider_target.requests.model_defaults import servable_defaults
 from outrider_target.requests.request import DraftMethod
@@ -214,8 +215,10 @@ class TargetService:
         links = DraftLinks(
             settings.drafts, _connector(settings, loaded, tokenizer_fingerprint=print_of_tokenizer)
         )
+        quotas = TokenQuotas(settings.batch.max_tokens_per_minute_per_caller)
         requests = LiveRequests(
-            max_requests=settings.batch.max_num_seqs + settings.batch.max_waiting_requests
+            max_requests=settings.batch.max_num_seqs + settings.batch.max_waiting_requests,
+            quotas=quotas,
         )
         outbox = Outbox(asyncio.get_running_loop(), requests)
         rounds = Rounds(
@@ -266,6 +269,7 @@ class TargetService:
         return Serving(
             engine=engine,
             requests=requests,
+            quotas=quotas,
             text=text,
             grammars=GrammarCompiler(text.tokenizer, vocab_size=loaded.vocab_size),
             healer=Healer(text.tokenizer, vocab_size=loaded.vocab_size) if text.tokenizer else None,

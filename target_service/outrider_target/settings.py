@@ -69,6 +69,10 @@ class BatchSettings:
     max_waiting_requests: int = 256
     """Requests that may wait; more are refused with RESOURCE_EXHAUSTED."""
 
+    max_tokens_per_minute_per_caller: int | None = None
+    """Tokens that a caller may have, prompts and answers together; requests of one that had more
+    are refused with RESOURCE_EXHAUSTED. None: any number."""
+
     prefix_caching: bool = True
     """Whether requests of a caller share the keys and values of a beginning that they have in
     common, also with requests that have ended."""

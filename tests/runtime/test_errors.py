@@ -15,6 +15,7 @@ from outrider_runtime.errors import (
     Overloaded,
     PreconditionFailed,
     StartupError,
+    TokenQuotaExceeded,
     TooManyStreams,
     Unauthenticated,
     UnsupportedOption,
@@ -38,6 +39,11 @@ from outrider_runtime.errors import (
         (DuplicateRequest("r"), grpc.StatusCode.ALREADY_EXISTS, Reason.DUPLICATE_REQUEST),
         (Overloaded(1.0), grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.OVERLOADED),
         (TooManyStreams(3), grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.TOO_MANY_STREAMS),
+        (
+            TokenQuotaExceeded(100, 1.5),
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            Reason.TOKEN_QUOTA_EXCEEDED,
+        ),
         (Draining(), grpc.StatusCode.UNAVAILABLE, Reason.DRAINING),
         (
             PreconditionFailed("x", reason=Reason.TOKENIZER_MISMATCH),

@@ -46,6 +46,9 @@ class Reason(StrEnum):
     TOO_MANY_STREAMS = "TOO_MANY_STREAMS"
     """The caller has as many streams open as it may; RetryInfo as above. RESOURCE_EXHAUSTED."""
 
+    TOKEN_QUOTA_EXCEEDED = "TOKEN_QUOTA_EXCEEDED"
+    """The caller has had its tokens for now; RetryInfo as above. RESOURCE_EXHAUSTED."""
+
     DRAINING = "DRAINING"
     """The server is going away and takes nothing new. UNAVAILABLE."""
 

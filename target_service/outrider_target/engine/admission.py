@@ -10,17 +10,24 @@ import asyncio
 
 from outrider_runtime.errors import Draining, DuplicateRequest, Overloaded
 
-from outrider_target.engine.events import Event, RequestCompleted, RequestFailed
+from outrider_target.engine.events import Event, RequestCompleted, RequestFailed, TokensDecided
 from outrider_target.engine.sequence import RequestState
+from outrider_target.engine.token_quotas import TokenQuotas
 
 _RETRY_AFTER_SECONDS = 1.0
 
 
 class LiveRequests:
-    """The requests between admission and their last message."""
+    """The requests between admission and their last message.
 
-    def __init__(self, *, max_requests: int) -> None:
+    Args:
+        max_requests: Requests that may live at a time.
+        quotas: Who has how many tokens left; what is generated is taken from it.
+    """
+
+    def __init__(self, *, max_requests: int, quotas: TokenQuotas) -> None:
         self._max_requests = max_requests
+        self._quotas = quotas
         self._queues: dict[RequestState, asyncio.Queue[Event]] = {}
         self._by_id: dict[str, RequestState] = {}
         self._replays: dict[RequestState, asyncio.Queue[Event]] = {}
@@ -93,6 +100,8 @@ class LiveRequests:
             queues = self._replays if state.request.is_replay else self._queues
             if (queue := queues.get(state)) is not None:
                 queue.put_nowait(event)
+                if isinstance(event, TokensDecided) and state.request.is_counted:
+                    self._quotas.charge(state.account, len(event.token_ids))
                 if isinstance(event, RequestCompleted | RequestFailed):
                     self.remove(state)
 

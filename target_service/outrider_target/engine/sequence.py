@@ -48,6 +48,8 @@ class RequestState:
     """What its trace shows of its rounds; None: it is not traced."""
     caller: str = ""
     """Name of who asked: callers take turns. Empty: it could be anybody."""
+    account: str = ""
+    """Under which name what it generates is charged."""
     aborted: bool = False
     """Whether somebody asked to end it. Belongs to the asyncio loop."""
 

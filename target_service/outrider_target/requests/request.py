@@ -218,6 +218,11 @@ class GenerationRequest:
     """Whether it checks a text that was served: nobody asked for it, so it is counted nowhere."""
 
     @property
+    def num_read_tokens(self) -> int:
+        """Tokens that its sender gave."""
+        return len(self.prompt) + len(self.given)
+
+    @property
     def is_counted(self) -> bool:
         """Whether its tokens are generated for a caller."""
         return not self.given and not self.is_replay

@@ -17,7 +17,9 @@ from outrider_target.drafting.remote.link import LinkStatus
 from outrider_target.drafting.remote.links import DraftLinks
 from outrider_target.engine.admission import LiveRequests
 from outrider_target.engine.thread import Engine
+from outrider_target.engine.token_quotas import TokenQuotas
 from outrider_target.plugins import PluginRegistry
+from outrider_target.requests.request import GenerationRequest
 from outrider_target.requests.validation import ServedModel
 from outrider_target.serving import messages
 from outrider_target.serving.canary import Canary
@@ -44,6 +46,7 @@ class Serving:
 
     engine: Engine
     requests: LiveRequests
+    quotas: TokenQuotas
     text: TextCodec
     grammars: GrammarCompiler
     healer: Healer | None
@@ -61,6 +64,16 @@ class Serving:
     canary: Canary
     began: float = field(default_factory=time.monotonic)
     """When it was put together, by `time.monotonic()`."""
+
+    def let_in(self, request: GenerationRequest, account: str) -> None:
+        """Charge what a request has read; what it has written is charged as it comes.
+
+        Raises:
+            OutriderError: There is no room for it, or its caller has had its tokens; nothing is
+                charged.
+        """
+        self.requests.check_room(request.id)
+        self.quotas.take(account, request.num_read_tokens)
 
     def model_info(self) -> pb.GetModelInfoResponse:
         """See the contract."""

@@ -22,7 +22,11 @@ from outrider_runtime.errors import (
     RequestAborted,
 )
 from outrider_runtime.plugins import PluginContext
-from outrider_runtime.request_context import current_caller, current_request_id
+from outrider_runtime.request_context import (
+    current_account,
+    current_caller,
+    current_request_id,
+)
 from outrider_runtime.tracing import current_span
 
 from outrider_target.constraints.constraint import Form
@@ -68,10 +72,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         negative = await self._negative_prompt(request)
         predicted = await self._prediction(request)
         generation = self._validated(request, request_id, prompt, negative, predicted)
+        serving.quotas.check(current_account(), generation.num_read_tokens)
         plugins = await self._plugins(request, generation)
         form = None
         if generation.structure is not None:
             form = await serving.grammars.compile(generation.structure)
+        serving.let_in(generation, current_account())
         choosing = healed = None
         if generation.effective_config.token_healing:
             generation, choosing = await self._heal(request, generation)
@@ -128,7 +134,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def _running(self, state: RequestState) -> AsyncIterator[asyncio.Queue[Event]]:
         """Have a request served; gives the queue of its events."""
         span = current_span()
-        state.caller = current_caller()
+        state.caller, state.account = current_caller(), current_account()
         events = self._serving.requests.add(state)
         self._serving.engine.submit(state)
         try:
@@ -260,6 +266,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             model=serving.model,
             defaults=serving.speculation_defaults,
         )
+        serving.let_in(scoring, current_account())
         response = pb.ScoreResponse(request_id=request_id)
         async with self._running(new_state(scoring, None)) as events:
             while True:
