@@ -245,6 +245,10 @@ def serve(
     draft_api_key: Annotated[
         str | None, flag("--draft-api-key", "Key that the draft services ask for.")
     ] = None,
+    draft_api_key_file: Annotated[
+        Path | None,
+        flag("--draft-api-key-file", "File with that key instead; read when it changes."),
+    ] = None,
     plugin: Annotated[
         list[str] | None,
         flag("--plugin", "Name of an installed plug-in that requests may use. May repeat."),
@@ -326,6 +330,7 @@ def serve(
         draft_ssl_keyfile=draft_ssl_keyfile,
         draft_ssl_certfile=draft_ssl_certfile,
         draft_api_key=draft_api_key,
+        draft_api_key_file=draft_api_key_file,
         suffix_cache_tokens=suffix_cache_tokens,
         canary_rate=canary_rate,
         plugins=tuple(plugin or ()),

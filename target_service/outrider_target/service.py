@@ -36,6 +36,7 @@ from outrider_target.drafting.pricing.control import Control
 from outrider_target.drafting.pricing.step_costs import RowCurve
 from outrider_target.drafting.remote.fleet import DraftFleet
 from outrider_target.drafting.remote.link import DraftLink
+from outrider_target.drafting.remote.link_key import LinkKey
 from outrider_target.drafting.remote.links import Connect, DraftLinks
 from outrider_target.drafting.remote.patience import RoundPace
 from outrider_target.drafting.suffix import SuffixDrafter
@@ -340,6 +341,7 @@ def _connector(
 ) -> Connect:
     """What makes a link to a draft service."""
     certificates = _draft_certificates(settings)
+    key = LinkKey(settings.draft_api_key, settings.draft_api_key_file)
     hello = draft_pb2.Hello(
         protocol_version=PROTOCOL_VERSION,
         tokenizer_fingerprint=tokenizer_fingerprint,
@@ -348,13 +350,7 @@ def _connector(
     )
 
     def connect(address: str, name: str | None) -> DraftLink:
-        return DraftLink(
-            address,
-            hello,
-            certificates=certificates,
-            certified_name=name,
-            api_key=settings.draft_api_key,
-        )
+        return DraftLink(address, hello, certificates=certificates, certified_name=name, key=key)
 
     return connect
 

@@ -151,6 +151,8 @@ class TargetSettings:
 
     draft_api_key: str | None = None
     """API key of the draft services."""
+    draft_api_key_file: Path | None = None
+    """File with that key alone, instead; read again when it changes."""
 
     canary_rate: float = 0.0
     """Share of the finished requests that are decoded again plainly and compared; 0: none."""

@@ -275,6 +275,7 @@ VALUES = {
             "--draft-ca-certs",
             "--draft-ssl-keyfile",
             "--draft-ssl-certfile",
+            "--draft-api-key-file",
         )
     },
     **dict.fromkeys(("--draft-api-key", "--api-key"), ("a", "b", "c")),

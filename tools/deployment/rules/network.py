@@ -67,7 +67,7 @@ def _of_draft_links(objects: list[Object]) -> Iterator[str]:
             if address not in names:
                 yield f"{name} dials {address}, which is no Service here"
         encrypted[f"link of {name}"] = told["draft_ca_certs"] is not None
-        if not told["draft_api_key"]:
+        if not (told["draft_api_key"] or told["draft_api_key_file"]):
             yield f"{name} has no key for its drafters"
     if len(set(encrypted.values())) > 1:
         yield f"targets and drafters do not agree on TLS: {encrypted}"

@@ -13,7 +13,8 @@ from tools.deployment.services import BY_IMAGE, Service, settings
 
 _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 _FILES = ("model", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "api_keys_file",
-          "draft_ca_certs", "draft_ssl_keyfile", "draft_ssl_certfile")  # fmt: skip
+          "draft_ca_certs", "draft_ssl_keyfile", "draft_ssl_certfile",
+          "draft_api_key_file")  # fmt: skip
 
 
 class Served(NamedTuple):

@@ -22,6 +22,7 @@ from outrider_runtime.certificates import ChannelCertificates
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION, is_supported
 
 from outrider_target.drafting.remote import wire
+from outrider_target.drafting.remote.link_key import LinkKey
 from outrider_target.drafting.remote.updates import (
     DrafterDescription,
     LinkDown,
@@ -36,6 +37,8 @@ _FIRST_BACKOFF = 0.1
 _MAX_BACKOFF = 5.0
 _QUARANTINE = 60.0
 """Seconds before a drafter that misbehaved, or does not fit, is tried again."""
+_LOOK_SECONDS = 1.0
+"""How often meanwhile it is seen whether there is another key."""
 
 _HANDSHAKE_SECONDS = 5.0
 _MAX_QUEUED_FRAMES = 256
@@ -97,7 +100,7 @@ class DraftLink:
         *,
         certificates: ChannelCertificates | None = None,
         certified_name: str | None = None,
-        api_key: str | None = None,
+        key: LinkKey | None = None,
     ) -> None:
         """Nothing is connected before `start`.
 
@@ -106,7 +109,7 @@ class DraftLink:
             hello: What the target says first.
             certificates: For TLS; None: plaintext.
             certified_name: Name that the drafter's certificate bears, where it is not the host.
-            api_key: What the drafter knows its callers by.
+            key: By which the drafter knows who it is; None: it asks for none.
         """
         self.address = address
         self.status = LinkStatus.CONNECTING
@@ -118,10 +121,11 @@ class DraftLink:
         self._hello = hello
         self._certificates = certificates
         self._certified_name = certified_name
-        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else None
+        self._key = key or LinkKey()
         self._loop = asyncio.get_running_loop()
         self._frames: asyncio.Queue[draft_pb2.SpeculateRequest] = asyncio.Queue()
         self._ending: asyncio.Future[Exception] = self._loop.create_future()
+        self._said: tuple[tuple[str, str], ...] | None = None  # with the latest connection
         self._index = -1
         self._report: Callable[[LinkEvent], None] = lambda _: None
         self._task: asyncio.Task[None] | None = None
@@ -170,7 +174,6 @@ class DraftLink:
         backoff = _FIRST_BACKOFF
         while True:
             connected_at = time.monotonic()
-            pause: float
             try:
                 await self._connect_and_serve()
                 self._down(LinkStatus.CONNECTING, "the drafter closed the link")
@@ -184,17 +187,24 @@ class DraftLink:
             if time.monotonic() - connected_at > _MAX_BACKOFF:
                 backoff = _FIRST_BACKOFF  # it worked for a while: come back quickly
             if self.status is LinkStatus.REFUSED:
-                pause = _QUARANTINE
+                await self._wait_for_another_key(_QUARANTINE)
             else:
-                pause = backoff * random.uniform(0.5, 1.0)
+                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
                 backoff = min(_MAX_BACKOFF, 2 * backoff)
-            await asyncio.sleep(pause)
+
+    async def _wait_for_another_key(self, at_most: float) -> None:
+        """Who was let in by none may be by the next one, which need not wait."""
+        refused = self._said
+        until = self._loop.time() + at_most
+        while self._loop.time() < until and self._key.metadata() == refused:
+            await asyncio.sleep(min(_LOOK_SECONDS, at_most))
 
     async def _connect_and_serve(self) -> None:
         self._ending = self._loop.create_future()
         async with self._channel() as channel:
             stub = draft_pb2_grpc.DraftServiceStub(channel)
-            call = stub.Speculate(metadata=self._metadata)
+            self._said = self._key.metadata()
+            call = stub.Speculate(metadata=self._said)
             try:
                 async with asyncio.timeout(_HANDSHAKE_SECONDS):
                     await call.write(draft_pb2.SpeculateRequest(hello=self._hello))
