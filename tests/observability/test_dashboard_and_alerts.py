@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import promql_parser as promql
 import pytest
 import yaml  # type: ignore[import-untyped]  # no stubs among the dependencies
 from observability.pages import ON_DEMAND, Pair
+from outrider_contract.errors import Reason
+from outrider_runtime.errors import OutriderError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPONENT = ROOT / "deploy" / "kubernetes" / "components" / "monitoring"
@@ -137,7 +140,7 @@ def test_each_alert_says_what_to_do() -> None:
     names = [rule["alert"] for rule in RULES]
     assert len(set(names)) == len(names)
     for rule in RULES:
-        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert rule["labels"]["severity"] in ("info", "warning", "critical")
         assert re.fullmatch(r"\d+m", rule.get("for", "0m"))
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["description"]
@@ -146,6 +149,29 @@ def test_each_alert_says_what_to_do() -> None:
         assert len(section.split()) > 15, f"{rule['alert']}: what should be done?"
     told = re.findall(r"^#### (Outrider\w+)$", page, re.M)
     assert sorted(told) == sorted(names)
+
+
+def test_each_reason_for_want_of_something_is_watched_by_one_alert() -> None:
+    wanting = {
+        error.reason
+        for error in OutriderError.__subclasses__()
+        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    }
+    watched = [
+        (reason, rule["labels"]["severity"])
+        for rule in RULES
+        for selector in selectors(promql.parse(rule["expr"]))
+        if selector.name == "outrider_grpc_server_refused_total"
+        for matcher in selector.matchers.matchers
+        if matcher.name == "reason"
+        for reason in matcher.value.split("|")
+    ]
+    reasons = [reason for reason, _ in watched]
+    assert len(set(reasons)) == len(reasons)
+    assert wanting == set(reasons) - {Reason.INTERNAL}
+    # Lack of room is the operator's; who exceeds its own share wakes nobody.
+    urgent = {reason for reason, severity in watched if severity == "critical"}
+    assert urgent == {Reason.INTERNAL, Reason.OVERLOADED}
 
 
 def test_templates_in_annotations_use_labels_that_the_expression_keeps() -> None:
