@@ -41,7 +41,7 @@ from outrider_runtime.model.runner import RaggedRunner, SequenceRows
 from outrider_runtime.model.selection import RowGroup, select_tokens
 from outrider_runtime.model.support import UnsupportedModel, check_supported
 from outrider_runtime.sampling_parameters import SamplingParameters
-from outrider_target.decoding import strategy
+from outrider_target.decoding import own_tokens
 from outrider_target.decoding.acceptance import accept
 from sampling.chi_square import FALSE_ALARM, p_value
 from target.batch import Batch, request
@@ -278,7 +278,7 @@ def test_processors_run_once_a_round_however_long_the_draft(
             )
         assert calls.call_count <= whole.shape[1] - 3
         return
-    with mock.patch.object(strategy, "select_tokens", wraps=select_tokens) as calls:
+    with mock.patch.object(own_tokens, "select_tokens", wraps=select_tokens) as calls:
         done = perfectly_drafted_target.generate(Request([5, 6, 7], sampled, seed=1), SYNCHRONOUS)
     assert done.speculation.num_draft_tokens > 10
     assert calls.call_count == done.speculation.num_rounds

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from outrider.v1 import generation_pb2 as pb
-from outrider_target.decoding import strategy
+from outrider_target.decoding import token_strategy
 from outrider_target.decoding.acceptance import Acceptance
 from outrider_target.serving.canary import MAX_PENDING, Canary, Served
 from outrider_target.serving.comparison import Result
@@ -123,7 +123,7 @@ def test_a_fault_in_acceptance_is_found(
     asked = request(request_id="wronged", **options)
     right = collect(watched_caller.open(request(speculation=PLAIN, **options)))
     with capture_logs() as lines:
-        monkeypatch.setattr(strategy, "accept_furthest", accept_everything)
+        monkeypatch.setattr(token_strategy, "accept_furthest", accept_everything)
         wrong = collect(watched_caller.open(asked))
         assert found(watched, before, 2) == {"inconclusive": 1, "different": 1}
     (line,) = [each for each in lines if each["event"] == "canary_different"]

@@ -12,7 +12,7 @@ import torch
 from outrider.v1 import generation_pb2 as pb
 from outrider_client import Client, GenerationConfig, SpeculationConfig
 from outrider_contract.errors import Reason
-from outrider_target.decoding.given import WINDOW
+from outrider_target.decoding.scoring import WINDOW
 from service.asking import ENDLESS
 from service.harness import Caller, RunningService, until
 from service.refusals import Refusal, refusal

@@ -17,7 +17,7 @@ from outrider_contract.errors import Reason
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.runner import SequenceRows
 from outrider_target.decoding.stopping import StopCheck
-from outrider_target.decoding.strategy import TokenStrategy
+from outrider_target.decoding.token_strategy import TokenStrategy
 from outrider_target.drafting.lookup import LookupSession
 from outrider_target.engine import round as rounds
 from outrider_target.engine.scheduler import Scheduler

@@ -30,6 +30,7 @@ class Contrast:
     """Branches of two prompts with one continuation: greedy on twice one less the other."""
 
     width = 2
+    verifies_others = False
 
     def __init__(self, prompt: Sequence[int], against: Sequence[int], length: int) -> None:
         self._length = length
@@ -66,6 +67,8 @@ class Contrast:
 
 class Herd:
     """Many branches: each round the best continuations of all of them, whosever they are."""
+
+    verifies_others = False
 
     def __init__(self, prompt: Sequence[int], width: int, length: int) -> None:
         self.width = width

@@ -24,31 +24,6 @@ class Acceptance(NamedTuple):
     num_accepted: int
 
 
-def accept_furthest(
-    draft: Sequence[int],
-    own: Sequence[int],
-    others: Sequence[Sequence[int]],
-    own_on_others: Sequence[Sequence[int]],
-) -> Acceptance:
-    """The same for several paths: the one that agrees furthest.
-
-    Paths agree with the target's own tokens as far as these go along them, so two that agree
-    equally far decide the same tokens.
-
-    Args:
-        draft: The first path.
-        own: As for `accept`.
-        others: Further paths from the same committed tokens.
-        own_on_others: For each the target's own tokens behind its tokens, the first included.
-    """
-    best = accept(draft, own)
-    for path, behind in zip(others, own_on_others, strict=True):
-        found = accept(path, [own[0], *behind])
-        if found.num_accepted > best.num_accepted:
-            best = found
-    return best
-
-
 def accept(draft: Sequence[int], own: Sequence[int]) -> Acceptance:
     """Agreement with the target's own sample ("exact" verification).
 
@@ -67,3 +42,28 @@ def accept(draft: Sequence[int], own: Sequence[int]) -> Acceptance:
             break
         num_accepted += 1
     return Acceptance(list(own[: num_accepted + 1]), num_accepted)
+
+
+def accept_furthest(
+    draft: Sequence[int],
+    own: Sequence[int],
+    others: Sequence[Sequence[int]],
+    own_on_others: Sequence[Sequence[int]],
+) -> Acceptance:
+    """`accept` for several paths: the one that agrees furthest.
+
+    Paths agree with the target's own tokens as far as these go along them, so two that agree
+    equally far decide the same tokens.
+
+    Args:
+        draft: The first path.
+        own: As for `accept`.
+        others: Further paths from the same committed tokens.
+        own_on_others: For each the target's own tokens behind its tokens, the first included.
+    """
+    best = accept(draft, own)
+    for path, behind in zip(others, own_on_others, strict=True):
+        found = accept(path, [own[0], *behind])
+        if found.num_accepted > best.num_accepted:
+            best = found
+    return best

@@ -20,16 +20,10 @@ from outrider_runtime.model.selection import InvalidScores
 
 from outrider_target.decoding.branch import Branch
 from outrider_target.decoding.contrastive_context import ContrastiveContext
-from outrider_target.decoding.strategy import (
-    BranchRows,
-    Decision,
-    OwnTokens,
-    Selector,
-    TokenRows,
-    TokenStrategy,
-    row_tensors,
-)
+from outrider_target.decoding.own_tokens import OwnTokens, TokenRows, row_tensors
+from outrider_target.decoding.strategy import BranchRows, Decision, Selector
 from outrider_target.decoding.tensors import TensorReport
+from outrider_target.decoding.token_strategy import TokenStrategy
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.engine.events import Event
 from outrider_target.requests.request import ContrastiveSettings, Finish
@@ -65,6 +59,9 @@ class ContrastiveStrategy:
         settings: The penalty and the number of candidates.
         tensors: What else to tell; that of `inner`.
     """
+
+    verifies_others = False
+    """Nothing is drafted."""
 
     def __init__(
         self,

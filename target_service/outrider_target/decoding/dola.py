@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from outrider_runtime.model.layer_contrast import contrast_layers
@@ -18,13 +17,9 @@ from outrider_runtime.model.scores import processed_scores
 from outrider_runtime.sampling_parameters import SamplingParameters
 
 from outrider_target.decoding.committed import Committed
-from outrider_target.decoding.strategy import (
-    OwnTokens,
-    Selector,
-    TokenRows,
-    TokenStrategy,
-    select_own_tokens,
-)
+from outrider_target.decoding.own_tokens import OwnTokens, TokenRows, select_own_tokens
+from outrider_target.decoding.strategy import Selector
+from outrider_target.decoding.token_strategy import TokenOptions, TokenStrategy
 from outrider_target.drafting.drafter import Draft
 
 
@@ -38,14 +33,17 @@ class DolaStrategy(TokenStrategy):
         options: As for `TokenStrategy`.
     """
 
+    verifies_others = False
+    """Layers are read for the rows of one path."""
+
     def __init__(
         self,
         parameters: SamplingParameters,
         committed: Committed,
         layers: Sequence[int],
-        **options: Any,
+        options: TokenOptions,
     ) -> None:
-        super().__init__(parameters, committed, **options)
+        super().__init__(parameters, committed, options)
         self._layers = layers
 
     @property

@@ -10,22 +10,15 @@ nothing of gRPC.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from outrider_runtime.sampling_parameters import SamplingParameters
 
 from outrider_target.decoding.branch import Branch
 from outrider_target.decoding.committed import Committed
-from outrider_target.decoding.strategy import (
-    BranchRows,
-    Decision,
-    OwnTokens,
-    Selector,
-    TokenRows,
-    TokenStrategy,
-    select_own_tokens,
-)
+from outrider_target.decoding.own_tokens import OwnTokens, TokenRows, select_own_tokens
+from outrider_target.decoding.strategy import BranchRows, Decision, Selector
+from outrider_target.decoding.token_strategy import TokenOptions, TokenStrategy
 from outrider_target.drafting.drafter import Draft
 from outrider_target.requests.request import Guidance
 
@@ -42,14 +35,17 @@ class GuidedStrategy(TokenStrategy):
 
     width = 2
 
+    verifies_others = False
+    """The negative branch is fed one path."""
+
     def __init__(
         self,
         parameters: SamplingParameters,
         committed: Committed,
         guidance: Guidance,
-        **options: Any,
+        options: TokenOptions,
     ) -> None:
-        super().__init__(parameters, committed, **options)
+        super().__init__(parameters, committed, options)
         self._scale = guidance.scale
         self._negative = Branch(list(guidance.negative_prompt or committed.token_ids[-1:]))
         self._branches = (*self._branches, self._negative)

@@ -17,7 +17,7 @@ from outrider_runtime.model.arrays import NUMPY, arrays_of
 from outrider_runtime.model.noise import NoiseRow, Stream, gumbel_of, uniforms
 from outrider_runtime.model.row_group import RowGroup
 from outrider_runtime.model.scores import processed_scores
-from outrider_runtime.model.selection import select_tokens
+from outrider_runtime.model.selection import InvalidScores, select_tokens
 from outrider_runtime.sparse_distribution import SparseDistribution
 
 from outrider_target.decoding.acceptance import Acceptance
@@ -95,7 +95,7 @@ def _num_lawful(logits: torch.Tensor, group: RowGroup, doubtful: Sequence[bool])
             continue
         try:
             select_tokens(logits[: row + 1], [group.first(row + 1)], with_log_probs=False)
-        except Exception:
+        except InvalidScores:
             if row == 0:
                 raise
             return row

@@ -83,7 +83,7 @@ class Criteria:
             try:
                 if bool(criterion.run(token_ids, self._num_prompt_tokens)):
                     return criterion.name
-            except Exception as fault:
+            except Exception as fault:  # a plug-in may raise anything
                 raise PluginFailed(criterion.name) from fault
         return None
 

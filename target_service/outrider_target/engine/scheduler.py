@@ -18,7 +18,7 @@ from typing import NamedTuple
 from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.runner import SequenceRows
 
-from outrider_target.decoding.strategy import Rows, TokenStrategy
+from outrider_target.decoding.strategy import Rows
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.drafting.pricing.control import Control
 from outrider_target.drafting.remote.patience import RoundPace
@@ -282,7 +282,7 @@ class Scheduler:
 
     def _verification(self, sequence: Sequence, draft: Draft) -> Work:
         strategy = sequence.strategy
-        if draft.others and not (isinstance(strategy, TokenStrategy) and strategy.verifies_others):
+        if draft.others and not strategy.verifies_others:
             draft = draft._replace(others=())
         rows = strategy.rows(draft)
         return Work(sequence, self._places.feeds(sequence.branches, rows.branches), rows, draft)

@@ -6,22 +6,22 @@ import itertools
 import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from outrider_target.constraints.constraint import Constraint, Form
+from outrider_target.decoding.beams.guess_session import GuessSession
 from outrider_target.decoding.beams.make import beam_strategy
-from outrider_target.decoding.beams.session import GuessSession
 from outrider_target.decoding.branch import Branch
 from outrider_target.decoding.committed import Committed
 from outrider_target.decoding.contrastive import ContrastiveStrategy
 from outrider_target.decoding.dola import DolaStrategy
-from outrider_target.decoding.given import WINDOW, GivenSession, GivenStrategy
 from outrider_target.decoding.guidance import GuidedStrategy
+from outrider_target.decoding.scoring import WINDOW, ScoringSession, ScoringStrategy
 from outrider_target.decoding.stopping import Criteria, StopCheck, StopStrings
-from outrider_target.decoding.strategy import DecodingStrategy, TokenStrategy
+from outrider_target.decoding.strategy import DecodingStrategy
 from outrider_target.decoding.tensors import TensorReport
+from outrider_target.decoding.token_strategy import TokenOptions, TokenStrategy
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
 from outrider_target.drafting.pricing.calibration import SequenceCalibration
 from outrider_target.drafting.window import AUTO, Window
@@ -168,14 +168,14 @@ def new_state(
             if speculation.method is not DraftMethod.NONE:
                 sequence.session = GuessSession(beams)
         elif request.given:
-            strategy = GivenStrategy(
+            strategy = ScoringStrategy(
                 request.parameters,
                 committed,
                 request.given,
                 num_top_log_probs=request.num_top_log_probs,
             )
             sequence = Sequence(state, index, strategy, Window(WINDOW, "constant", WINDOW))
-            sequence.session = GivenSession(request.given)
+            sequence.session = ScoringSession(request.given)
         else:
             strategy = _strategy(request, committed, index, constraint)
             sequence = Sequence(state, index, strategy, window, constraint)
@@ -187,21 +187,23 @@ def _strategy(
     request: GenerationRequest, committed: Committed, index: int, constraint: Constraint | None
 ) -> DecodingStrategy:
     """How a sequence of a request decodes."""
-    options: dict[str, Any] = {
-        "seed": request.seed,
-        "sample_index": index,
-        "num_top_log_probs": request.num_top_log_probs,
-        "constraint": constraint,
-        "processors": request.plugins.processors,
-        "by_ratio": request.speculation.by_ratio,
-    }
+    tensors = None
     if request.tensors.kinds:
-        options["tensors"] = TensorReport(request.tensors, len(request.prompt))
+        tensors = TensorReport(request.tensors, len(request.prompt))
+    options = TokenOptions(
+        seed=request.seed,
+        sample_index=index,
+        num_top_log_probs=request.num_top_log_probs,
+        constraint=constraint,
+        tensors=tensors,
+        processors=request.plugins.processors,
+        by_ratio=request.speculation.by_ratio,
+    )
     if request.dola_layers:
-        return DolaStrategy(request.parameters, committed, request.dola_layers, **options)
+        return DolaStrategy(request.parameters, committed, request.dola_layers, options)
     if request.guidance is not None:
-        return GuidedStrategy(request.parameters, committed, request.guidance, **options)
-    strategy = TokenStrategy(request.parameters, committed, **options)
+        return GuidedStrategy(request.parameters, committed, request.guidance, options)
+    strategy = TokenStrategy(request.parameters, committed, options)
     if request.contrastive is not None:
-        return ContrastiveStrategy(strategy, request.contrastive, options.get("tensors"))
+        return ContrastiveStrategy(strategy, request.contrastive, tensors)
     return strategy

@@ -30,6 +30,9 @@ from outrider_target.requests.request import Finish, FinishReason
 class BeamStrategy:
     """A sequence of beams. Nothing of its text is committed before its end."""
 
+    verifies_others = False
+    """Its own guesses are paths already, more than one a beam."""
+
     def __init__(
         self,
         settings: BeamSettings,

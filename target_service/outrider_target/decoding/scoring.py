@@ -13,7 +13,9 @@ from outrider_runtime.model.log_probs import token_log_probs
 from outrider_runtime.sampling_parameters import SamplingParameters
 
 from outrider_target.decoding.committed import Committed
-from outrider_target.decoding.strategy import OwnTokens, Selector, TokenRows, TokenStrategy
+from outrider_target.decoding.own_tokens import OwnTokens, TokenRows
+from outrider_target.decoding.strategy import Selector
+from outrider_target.decoding.token_strategy import TokenOptions, TokenStrategy
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
 from outrider_target.requests.request import DraftMethod
 
@@ -21,8 +23,11 @@ WINDOW = 64
 """Given tokens a round: bounds the log-probabilities, [window, vocab], that exist at a time."""
 
 
-class GivenStrategy(TokenStrategy):
+class ScoringStrategy(TokenStrategy):
     """Decides what was given, and tells how probable it was."""
+
+    verifies_others = False
+    """There is one text."""
 
     def __init__(
         self,
@@ -32,9 +37,8 @@ class GivenStrategy(TokenStrategy):
         *,
         num_top_log_probs: int | None,
     ) -> None:
-        super().__init__(
-            parameters, committed, seed=0, sample_index=0, num_top_log_probs=num_top_log_probs
-        )
+        options = TokenOptions(seed=0, sample_index=0, num_top_log_probs=num_top_log_probs)
+        super().__init__(parameters, committed, options)
         self._given = given
 
     @property
@@ -63,7 +67,7 @@ def take_given_tokens(logits: torch.Tensor, wanted: Sequence[TokenRows]) -> list
     return own
 
 
-class GivenSession:
+class ScoringSession:
     """Drafts the given tokens."""
 
     active = False
