@@ -57,10 +57,10 @@ from outrider_target.requests.validation import ServedModel
 from outrider_target.serving.caller_metrics import CallerMetrics
 from outrider_target.serving.canary import Canary
 from outrider_target.serving.comparison import TOLERANCES
-from outrider_target.serving.exported import export
 from outrider_target.serving.metrics import Capacity, RequestMetrics
-from outrider_target.serving.served import ModelIdentity, Serving
+from outrider_target.serving.metrics_page import export
 from outrider_target.serving.servicer import GenerationServicer
+from outrider_target.serving.serving import ModelIdentity, Serving
 from outrider_target.serving.text import TextCodec
 from outrider_target.settings import TargetSettings
 
@@ -97,7 +97,7 @@ class TargetService:
         """
         try:
             await self._start()
-        except BaseException:
+        except BaseException:  # cancelled, too: what was opened is closed
             await self._resources.aclose()
             raise
 

@@ -25,7 +25,7 @@ from outrider_runtime.model.runner import SequenceRows
 from outrider_runtime.server import ServerSettings
 from outrider_target.engine.admission import LiveRequests
 from outrider_target.service import TargetService
-from outrider_target.serving.served import Serving
+from outrider_target.serving.serving import Serving
 from outrider_target.settings import (
     BatchSettings,
     ModelSettings,

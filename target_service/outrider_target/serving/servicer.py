@@ -10,17 +10,10 @@ from dataclasses import replace
 from functools import partial
 
 import grpc.aio
-import structlog
 from outrider.v1 import explanation_pb2, generation_pb2_grpc
 from outrider.v1 import generation_pb2 as pb
 from outrider_contract.metadata import is_request_id
-from outrider_runtime.errors import (
-    InternalError,
-    InvalidRequest,
-    OutriderError,
-    PluginFailed,
-    RequestAborted,
-)
+from outrider_runtime.errors import InvalidRequest, RequestAborted
 from outrider_runtime.plugins import PluginContext
 from outrider_runtime.request_context import (
     current_account,
@@ -29,15 +22,8 @@ from outrider_runtime.request_context import (
 )
 from outrider_runtime.tracing import current_span
 
-from outrider_target.constraints.constraint import Form
 from outrider_target.decoding.healing import choosing_state
-from outrider_target.engine.events import (
-    BeamProgress,
-    Event,
-    RequestCompleted,
-    RequestFailed,
-    TokensDecided,
-)
+from outrider_target.engine.events import Event, RequestCompleted, RequestFailed, TokensDecided
 from outrider_target.engine.sequence import RequestState, new_state
 from outrider_target.requests.plugin_rules import plugin_calls
 from outrider_target.requests.request import GenerationRequest, RequestPlugins
@@ -45,12 +31,9 @@ from outrider_target.requests.score_validation import validate_score
 from outrider_target.requests.sharing import Sharing
 from outrider_target.requests.validation import validate
 from outrider_target.serving import messages, request_spans
-from outrider_target.serving.canary import Served
-from outrider_target.serving.served import Serving
-
-log = structlog.get_logger()
-
-_CUT = (pb.FINISH_REASON_TIME, pb.FINISH_REASON_CANCELLED)
+from outrider_target.serving.answer import Answer
+from outrider_target.serving.failures import error_for_caller
+from outrider_target.serving.serving import Serving
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -92,10 +75,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             await context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the request began"
             )
+        skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+        answer = Answer(generation, form, serving, skip_special_tokens=skip)
         async with self._running(state) as events:
             yield messages.started(generation, healed)
-            skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-            async for response in self._responses(state, form, events, skip_special_tokens=skip):
+            async for response in answer.responses(events):
                 yield response
 
     def _validated(
@@ -169,7 +153,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     case RequestCompleted():
                         break
                     case RequestFailed() as failure:
-                        raise _fault(generation, failure)
+                        raise error_for_caller(generation, failure)
         if choosing.aborted:  # perhaps too late for the engine, which had one round to run
             raise RequestAborted(generation.id)
         return replace(generation, prompt=(*cut.prompt[:-1], chosen)), choosing
@@ -195,60 +179,6 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 field="speculation.prediction_text",
             )
         return list(speculation.prediction_token_ids)
-
-    async def _responses(
-        self,
-        state: RequestState,
-        form: Form | None,
-        events: asyncio.Queue[Event],
-        *,
-        skip_special_tokens: bool,
-    ) -> AsyncIterator[pb.GenerateResponse]:
-        request = state.request
-        writers = [
-            self._serving.text.writer(request.prompt, skip_special_tokens=skip_special_tokens)
-            for _ in range(request.num_sequences)
-        ]
-        told: list[list[int]] = [[] for _ in range(request.num_sequences)]
-        results: list[pb.SequenceResult] = []
-        while True:
-            match await events.get():
-                case TokensDecided(index, token_ids, drafted, finish, log_probs, tensors, beam):
-                    for response in messages.tensor_chunks(index, tensors):
-                        yield response
-                    text = writers[index].write(token_ids, last=finish is not None)
-                    told[index] += token_ids
-                    if finish is not None:
-                        results.append(
-                            messages.sequence_result(index, finish, len(told[index]), beam)
-                        )
-                    if token_ids or text:
-                        chunk = pb.GenerateChunk(
-                            sequence_index=index,
-                            token_ids=token_ids,
-                            drafted=drafted,
-                            text=text,
-                            log_probs=map(messages.token_log_probs, log_probs),
-                        )
-                        yield pb.GenerateResponse(chunk=chunk)
-                case BeamProgress(token_ids) as progress:
-                    writer = self._serving.text.writer(
-                        request.prompt, skip_special_tokens=skip_special_tokens
-                    )
-                    text = writer.write(token_ids, last=False)
-                    yield messages.beam_progress(progress, text)
-                case RequestCompleted() as end:
-                    _log_summary(request, results, end)
-                    self._serving.metrics.count_request(results, len(request.prompt), end)
-                    self._serving.canary.consider(
-                        Served(request, form, told),
-                        drafted=end.speculation.num_draft_tokens > 0,
-                        cut=any(result.finish_reason in _CUT for result in results),
-                    )
-                    yield messages.complete(request, results, end)
-                    return
-                case RequestFailed() as failure:
-                    raise _fault(request, failure)
 
     async def Score(
         self,
@@ -277,7 +207,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     case RequestCompleted():
                         break
                     case RequestFailed() as failure:
-                        raise _fault(scoring, failure)
+                        raise error_for_caller(scoring, failure)
         if len(response.token_ids) < len(scoring.given):
             raise RequestAborted(request_id)
         return response
@@ -351,18 +281,6 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return pb.DetokenizeResponse(text=text)
 
 
-def _fault(request: GenerationRequest, failure: RequestFailed) -> OutriderError:
-    """What the caller of a failed request is told; the log has the rest."""
-    if isinstance(failure.error, InvalidRequest):
-        return failure.error
-    log.error("request_failed", request_id=request.id, error=repr(failure.error))
-    if isinstance(failure.error, PluginFailed):
-        return failure.error
-    if failure.refusal is not None:
-        return InvalidRequest("generation_config", failure.refusal)
-    return InternalError(request.id)
-
-
 def _request_id(request: pb.GenerateRequest | pb.ScoreRequest) -> str:
     """The message's own id, else the one its metadata or the interceptor gave the call."""
     if request.request_id and not is_request_id(request.request_id):
@@ -370,19 +288,3 @@ def _request_id(request: pb.GenerateRequest | pb.ScoreRequest) -> str:
     request_id = request.request_id or current_request_id()
     assert request_id is not None, "the interceptor names every call"
     return request_id
-
-
-def _log_summary(
-    request: GenerationRequest, results: list[pb.SequenceResult], end: RequestCompleted
-) -> None:
-    """One line a request; never its prompt or text."""
-    log.info(
-        "request_completed",
-        request_id=request.id,
-        finish_reasons=[pb.FinishReason.Name(result.finish_reason) for result in results],
-        prompt_tokens=len(request.prompt),
-        completion_tokens=end.num_completion_tokens,
-        total_ms=round(end.total_seconds * 1000, 1),
-        num_draft_tokens=end.speculation.num_draft_tokens,
-        num_accepted_tokens=end.speculation.num_accepted_tokens,
-    )

@@ -16,7 +16,7 @@ from outrider_target.serving.metrics import (
     MemoryCollector,
     RoundCollector,
 )
-from outrider_target.serving.served import ModelIdentity
+from outrider_target.serving.serving import ModelIdentity
 
 
 def export(
