@@ -9,7 +9,7 @@ import typer
 from outrider_runtime import logs
 from outrider_runtime.errors import StartupError
 from outrider_runtime.logs import LogFormat, LogLevel
-from outrider_runtime.metrics import DraftMetrics, MetricsExporter, new_registry
+from outrider_runtime.metrics import MetricsExporter, new_registry
 from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.prompt_lookup import LookupRule
@@ -41,6 +41,7 @@ from outrider_runtime.settings import (
 from outrider_runtime.tracing import TracingSettings, open_tracer
 
 from outrider_draft import drafter
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.service import DraftingStopped, DraftService
 from outrider_draft.settings import (
     DraftMethod,

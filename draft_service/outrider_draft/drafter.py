@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from outrider_runtime.metrics import DraftMetrics
-
 from outrider_draft.lookup_proposer import LookupProposer
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.proposer import Proposer
 from outrider_draft.settings import LookupSettings, ProposerSettings, SuffixSettings
 from outrider_draft.suffix_proposer import SuffixProposer

@@ -10,10 +10,10 @@ from collections.abc import Callable, Container
 
 import structlog
 from outrider_runtime.draft_tree import ROOT, CommitGap
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.tracing import Tracer
 
-from outrider_draft import growth
+from outrider_draft import answers, growth
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.proposer import Outcome, OutOfRoom, Proposer, Share
 from outrider_draft.session import Session, Walk
 from outrider_draft.session_table import SessionTable
@@ -93,15 +93,14 @@ class DraftEngine:
         """Take in what a target said."""
         try:
             self._apply(update)
-        except Exception:
+        except Exception:  # a fault of ours costs the session, no other
             if isinstance(update, StreamEnded):
                 raise
-            session = self._table.get(update.key)
-            request = session.request if session else getattr(update, "request", None)
+            known = update if isinstance(update, Opened) else self._table.get(update.key)
             log.exception(
                 "update_failed",
                 session=update.key,
-                request_id=request.request_id if request else "",
+                request_id=known.request.request_id if known else "",
             )
             self._refuse(update.key, Refusal.FAILED, "drafting failed; see the drafter's log")
 
@@ -129,7 +128,7 @@ class DraftEngine:
     def take_messages(self) -> list[Message]:
         """What the targets should be told now; it counts as told."""
         for session in self._due.values():
-            if (grown := session.take_due()) is not None:
+            if (grown := answers.take_due(session)) is not None:
                 self._outbox.append(grown)
                 self._time_answer(session, grown)
         self._due.clear()
@@ -225,7 +224,7 @@ class DraftEngine:
                 return shares, self._proposer.extend(shares)
             except OutOfRoom:
                 shares = self._make_room(shares)
-            except Exception:
+            except Exception:  # a fault of ours, or of one session's options
                 if len(shares) == 1:
                     session = shares[0].session
                     log.exception(

@@ -232,7 +232,7 @@ def _parameters(
 def _lookbehind(config: generation_config_pb2.GenerationConfig, name: LookbehindField) -> int:
     """Tokens read again; as in transformers where nothing is said, and never very many."""
     if not config.HasField(name):
-        return cast("int", GLOBAL_DEFAULTS[name])
+        return cast("int", GLOBAL_DEFAULTS[name])  # those of all fields: of these it is an int
     said: int = getattr(config, name)
     return min(said, MAX_LOOKBEHIND)
 

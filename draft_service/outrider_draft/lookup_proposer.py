@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from outrider_runtime.prompt_lookup import PromptLookup
 
+from outrider_draft.line import Line, Proposed
 from outrider_draft.proposer import Description, Outcome, Share
-from outrider_draft.session import Line, Proposed, Session
+from outrider_draft.session import Session
 from outrider_draft.settings import LookupSettings
 from outrider_draft.updates import SessionKey
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import structlog
 import torch
 from outrider_runtime.errors import StartupError
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.model import loader
 from outrider_runtime.model.runner import RaggedRunner
 from outrider_runtime.tokenizer import fingerprint, load_tokenizer
 
 from outrider_draft.drafter import Drafter
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.model_proposer import ModelProposer
 from outrider_draft.proposer import Description
 from outrider_draft.settings import ModelSettings

@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.model.drawing import draw_tokens
 from outrider_runtime.model.kv_pool import OutOfBlocks
 from outrider_runtime.model.runner import Runner, SequenceRows
 from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
 
+from outrider_draft.line import Line, Proposed
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.proposer import Description, Outcome, OutOfRoom, Share
-from outrider_draft.session import Line, Proposed
 from outrider_draft.side_line import SideLine
 from outrider_draft.updates import SessionKey
 

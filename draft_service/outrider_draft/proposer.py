@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from outrider_draft.session import Line, Proposed, Session
+from outrider_draft.line import Line, Proposed
+from outrider_draft.session import Session
 from outrider_draft.side_line import SideLine
 from outrider_draft.updates import SessionKey
 

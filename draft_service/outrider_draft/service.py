@@ -6,12 +6,12 @@ import asyncio
 
 import structlog
 from outrider.v1 import draft_pb2_grpc
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.server import GrpcServer, run_until_signalled
 from outrider_runtime.tracing import Tracer
 
 from outrider_draft.drafter import Drafter
 from outrider_draft.engine import DraftEngine
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.servicer import SERVICE_NAME, DraftServicer
 from outrider_draft.settings import DraftSettings
 from outrider_draft.worker import DraftWorker

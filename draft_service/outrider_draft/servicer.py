@@ -21,12 +21,12 @@ from outrider_runtime.draft_protocol import (
     PROTOCOL_VERSION,
 )
 from outrider_runtime.errors import Draining, InvalidRequest, OutriderError
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.request_context import current_caller
 from outrider_runtime.version import release
 
 from outrider_draft import frames, handshake
 from outrider_draft.link import Link, LinkClosed
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.proposer import Description
 from outrider_draft.settings import SessionSettings
 from outrider_draft.updates import Message, StreamEnded

@@ -1,7 +1,8 @@
-"""One sequence of one target: its tree, and what its target has yet to be told.
+"""One sequence of one target: what is committed, and what is proposed of it.
 
 Knows nothing of models, threads or gRPC. The tree is a chain and, where its target grants them,
-side lines: `tokens` is the committed text and the chain below it.
+side lines: `tokens` is the committed text and the chain below it. When the target hears of new
+nodes is decided in `answers`.
 """
 
 from __future__ import annotations
@@ -10,40 +11,14 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from outrider_runtime.draft_tree import ROOT, DraftTree, Limits, Node, Proposal
-from outrider_runtime.sparse_distribution import SparseDistribution
+from outrider_runtime.draft_tree import ROOT, DraftTree, Limits, Node
 
+from outrider_draft.line import Proposed
 from outrider_draft.session_trace import SessionTrace
 from outrider_draft.side_line import SideLine
-from outrider_draft.updates import Grown, Opened, SessionKey, SessionRequest
-
-
-class Proposed(NamedTuple):
-    """A token to extend a chain, with the drafter's log-probability of it."""
-
-    token_id: int
-    log_prob: float
-    distribution: SparseDistribution | None = None
-    """What it was drawn from, if the target has to know; the log-probability is then that of the
-    most probable token of it."""
-
-
-class Line(Protocol):
-    """What a proposer extends: a session's chain, or a side line of it."""
-
-    @property
-    def key(self) -> SessionKey:
-        """Unique among all lines."""
-
-    @property
-    def request(self) -> SessionRequest:
-        """What is asked."""
-
-    @property
-    def tokens(self) -> list[int]:
-        """Committed tokens, then its own."""
+from outrider_draft.updates import Opened, SessionKey, SessionRequest
 
 
 class Walk(NamedTuple):
@@ -85,10 +60,11 @@ class Session:
     """What is recorded of it; None: nothing is."""
     waited: int = 0
     """Steps that went by without the growth it wants."""
-    _unsent: list[Node] = field(default_factory=list)
-    _steps_unsent: int = 0
-    """Steps since then."""
-    _answer_owed: bool = True
+    unsent: list[Node] = field(default_factory=list)
+    """Nodes that the target was not told of."""
+    steps_unsent: int = 0
+    """Steps since it was told anything."""
+    answer_owed: bool = True
     """The target was not told yet that growth is complete."""
     _guesses: dict[int, Sequence[Proposed]] = field(default_factory=dict)
     """By node: what else may stand in its place, where that did not begin a side line yet."""
@@ -144,12 +120,12 @@ class Session:
         self.chain = self.tree.best_path()
         unchanged = self._replace_tokens(start)
         adopted, dropped = self._follow(previous)
-        self._unsent = [node for node in self._unsent if node.id in self.tree]
+        self.unsent = [node for node in self.unsent if node.id in self.tree]
         if self._guesses:
             self._guesses = {id_: g for id_, g in self._guesses.items() if id_ in self.tree}
             self._begin_sides()
         self.exhausted = False
-        self._answer_owed = True
+        self.answer_owed = True
         self.waited = 0
         agreed = all(node.token_id == own for node, own in compared) if compared else None
         return Walk(unchanged, adopted, dropped, agreed)
@@ -265,7 +241,7 @@ class Session:
 
     def _add(self, parent_id: int, proposed: Proposed) -> Node:
         node = self.tree.add(parent_id, *proposed)
-        self._unsent.append(node)
+        self.unsent.append(node)
         return node
 
     def _begin_sides(self) -> int:
@@ -306,57 +282,6 @@ class Session:
             )
         )
         return True
-
-    def take_due(self) -> Grown | None:
-        """What the target should be told now, if anything; it counts as told."""
-        complete = self.room() == 0
-        owed = complete and self._answer_owed
-        due = owed or self._window_unsent() or self._ahead_unsent() or self._drawn_unsent()
-        if not due:
-            self._steps_unsent += 1
-            return None
-        if complete:
-            self._answer_owed = False
-        self._steps_unsent = 0
-        roots = {node.id for node in self.tree.children()}
-        proposals = [
-            Proposal(
-                node.id,
-                # The parent of the first nodes may be committed, and unknown to the target.
-                ROOT if node.id in roots else node.parent_id,
-                node.token_id,
-                node.log_prob,
-                node.distribution,
-            )
-            for node in self._unsent
-        ]
-        self._unsent.clear()
-        return Grown(self.key, self.tree.committed_length, proposals, complete)
-
-    def _window_unsent(self) -> bool:
-        """Whether all that is wanted for the next round is there, and some of it was not sent."""
-        if self.below_window or not self._unsent:
-            return False
-        return self._unsent[0].id <= self.chain[self.limits.window - 1].id
-
-    def _ahead_unsent(self) -> bool:
-        """Whether it is time to send what lies beyond the window or beside the chain.
-
-        That is when the steps of another window went by, or nothing more will come.
-        What was run ahead helps only if it is there before the target's answer leaves, and nobody
-        knows when that is: so it is sent now and then, not at the end alone.
-        """
-        if not self._unsent or (self.below_window and self.room()):
-            return False
-        return self._steps_unsent + 1 >= self.limits.window or not self.may_grow
-
-    def _drawn_unsent(self) -> bool:
-        """Whether there is something that was drawn from a distribution.
-
-        When such a token arrives must not depend on those drawn after it: were they awaited, the
-        target would verify it the more often the sooner they end the chain.
-        """
-        return self.request.draws and bool(self._unsent)
 
     def _path_ended(self) -> bool:
         parameters = self.request.parameters

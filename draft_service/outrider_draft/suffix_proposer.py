@@ -9,8 +9,9 @@ from itertools import takewhile
 from outrider_runtime.recent_texts import RecentTexts
 from outrider_runtime.suffix_lookup import SuffixLookup
 
+from outrider_draft.line import Line, Proposed
 from outrider_draft.proposer import Description, Outcome, Share
-from outrider_draft.session import Line, Proposed, Session
+from outrider_draft.session import Session
 from outrider_draft.settings import SuffixSettings
 from outrider_draft.updates import SessionKey
 

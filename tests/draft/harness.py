@@ -13,14 +13,14 @@ from outrider.v1 import draft_pb2, draft_pb2_grpc
 from outrider_conformance.streams import GrpcStream, LinkCall, LinkEnded
 from outrider_conformance.target import TIMEOUT, Target
 from outrider_draft.drafter import Drafter
+from outrider_draft.line import Line, Proposed
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.proposer import Description, Outcome, OutOfRoom, Proposer, Share
 from outrider_draft.service import DraftService
-from outrider_draft.session import Line, Proposed
 from outrider_draft.settings import DraftSettings, SessionSettings, StepSettings
 from outrider_draft.side_line import SideLine
 from outrider_draft.updates import SessionKey
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.server import ServerSettings
 from outrider_runtime.tracing import Tracer
 from prometheus_client import CollectorRegistry

@@ -18,9 +18,9 @@ from draft.harness import target
 from draft.reference import Reference
 from outrider_conformance.target import TIMEOUT
 from outrider_draft.drafter import build
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.settings import ModelSettings
 from outrider_runtime.errors import StartupError
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.tokenizer import fingerprint, load_tokenizer
 from prometheus_client import CollectorRegistry
 from transformers import AutoModelForCausalLM

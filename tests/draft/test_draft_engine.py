@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from outrider_conformance.target import MAX_NODES
 from outrider_draft.engine import DraftEngine
 from outrider_draft.lookup_proposer import LookupProposer
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.proposer import Proposer
 from outrider_draft.settings import LookupSettings, SessionSettings, StepSettings
 from outrider_draft.updates import (
@@ -27,7 +28,6 @@ from outrider_draft.updates import (
     StreamEnded,
 )
 from outrider_runtime.draft_tree import DraftTree, Limits
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.prompt_lookup import LookupRule
 from outrider_runtime.sampling_parameters import SamplingParameters
 from prometheus_client import CollectorRegistry

@@ -14,10 +14,10 @@ from outrider_conformance.target import TIMEOUT
 from outrider_draft import link as links
 from outrider_draft import worker as workers
 from outrider_draft.engine import DraftEngine
+from outrider_draft.line import Line
 from outrider_draft.link import Link, LinkClosed
 from outrider_draft.proposer import Outcome, Share
 from outrider_draft.service import DraftingStopped
-from outrider_draft.session import Line
 from outrider_draft.updates import Grown, Message, SessionKey
 from outrider_draft.worker import DraftWorker
 from outrider_runtime.errors import Draining, Overloaded

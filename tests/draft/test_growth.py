@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from outrider_conformance.target import MAX_NODES
 from outrider_draft.growth import SHORT_CATCH_UP, Want, age, fan_out, plan
-from outrider_draft.session import Proposed, Session
+from outrider_draft.line import Proposed
+from outrider_draft.session import Session
 from outrider_draft.settings import StepSettings
 from outrider_draft.updates import Opened, SessionKey, SessionRequest
 from outrider_runtime.draft_tree import Limits

@@ -10,9 +10,9 @@ import pytest
 from draft.harness import FINGERPRINT, draft_service, target
 from draft.reference import MAX_POSITIONS, VOCAB_SIZE, Reference, tiny_model
 from outrider.v1 import draft_pb2, generation_config_pb2
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.model_proposer import ModelProposer
 from outrider_draft.proposer import Description
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.model.runner import RaggedRunner
 from prometheus_client import CollectorRegistry
 

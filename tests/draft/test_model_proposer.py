@@ -11,13 +11,14 @@ import torch
 from draft.harness import FINGERPRINT, RunningDrafter, ScriptedTarget, draft_service, target
 from draft.reference import MAX_POSITIONS, VOCAB_SIZE, Reference, gumbel, tiny_model
 from outrider.v1 import draft_pb2
+from outrider_draft.line import Proposed
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.model_proposer import ModelProposer
 from outrider_draft.proposer import Description, Share
-from outrider_draft.session import Proposed, Session
+from outrider_draft.session import Session
 from outrider_draft.settings import SessionSettings, StepSettings
 from outrider_draft.updates import Opened, SessionKey, SessionRequest
 from outrider_runtime.draft_tree import Limits
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.model.runner import RaggedRunner
 from outrider_runtime.sampling_parameters import SamplingParameters
 from prometheus_client import CollectorRegistry

@@ -12,12 +12,12 @@ from draft.harness import draft_service
 from outrider.v1 import draft_pb2, draft_pb2_grpc
 from outrider_draft.engine import DraftEngine
 from outrider_draft.frames import MAX_TENANT_SIZE
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.settings import SessionSettings, StepSettings, SuffixSettings
 from outrider_draft.suffix_proposer import SuffixProposer
 from outrider_draft.updates import Closed, Committed, Grown, Opened, SessionKey, SessionRequest
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 from outrider_runtime.draft_tree import Limits, Proposal
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.sampling_parameters import SamplingParameters
 from prometheus_client import CollectorRegistry
 

@@ -35,9 +35,9 @@ from outrider_client import (
 )
 from outrider_draft import drafter as drafting
 from outrider_draft.drafter import Drafter
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.settings import LookupSettings, SuffixSettings
 from outrider_draft.settings import ModelSettings as DraftModelSettings
-from outrider_runtime.metrics import DraftMetrics
 from outrider_target import service as target_service_module
 from outrider_target.requests.request import DraftMethod
 from outrider_target.service import TargetService

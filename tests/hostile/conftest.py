@@ -11,9 +11,9 @@ from draft.hostile import AdversarialDrafter, serving
 from draft.reference import MAX_POSITIONS, VOCAB_SIZE, tiny_model
 from exactness.loop_thread import ServiceThreads
 from hostile.ground import KEY, Ground
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.model_proposer import ModelProposer
 from outrider_draft.proposer import Description
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.model.runner import RaggedRunner
 from outrider_runtime.server import ServerSettings
 from outrider_target.settings import SpeculationDefaults

@@ -13,8 +13,9 @@ from exactness.running import wait_until
 from observability.pages import Pair
 from outrider_client import Client, DraftLinkState
 from outrider_draft import drafter as drafting
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.settings import ModelSettings as DraftModelSettings
-from outrider_runtime.metrics import DraftMetrics, new_registry
+from outrider_runtime.metrics import new_registry
 from outrider_runtime.tracing import Tracer
 from outrider_target.service import TargetService
 from outrider_target.settings import BatchSettings, ModelSettings, SpeculationDefaults

@@ -16,11 +16,11 @@ from exactness.running import wait_until
 from observability.pages import REMOTE, Pair
 from outrider_client import GenerationConfig, OutriderError, SpeculationConfig, StructuredOutput
 from outrider_draft.engine import DraftEngine
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.settings import SessionSettings, StepSettings
 from outrider_draft.updates import Opened, SessionKey, SessionRequest
 from outrider_runtime import logs
 from outrider_runtime.draft_tree import Limits
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.sampling_parameters import SamplingParameters
 from prometheus_client import CollectorRegistry
 from service.asking import ENDLESS

@@ -35,10 +35,10 @@ from outrider_client import (
     InvalidRequestError,
 )
 from outrider_draft import drafter as drafting
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.session_trace import MOST_ANSWERS
 from outrider_draft.settings import ModelSettings
 from outrider_runtime.errors import StartupError
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.otel import OtelTracer
 from outrider_runtime.tracing import TracingSettings, open_tracer
 from outrider_target.engine.round_trace import EVERY, FIRST_ROUNDS, MOST_ROUNDS, RoundTrace
@@ -198,7 +198,7 @@ def test_a_long_request_has_few_rounds_in_its_trace() -> None:
     for _ in range(10_000):
         if (number := kept.next_number(0)) is not None:
             numbers.append(number)
-            kept.rounds.append(None)  # type: ignore[arg-type]
+            kept.rounds.append(None)  # type: ignore[arg-type]  # only counted here
     assert numbers[:FIRST_ROUNDS] == list(range(FIRST_ROUNDS))
     assert all(number % EVERY == 0 for number in numbers[FIRST_ROUNDS:])
     assert len(numbers) == MOST_ROUNDS
@@ -225,7 +225,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 def test_spans_are_sent_to_a_collector_at_the_latest_at_the_end() -> None:
     server = grpc.server(ThreadPoolExecutor(1))
     collector = Collector()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
         collector, server
     )
     port = server.add_insecure_port("127.0.0.1:0")

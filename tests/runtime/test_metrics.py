@@ -6,12 +6,9 @@ import socket
 import urllib.request
 
 import pytest
+from outrider_draft.metrics import DraftMetrics
 from outrider_runtime.errors import StartupError
-from outrider_runtime.metrics import (
-    DraftMetrics,
-    MetricsExporter,
-    new_registry,
-)
+from outrider_runtime.metrics import MetricsExporter, new_registry
 from prometheus_client import CollectorRegistry, generate_latest
 
 

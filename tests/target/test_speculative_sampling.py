@@ -13,9 +13,9 @@ import torch
 from engine.tiny_models import build_tiny
 from outrider.v1.generation_config_pb2 import GenerationConfig
 from outrider_draft import model_proposer
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.model_proposer import ModelProposer
 from outrider_draft.proposer import Description
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.model import drawing
 from outrider_runtime.model.noise import NoiseRow, Stream, gumbel_of
 from outrider_runtime.model.row_group import RowGroup

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from outrider_draft.engine import DraftEngine
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.proposer import Proposer
 from outrider_draft.settings import SessionSettings, StepSettings
 from outrider_draft.updates import (
@@ -26,7 +27,6 @@ from outrider_draft.updates import (
     StreamEnded,
 )
 from outrider_draft.updates import Update as DrafterUpdate
-from outrider_runtime.metrics import DraftMetrics
 from outrider_target.drafting.remote import fleet as fleet_module
 from outrider_target.drafting.remote import remote_session
 from outrider_target.drafting.remote.fleet import DraftFleet

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from outrider.v1 import draft_pb2
 from outrider_draft import frames
 from outrider_draft.engine import DraftEngine
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.proposer import Proposer
 from outrider_draft.settings import SessionSettings, StepSettings
-from outrider_runtime.metrics import DraftMetrics
 from outrider_target.drafting.remote import wire
 from outrider_target.drafting.remote.fleet import DraftFleet
 from outrider_target.drafting.remote.patience import RoundPace

@@ -19,9 +19,9 @@ from outrider_client import Completion, DraftLinkState, SpeculationConfig
 from outrider_demo import DRAFT_DIR, TARGET_DIR, held_out_prompts
 from outrider_draft import drafter as drafting
 from outrider_draft.drafter import Drafter
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.settings import ModelSettings
 from outrider_runtime.errors import StartupError
-from outrider_runtime.metrics import DraftMetrics
 from prometheus_client import CollectorRegistry
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from translation.vocabularies import (

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from outrider_runtime.tokenizer import StreamDecoder
 
-from outrider_draft.session import Proposed
+from outrider_draft.line import Proposed
 from outrider_draft.translation.anchored_text import Anchor, AnchoredText, of_draft, of_target
 from outrider_draft.translation.lexicon import Encoded
 from outrider_draft.translation.reading import Reading, runs, spell

@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from outrider_runtime.metrics import DraftMetrics
 from outrider_runtime.model.kv_pool import OutOfBlocks
 from outrider_runtime.model.runner import Runner, SequenceRows
 from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
 
+from outrider_draft.line import Line, Proposed
+from outrider_draft.metrics import DraftMetrics
 from outrider_draft.proposer import Description, Outcome, OutOfRoom, Share
-from outrider_draft.session import Line, Proposed, Session
+from outrider_draft.session import Session
 from outrider_draft.translation.bilingual_text import BilingualText, Lookbehind
 from outrider_draft.translation.choices import Choices, ChoicesKey
 from outrider_draft.translation.shared_items import SharedItems

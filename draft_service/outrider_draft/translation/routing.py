@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from outrider_draft.line import Line
 from outrider_draft.proposer import Description, Outcome, Proposer, Share
-from outrider_draft.session import Line
 from outrider_draft.updates import SessionKey
 
 
