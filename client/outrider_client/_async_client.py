@@ -25,7 +25,7 @@ from outrider_client._log_probs import Scores
 from outrider_client._plugins import Plugin
 from outrider_client._request import Config, Prompt
 from outrider_client._retry import Attempts, check_max_retries, check_timeout
-from outrider_client._retrying import retrying_async, task_is_cancelled
+from outrider_client._retry_loop import retrying_async, task_is_cancelled
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._structured_output import StructuredOutput
 from outrider_client._tracing import CallSpan, call_span

@@ -25,7 +25,7 @@ from outrider_client._interruptions import (
     protocol_violation,
 )
 from outrider_client._retry import Attempts
-from outrider_client._retrying import retrying_async, task_is_cancelled
+from outrider_client._retry_loop import retrying_async, task_is_cancelled
 from outrider_client._statuses import from_rpc_error
 
 

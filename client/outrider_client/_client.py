@@ -23,7 +23,7 @@ from outrider_client._log_probs import Scores
 from outrider_client._plugins import Plugin
 from outrider_client._request import Config, Prompt
 from outrider_client._retry import Attempts, check_max_retries, check_timeout
-from outrider_client._retrying import retrying
+from outrider_client._retry_loop import retrying
 from outrider_client._speculation_config import SpeculationConfig
 from outrider_client._stream import Call, Stream
 from outrider_client._structured_output import StructuredOutput

@@ -24,7 +24,7 @@ from outrider_client._interruptions import (
     protocol_violation,
 )
 from outrider_client._retry import Attempts
-from outrider_client._retrying import retrying
+from outrider_client._retry_loop import retrying
 from outrider_client._statuses import from_rpc_error
 
 

@@ -21,7 +21,7 @@ from outrider_contract.errors import Reason
 from outrider_contract.metadata import AUTHORIZATION, BEARER_PREFIX, REQUEST_ID
 
 from outrider_runtime import health
-from outrider_runtime.callers import CallerKeys
+from outrider_runtime.caller_keys import CallerKeys
 from outrider_runtime.errors import (
     InternalError,
     InvalidRequest,
@@ -202,7 +202,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code, reason = error.code, error.reason
             _log_refusal(error)
             await _abort(context, error, request_id)
-        except Exception:
+        except Exception:  # a fault of ours: the caller gets an id, the log the rest
             code, reason = grpc.StatusCode.INTERNAL, Reason.INTERNAL
             _log.exception("call_failed")
             await _abort(context, InternalError(request_id), request_id)
@@ -279,7 +279,7 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], A
     def parse(data: bytes) -> object:
         try:
             return deserialize(data)
-        except Exception:
+        except Exception:  # protobuf says DecodeError, its implementations more
             return MalformedMessage()
 
     return parse

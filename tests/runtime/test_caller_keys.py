@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from outrider_runtime.callers import THE_CALLER, CallerKeys
+from outrider_runtime.caller_keys import THE_CALLER, CallerKeys
 from outrider_runtime.errors import StartupError
 
 OLD, NEW, OTHER = "old-key-of-alice-1", "new-key-of-alice-2", "the-key-of-bob-333"
