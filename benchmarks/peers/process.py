@@ -33,7 +33,7 @@ class PeerProcess:
             sys.executable, "-m", "benchmarks.peers.worker",
             engine, str(pair.target), str(pair.draft),
         ]  # fmt: skip
-        self._log: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        self._log: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - __exit__
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> PeerProcess:

@@ -64,6 +64,7 @@ class TransformersGenerate:
         ]
 
 
+# transformers is untyped.
 class _Clock(transformers.generation.streamers.BaseStreamer):  # type: ignore[misc]
     """Notes when the first and the last tokens came; the prompt comes before them."""
 

@@ -96,7 +96,7 @@ def model_options(config: Mapping[str, Any] | SupportsToDict) -> dict[str, objec
         inner: Mapping[str, Any] = next((config[key] for key in _DECODERS if config.get(key)), {})
     else:
         outer = config.to_dict()
-        text_config = getattr(config, "get_text_config", None)
+        text_config = getattr(config, "get_text_config", None)  # transformers' configs have it
         inner = text_config(decoder=True).to_dict() if callable(text_config) else {}
     found = {**options(inner), **options(outer)}
     if found.get("force_bos_token_to_be_generated") and "bos_token_id" in found:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -91,8 +91,10 @@ class StructuredOutput:
 
 def _token_lists(value: object) -> tuple[tuple[int, ...], ...]:
     must = "must hold lists of token ids, at least one and no empty one"
+    if not isinstance(value, Iterable):
+        raise _invalid("token_choices", must, value)
     try:
-        lists = tuple(tuple(map(operator.index, token_ids)) for token_ids in value)  # type: ignore[attr-defined]
+        lists = tuple(tuple(map(operator.index, token_ids)) for token_ids in value)
     except TypeError:
         raise _invalid("token_choices", must, value) from None
     if not lists or not all(lists):

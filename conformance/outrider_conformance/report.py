@@ -33,6 +33,6 @@ async def judge(rule: Rule, trial: Trial) -> Outcome:
         return Outcome(says, str(violation))
     except TimeoutError:
         return Outcome(says, f"nothing came of it within {_TIMEOUT:g} s")
-    except Exception as fault:
+    except Exception as fault:  # whatever the drafter or the network did to the rule
         return Outcome(says, f"{type(fault).__name__}: {fault}")
     return Outcome(says, None)

@@ -134,7 +134,7 @@ class InProcessStream:
         except asyncio.CancelledError:
             end = LinkEnded(grpc.StatusCode.CANCELLED, "the link was cut")
             raise
-        except Exception as fault:
+        except Exception as fault:  # the servicer's; one with a code of its own says which
             end = LinkEnded(getattr(fault, "code", grpc.StatusCode.UNKNOWN), str(fault))
         finally:
             self._inward.put_nowait(end)

@@ -52,7 +52,8 @@ def choose_request_id(request: object, metadata: Mapping[str, str]) -> str:
     not printable ASCII of at most 128 characters is passed over; refusing it is up to what
     validates the message.
     """
-    for given in (getattr(request, "request_id", None), metadata.get(REQUEST_ID)):
+    own = getattr(request, "request_id", None)  # few messages have one
+    for given in (own, metadata.get(REQUEST_ID)):
         if isinstance(given, str) and is_request_id(given):
             return given
     return str(uuid.uuid4())

@@ -39,7 +39,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast | None:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except Exception as error:  # whatever the libraries make of a broken file
         raise StartupError(f"cannot load the tokenizer of {path}: {_first_line(error)}") from None
-    if not getattr(tokenizer, "is_fast", False):
+    if not getattr(tokenizer, "is_fast", False):  # what is no tokenizer of theirs lacks it
         raise StartupError(
             f"the tokenizer of {path} has no fast form; save one as tokenizer.json with it"
         )

@@ -108,7 +108,7 @@ class PluginRegistry:
             return plugin.make(context, **call.parameters)
         except (TypeError, ValueError) as refusal:
             raise InvalidRequest(f"{call.field}.parameters", str(refusal)) from None
-        except Exception as fault:
+        except Exception as fault:  # a plug-in may raise anything
             log.exception("plugin_failed", plugin=call.name)
             raise PluginFailed(call.name) from fault
 

@@ -24,6 +24,7 @@ from client.fake_server import (
 from client.twins import Twin
 from outrider_client import (
     AlreadyExistsError,
+    AsyncStream,
     AuthenticationError,
     DeadlineExceededError,
     InvalidRequestError,
@@ -231,9 +232,9 @@ async def test_the_clock_of_a_stream_starts_when_it_is_entered(
     twin: Twin, server: FakeServer
 ) -> None:
     now = time.monotonic()
-    waiting = twin.client.stream("x", timeout=20)  # type: ignore[attr-defined]
+    waiting = twin.client.stream("x", timeout=20)
     waiting._attempts._clock = lambda: now + 1e6  # whatever passes before entering
-    if hasattr(waiting, "__aenter__"):
+    if isinstance(waiting, AsyncStream):
         async with waiting as stream:
             assert (await stream.collect()).token_ids
     else:

@@ -249,7 +249,7 @@ async def test_cancelling_wakes_who_waits_for_the_server_to_begin(
         yield from ()
 
     server.script = silent
-    inner = twin.client.stream("x", request_id="early")  # type: ignore[attr-defined]
+    inner = twin.client.stream("x", request_id="early")
 
     entering = asyncio.create_task(enter(inner))
     assert await asyncio.to_thread(accepted.wait, PATIENCE)
@@ -310,7 +310,7 @@ async def test_closing_the_client_breaks_off_its_streams(twin: Twin, server: Fak
 
 
 async def test_a_stream_is_used_in_one_block_and_only_there(twin: Twin) -> None:
-    unopened = twin.client.stream("x")  # type: ignore[attr-defined]
+    unopened = twin.client.stream("x")
     with pytest.raises(RuntimeError, match="not open"):
         _ = unopened.started
     with pytest.raises(RuntimeError, match="not open"):

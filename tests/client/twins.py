@@ -28,6 +28,9 @@ class TwinStream(Protocol):
 class Twin(Protocol):
     """What tests need of a client."""
 
+    @property
+    def client(self) -> Client | AsyncClient: ...
+
     async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """Calls a method that is not `stream`."""
 

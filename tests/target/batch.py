@@ -79,7 +79,7 @@ def request(
     """A request; `sampling` are fields of SamplingParameters."""
     if parameters is None:
         parameters = SamplingParameters(max_length=len(prompt) + new_tokens)
-        parameters = dataclasses.replace(parameters, **sampling)  # type: ignore[arg-type]
+        parameters = dataclasses.replace(parameters, **sampling)  # type: ignore[arg-type]  # fields
     return GenerationRequest(
         id=f"request-{next(_ids)}",
         prompt=tuple(prompt),

@@ -36,7 +36,7 @@ def link(monkeypatch: pytest.MonkeyPatch, **options: object) -> VirtualLink:
         delay=0.005,
         draft_seconds=0.001,
         round_seconds=0.040,
-        **options,  # type: ignore[arg-type]
+        **options,  # type: ignore[arg-type]  # those it takes
     )
 
 

@@ -31,7 +31,7 @@ TEXT = random.Random(0).sample(range(10, 500), 60)
 def open_session(
     drafter: Drafter, prompt: Sequence[int] = PROMPT, **speculation: object
 ) -> DraftSession:
-    settings = dataclasses.replace(SPECULATION, **speculation)  # type: ignore[arg-type]
+    settings = dataclasses.replace(SPECULATION, **speculation)  # type: ignore[arg-type]  # its fields
     generation = request(prompt, speculation=settings, eos_token_ids=(9,))
     return drafter.open(generation, sample_index=0, token_ids=prompt, window=WINDOW)
 

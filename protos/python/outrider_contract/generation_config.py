@@ -182,4 +182,7 @@ def _member_for(name: str, value: object) -> FieldDescriptor:
 
 
 def _set_member(message: GenerationConfig, name: str) -> FieldDescriptor | None:
-    return next((m for m in _members(name) if message.HasField(m.name)), None)  # type: ignore[arg-type]
+    for member in _members(name):
+        if message.HasField(member.name):  # type: ignore[arg-type]  # any field name
+            return member
+    return None

@@ -94,7 +94,7 @@ def read_ids(field: str, value: object) -> list[int]:
 
 def read_mapping(field: str, value: object) -> dict[str, object]:
     """A JSON object, or one of transformers' nested config objects, without its None entries."""
-    to_dict = getattr(value, "to_dict", None)
+    to_dict = getattr(value, "to_dict", None)  # transformers' configs have it
     if callable(to_dict):
         value = to_dict()
     elif is_dataclass(value) and not isinstance(value, type):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -90,14 +90,14 @@ class DecoderLayers:
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores of the output head alone: [..., hidden size] -> [..., vocab]."""
-        head = cast("nn.Module", self._model.get_output_embeddings())
-        return cast("torch.Tensor", head(hidden))
+        scores: torch.Tensor = self._model.get_output_embeddings()(hidden)
+        return scores
 
 
 def _find_stack(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
     """The module list whose i-th member holds the attention of layer i, and whose it is."""
     # Of the language model, not of an eye.
-    count = getattr(text_config(model.config), "num_hidden_layers", None)
+    count = getattr(text_config(model.config), "num_hidden_layers", None)  # not all say it
     for trunk in model.modules():
         for name, child in trunk.named_children():
             if (

@@ -77,6 +77,7 @@ def load(path_or_hub_id: str, *, dtype: str = "auto", device: str = "auto") -> L
             raise UnsupportedModel(config, "transformers has no causal language model for it")
         require_safetensors(folder)
         generation_config = generation_defaults(folder)
+        # A config has what its class thought of, and what its file says.
         precision = resolve_dtype(dtype, declared=getattr(config, "dtype", None), device=where)
         model = _load_weights(folder, dtype=precision, device=where)
         check_supported(model)
@@ -119,7 +120,7 @@ def _load_config(folder: Path) -> PretrainedConfig:
         raise StartupError(f"{file} names no model_type")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
+    except Exception as error:  # classes of configs raise what they like
         if values["model_type"] not in transformers.CONFIG_MAPPING:
             raise StartupError(
                 f"model type {values['model_type']!r} is not known to transformers "
@@ -144,7 +145,7 @@ def _load_weights(folder: Path, *, dtype: torch.dtype, device: torch.device) -> 
         model = model.to(device).eval()
     except SafetensorError as error:
         raise StartupError(f"{folder}: the weights are damaged: {one_line(error)}") from error
-    except Exception as error:
+    except Exception as error:  # told apart below; what is not known goes on
         if is_out_of_memory(error):
             raise StartupError(
                 f"{folder} does not fit into the memory of {device}: "

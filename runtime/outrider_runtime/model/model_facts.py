@@ -1,6 +1,7 @@
 """What a model of transformers can take: ids it accepts, ids it scores, positions, windows.
 
-The one place that knows by which names configs tell these things.
+The one place that knows by which names configs tell these things. Each is asked for with a default:
+a config has only what its architecture knows of.
 """
 
 from __future__ import annotations

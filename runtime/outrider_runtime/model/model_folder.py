@@ -42,7 +42,7 @@ def resolve_folder(path_or_hub_id: str) -> Path:
                 path_or_hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_SKIPPED
             )
         )
-    except Exception as error:
+    except Exception as error:  # of the hub's library, of HTTP, of the network, of the disk
         raise StartupError(
             f"model {path_or_hub_id!r} is neither a folder here nor available from the hub: "
             f"{one_line(error)}"

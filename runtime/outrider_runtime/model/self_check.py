@@ -70,7 +70,7 @@ def self_check(model: PreTrainedModel) -> int:
         actual = _ragged(runner, near, far=far, shift=shift)
     except StartupError:
         raise
-    except Exception as error:
+    except Exception as error:  # raised anywhere in a model's own code
         raise UnsupportedModel(config, f"it cannot run on ragged batches: {error}") from error
     if any(logits.isnan().any() for logits in expected):
         raise UnsupportedModel(config, "its logits are not numbers; are the weights damaged?")

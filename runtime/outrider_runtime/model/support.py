@@ -37,6 +37,7 @@ def check_config(config: PretrainedConfig) -> None:
         UnsupportedModel: naming the model type and the reason.
     """
     text = text_config(config)
+    # With defaults: a config has only what its architecture knows of.
     if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
         raise UnsupportedModel(config, "it is an encoder-decoder; decoder-only models are served")
     if foreign := sorted(layer_types(config) - SUPPORTED_LAYER_TYPES):
@@ -60,7 +61,7 @@ def check_supported(model: PreTrainedModel) -> None:
     """
     config = model.config
     check_config(config)
-    if getattr(model, "_is_stateful", False):
+    if getattr(model, "_is_stateful", False):  # transformers' mark; only such models have it
         raise UnsupportedModel(config, "it keeps recurrent state, which cannot be rolled back")
     accepted = inspect.signature(model.forward).parameters
     for argument in ("position_ids", "logits_to_keep"):

@@ -169,7 +169,7 @@ class Engine:
                 self._fleet.flush()
                 self._flush()
                 self._live = {state for state in self._live if not state.finished}
-        except BaseException as fault:
+        except BaseException as fault:  # the thread's last word: nobody is above it
             log.exception("engine_died")
             self._on_death(fault)
 

@@ -33,7 +33,7 @@ class Verifier:
         lengths = [(feed.handle, pool.length(feed.handle)) for work in batch for feed in work.feeds]
         try:
             return self._forward(batch)
-        except Exception:
+        except Exception:  # passed on; the pool must not look as if the rows were there
             for handle, length in lengths:
                 if pool.length(handle) > length:
                     pool.truncate(handle, length)

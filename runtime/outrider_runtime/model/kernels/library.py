@@ -50,7 +50,7 @@ def load() -> Path:
     """
     try:
         library = ahead.find() or _library(compiler())
-        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        torch.ops.load_library(library)  # type: ignore[no-untyped-call]  # torch's own
         return library
     except (OSError, subprocess.SubprocessError) as error:
         raise KernelsUnavailable(f"they cannot be compiled: {_first_line(error)}") from error

@@ -49,5 +49,5 @@ def _run(
         if not isinstance(values, torch.Tensor) or values.shape != shape:
             raise TypeError(f"it must return a tensor of shape {tuple(shape)}")
         return values.detach().to(device=scores.device, dtype=torch.float32)
-    except Exception as fault:
+    except Exception as fault:  # a plug-in may raise anything
         raise PluginFailed(processor.name) from fault
