@@ -39,7 +39,7 @@ def main(address: str) -> None:
     with Client(address) as client:
         print(complete(client, "import ", GenerationConfig(max_new_tokens=8)))
         print(complete(client, "", GenerationConfig(max_new_tokens=8)))
-        print(complete(client, "import ", GenerationConfig(num_beams=4)))
+        print(complete(client, "import ", GenerationConfig(max_new_tokens=1_000_000)))
     try:
         GenerationConfig(top_p=1.5)
     except ValueError as error:  # found before anything is sent

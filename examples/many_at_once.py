@@ -25,7 +25,7 @@ async def main(address: str) -> None:
                 text += chunk.text
                 if len(text) >= 16:
                     break
-        print(repr(text))
+        print(repr("import " + text))
 
 
 if __name__ == "__main__":

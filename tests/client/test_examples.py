@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import shutil
 import subprocess
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from client.fake_server import Failure, FakeServer
+from client.fake_server import Failure, FakeServer, Responses, chunk, complete, started
 from client.node import FOLDER
+from outrider.v1 import generation_pb2
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -38,6 +40,32 @@ def test_every_example_is_listed_and_tested() -> None:
     files = [file.name for file in EXAMPLES.iterdir() if file.suffix in (".py", ".mjs")]
     assert files
     assert not [name for name in files if f"`{name}`" not in listed or f'"{name}"' not in tested]
+
+
+def test_completing(run: Run, server: FakeServer) -> None:
+    assert run("complete.py") == "<10><11><12><13>\n"
+    assert server.received[0].request.seed == 7
+
+
+def test_a_form(run: Run, server: FakeServer) -> None:
+    texts = iter(['{"name": "Ada", "age": 36}', "True"])
+
+    def formed(request: generation_pb2.GenerateRequest, context: object) -> Responses:
+        yield started(request)
+        yield chunk([10], text=next(texts))
+        yield complete([1], finish_reason=generation_pb2.FINISH_REASON_STOP)
+
+    server.script = formed
+    assert run("structured_output.py") == "Ada 36\nTrue\n"
+    schema, choices = [call.request.structured_output for call in server.received]
+    assert json.loads(schema.json_schema)["required"] == ["name", "age"]
+    assert choices.choices.values == ["True", "False"]
+
+
+def test_a_prediction(run: Run, server: FakeServer) -> None:
+    assert run("predicted_output.py") == "True\n2 rounds, 2 with a prediction\n"
+    first, again = [call.request.speculation for call in server.received]
+    assert (first.prediction_text, again.prediction_text) == ("", "<10><11><12><13>")
 
 
 def test_streaming(run: Run, server: FakeServer) -> None:
