@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +16,8 @@ from client.twins import Twin, enter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outrider_client import (
+    AsyncClient,
+    Client,
     DeadlineExceededError,
     InvalidRequestError,
     OutriderError,
@@ -21,7 +26,7 @@ from outrider_client import (
     ServerError,
     UnavailableError,
 )
-from outrider_client._retry import MAX_DELAY, MAX_RETRY_AFTER, Attempts
+from outrider_client._retry import INITIAL_DELAY, MAX_DELAY, MAX_RETRY_AFTER, Attempts
 
 UNAVAILABLE = Failure(grpc.StatusCode.UNAVAILABLE)
 
@@ -148,6 +153,36 @@ def test_the_backoff_doubles_up_to_its_limit_with_jitter() -> None:
         assert delay is not None
         assert full / 2 <= delay <= full
     assert tries.delay(UnavailableError("x")) is None
+
+
+def test_the_page_tells_how_long_the_tries_wait() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "client.md").read_text()
+    table = page.partition("| `max_retries` |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (\d+)( \(the default\))? \| ([\d.]+)(?: to ([\d.]+))?", table, re.M)
+    assert len(rows) == 5
+    for number, is_default, least, most in rows:
+        full = sum(min(MAX_DELAY, INITIAL_DELAY * 2**count) for count in range(int(number)))
+        assert (float(least), float(most or least)) == (full / 2, full)
+        if is_default:
+            defaults = [inspect.signature(each).parameters for each in (Client, AsyncClient)]
+            assert {each["max_retries"].default for each in defaults} == {int(number)}
+    assert sum(bool(is_default) for _, is_default, _, _ in rows) == 1
+
+
+@pytest.mark.parametrize("method", ["generate", "tokenize"])
+async def test_enough_tries_get_through_a_restart_and_the_default_does_not(
+    connect: Callable[..., Any], server: FakeServer, method: str, waits: list[float]
+) -> None:
+    draining = Failure(grpc.StatusCode.UNAVAILABLE, reason="DRAINING")
+    server.failures.extend([draining] * 3)
+    async with connect(server.address) as twin:
+        with pytest.raises(UnavailableError) as caught:
+            await twin.call(method, "x")
+        assert caught.value.reason == "DRAINING"
+    assert sum(waits) <= 1.5
+    server.failures.extend([*[draining] * 3, *[UNAVAILABLE] * 5])
+    async with connect(server.address, max_retries=10) as twin:
+        assert await twin.call(method, "x")
 
 
 @settings(deadline=None)
