@@ -162,7 +162,9 @@ CAPABILITIES: dict[str, Capability] = {
     "compile_config": _refused(
         "how the model runs is the server's to decide: others' requests are in the same forward"
     ),
-    "disable_compile": _honoured("nothing is compiled"),
+    "disable_compile": _honoured(
+        "without effect: how the model runs is the server's to decide; the text is the same"
+    ),
     "continuous_batching_config": _refused(
         "the server's own flags set its batch; GetServerInfo tells them"
     ),
