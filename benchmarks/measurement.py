@@ -116,4 +116,5 @@ def _quantiles(values: Sequence[float]) -> dict[str, float] | None:
 
 def _setting(contender: Tuned) -> Any:
     """What was chosen: a peer's setting, or the name of ours."""
+    # Only a peer has one: what it means is its engine's own affair.
     return getattr(contender.chosen, "setting", contender.chosen.name)

@@ -323,6 +323,7 @@ class FakeServer(generation_pb2_grpc.GenerationServiceServicer):
                 explanation_pb2.DraftSilenceCount(
                     reason=explanation_pb2.DRAFT_SILENCE_NOT_WORTH_ASKING, num_sequence_rounds=14
                 ),
+                # Of a newer server.
                 explanation_pb2.DraftSilenceCount(reason=77, num_sequence_rounds=1),  # type: ignore[arg-type]
             ],
             asking_cost_ratio=1.5,

@@ -57,7 +57,8 @@ def quick_workshop(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     class Quick(subprocess.Popen[bytes]):
         def __init__(self, command: list[str], **options: object) -> None:
             begin = f"from pathlib import Path; PACKAGE = Path({command[-1]!r}); "
-            super().__init__([command[0], "-c", begin + code[0]], **options)  # type: ignore[call-overload]
+            quick = [command[0], "-c", begin + code[0]]
+            super().__init__(quick, **options)  # type: ignore[call-overload]  # as they come
 
     monkeypatch.setattr(subprocess, "Popen", Quick)
     return code
@@ -209,7 +210,9 @@ def test_compiling_begins_once_there_is_work_and_python_serves_meanwhile(
     assert not list(cache.iterdir())
     forward_once(runner)
     (making,) = cache.iterdir()
-    process = runner._step_choice._workshop._process  # type: ignore[union-attr]
+    assert runner._step_choice is not None
+    assert runner._step_choice._workshop is not None
+    process = runner._step_choice._workshop._process
     assert process.poll() is None
     forward_once(runner)
     assert not runner.compiled

@@ -120,7 +120,7 @@ class Comparison:
             return []
         except EndsAgainstItsForm:
             return None
-        except Exception as fault:
+        except Exception as fault:  # goes on, with what was asked for
             fault.add_note(f"{configuration}")
             raise
 

@@ -169,7 +169,7 @@ class RunningService:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as fault:
+        except BaseException as fault:  # raised again in the thread that waits
             self._fault = fault
             self._ready.set()
 

@@ -49,7 +49,7 @@ def two(folder: Path) -> Iterator[list[Service]]:
     def start(service: Service) -> None:
         try:
             service.start()
-        except Exception as fault:
+        except Exception as fault:  # raised in a thread, judged in the test
             faults.append(fault)
 
     threads = [threading.Thread(target=start, args=(service,)) for service in services]
