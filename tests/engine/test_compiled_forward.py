@@ -42,6 +42,12 @@ def runner_of(name: str, compiled: Compile) -> RaggedRunner:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> None:
+    """Loaded before anything takes the place of the cache and of processes."""
+    library.load()
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache in place of the user's."""
