@@ -99,6 +99,7 @@ class DraftTree:
         self.last_id = last_id
         """Highest node id used so far."""
         self._committed_nodes: dict[int, int] = {}  # id of a committed proposal -> its position
+        self._best_path: list[Node] | None = None  # None: something has changed since
 
     def __len__(self) -> int:
         """Number of nodes below the root."""
@@ -151,7 +152,8 @@ class DraftTree:
     ) -> Node:
         """Propose a token (the drafter's side). The id is new in the session."""
         self.last_id += 1
-        return self._insert(Proposal(self.last_id, parent_id, token_id, log_prob, distribution))
+        proposal = Proposal(self.last_id, parent_id, token_id, log_prob, distribution)
+        return self._insert(proposal, parent_id)
 
     def grow(
         self, base_length: int, proposals: Iterable[Proposal], *, vocab_size: int, max_nodes: int
@@ -169,13 +171,14 @@ class DraftTree:
         """
         added = late = offences = 0
         rejected: set[int] = set()
+        committed_length = self.committed_length
         for proposal in proposals:
             fresh = proposal.id > self.last_id
             sound = fresh and proposal.parent_id < proposal.id and proposal.token_id >= 0
             if (
                 not sound
                 or proposal.token_id >= vocab_size
-                or not 0 <= base_length <= self.committed_length
+                or not 0 <= base_length <= committed_length
                 or proposal.parent_id in rejected
                 or not _is_drawn_rightly(proposal, vocab_size)
             ):
@@ -187,7 +190,7 @@ class DraftTree:
             position = self._position_below(base_length, proposal.parent_id)
             if position is None:
                 late += 1  # the parent was dropped, and its descendants with it
-            elif position < self.committed_length:
+            elif position < committed_length:
                 late += 1
                 if self.token_ids[position] == proposal.token_id:
                     self._remember(proposal.id, position)
@@ -195,19 +198,20 @@ class DraftTree:
                 offences += 1
                 rejected.add(proposal.id)
             else:
-                parent_id = proposal.parent_id if proposal.parent_id in self._nodes else ROOT
-                self._insert(proposal._replace(parent_id=parent_id))
+                known = proposal.parent_id in self._nodes
+                self._insert(proposal, proposal.parent_id if known else ROOT)
                 added += 1
         return Growth(added, late, offences)
 
     def best_path(self, max_length: int | None = None) -> list[Node]:
         """The most probable continuation, child by child from the root."""
-        path: list[Node] = []
-        children = self._children.get(ROOT)
-        while children and (max_length is None or len(path) < max_length):
-            path.append(max((self._nodes[c] for c in children), key=lambda node: node.log_prob))
-            children = self._children.get(path[-1].id)
-        return path
+        if self._best_path is None:
+            self._best_path = []
+            children = self.children()
+            while children:
+                self._best_path.append(max(children, key=_log_prob))
+                children = self.children(self._best_path[-1].id)
+        return self._best_path[:max_length]
 
     def _position_below(self, base_length: int, parent_id: int) -> int | None:
         """Position of a child of `parent_id`; None when that parent was dropped."""
@@ -219,16 +223,19 @@ class DraftTree:
             return position + 1
         return None
 
-    def _insert(self, proposal: Proposal) -> Node:
-        parent = self._nodes.get(proposal.parent_id)
+    def _insert(self, proposal: Proposal, parent_id: int) -> Node:
+        parent = self._nodes.get(parent_id)
         depth = (parent.depth if parent else self._root_depth) + 1
-        node = Node(*proposal[:4], depth, proposal.distribution)
-        self._nodes[node.id] = node
-        self._children.setdefault(proposal.parent_id if parent else ROOT, []).append(node.id)
+        node_id, _, token_id, log_prob, distribution = proposal
+        node = Node(node_id, parent_id, token_id, log_prob, depth, distribution)
+        self._nodes[node_id] = node
+        self._best_path = None
+        self._children.setdefault(parent_id if parent else ROOT, []).append(node_id)
         return node
 
     def _walk(self, token_id: int) -> None:
         """Move the root one committed token on."""
+        self._best_path = None
         position = self.committed_length
         self.token_ids.append(token_id)
         survivor: int | None = None
@@ -262,6 +269,11 @@ class DraftTree:
         self._nodes.clear()
         self._children.clear()
         self._committed_nodes.clear()
+        self._best_path = None
+
+
+def _log_prob(node: Node) -> float:
+    return node.log_prob
 
 
 def _is_drawn_rightly(proposal: Proposal, vocab_size: int) -> bool:

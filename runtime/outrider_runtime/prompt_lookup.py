@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
+from itertools import cycle, islice, takewhile
 
 MAX_NGRAM_SIZE = 32
 """Longest n-gram that is indexed; larger sizes are cut to it, so that no request buys unbounded
@@ -60,6 +61,7 @@ class PromptLookup:
         # Where the text behind an n-gram starts. The n-grams that end the sequence are not in it
         # yet: nothing follows.
         self._continuations: dict[_Ngram, int] = {}
+        self._match: tuple[int, int | None] | None = None  # of the end; None: not looked for
         self.extend(token_ids)
 
     def __len__(self) -> int:
@@ -68,6 +70,7 @@ class PromptLookup:
 
     def extend(self, token_ids: Iterable[int]) -> None:
         """Append tokens to the sequence."""
+        self._match = None
         for token_id in token_ids:
             self._index_end()
             self._token_ids.append(token_id)
@@ -105,26 +108,22 @@ class PromptLookup:
         _, start = self._longest_match(drafted)
         if start is None or num_tokens < 1:
             return []
-        copied: list[int] = []
-        indexed = len(self._token_ids)
-        while len(copied) < num_tokens:
-            position = start + len(copied)
-            if position < indexed:
-                token_id = self._token_ids[position]
-            elif self._rule is LookupRule.FIRST:
-                break
-            else:
-                behind = position - indexed
-                token_id = (
-                    drafted[behind] if behind < len(drafted) else copied[behind - len(drafted)]
-                )
-            if token_id in eos_token_ids:
-                break
-            copied.append(token_id)
+        copied = self._token_ids[start : start + num_tokens]
+        if len(copied) < num_tokens and self._rule is LookupRule.LATEST:
+            copied = list(islice(cycle([*copied, *drafted]), num_tokens))
+        if eos_token_ids:
+            return list(takewhile(lambda token_id: token_id not in eos_token_ids, copied))
         return copied
 
     def _longest_match(self, drafted: Sequence[int]) -> tuple[int, int | None]:
         """Size of the longest n-gram that ends the text, and the position behind its occurrence."""
+        if drafted:
+            return self._find_match(drafted)
+        if self._match is None:
+            self._match = self._find_match(())
+        return self._match
+
+    def _find_match(self, drafted: Sequence[int]) -> tuple[int, int | None]:
         known = len(self._token_ids) + len(drafted)
         tail = [*self._token_ids[-self._max_ngram_size :], *drafted]
         for size in range(min(self._max_ngram_size, known - 1), 0, -1):

@@ -122,7 +122,10 @@ class SuffixTree:
         """Append to the open text."""
         for token_id in token_ids:
             self._open.append(token_id)
+            known = self._locus is not None
             self._locus = self._onward(self._locus, token_id)
+            if known and self._locus is None:
+                self._settle_next()  # nothing held goes on like that
             self._settle_what_is_new()
             while len(self) > self._max_tokens:
                 self._evict_suffix()

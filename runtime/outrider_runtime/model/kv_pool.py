@@ -117,7 +117,7 @@ class KVPool:
         """
         needed = 0
         seen: set[int] = set()
-        copied: Counter[int] = Counter()
+        copied: dict[int, int] = {}  # how often each shared block is
         for handle, count in appends:
             sequence = self._sequence(handle)
             if count < 0:
@@ -127,9 +127,11 @@ class KVPool:
             seen.add(handle)
             needed += self._blocks_for(sequence.length + count) - len(sequence.table)
             partial = self._partial_block(sequence)
-            if count and partial is not None and self._refs[partial] - copied[partial] > 1:
-                copied[partial] += 1
-                needed += 1
+            if count and partial is not None and self._refs[partial] > 1:
+                already = copied.get(partial, 0)
+                if self._refs[partial] - already > 1:
+                    copied[partial] = already + 1
+                    needed += 1
         return needed
 
     def append(self, handle: int, count: int) -> list[BlockCopy]:

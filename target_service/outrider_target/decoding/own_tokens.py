@@ -78,25 +78,32 @@ def select_own_tokens(
         model_logits: The model's own, where those are others: what is told as such.
     """
     model_logits = logits if model_logits is None else model_logits
-    chosen = _choose(logits, wanted)
-    own: list[OwnTokens] = []
+    own = _choose(logits, wanted)
     first = 0
-    for rows, choice in zip(wanted, chosen, strict=True):
-        span = slice(first, first + rows.group.num_rows)
+    for index, rows in enumerate(wanted):
+        if rows.num_top_log_probs is not None or rows.tensors:
+            span = slice(first, first + rows.group.num_rows)
+            own[index] = _told_more(own[index], rows, logits[span], model_logits[span])
         first += rows.num_rows
-        log_probs: Sequence[TokenLogProbs] = ()
-        if rows.num_top_log_probs is not None:
-            count = len(choice.token_ids)
-            log_probs = token_log_probs(
-                logits[span][:count],
-                rows.group.first(count),
-                choice.token_ids,
-                num_top=rows.num_top_log_probs,
-                model_logits=model_logits[span][:count],
-            )
-        tensors = row_tensors(logits[span], rows, model_logits=model_logits[span])
-        own.append(choice._replace(log_probs=log_probs, tensors=tensors))
     return own
+
+
+def _told_more(
+    choice: OwnTokens, rows: TokenRows, logits: torch.Tensor, model_logits: torch.Tensor
+) -> OwnTokens:
+    """With log-probabilities and tensors, as far as they are asked for."""
+    log_probs: Sequence[TokenLogProbs] = ()
+    if rows.num_top_log_probs is not None:
+        count = len(choice.token_ids)
+        log_probs = token_log_probs(
+            logits[:count],
+            rows.group.first(count),
+            choice.token_ids,
+            num_top=rows.num_top_log_probs,
+            model_logits=model_logits[:count],
+        )
+    tensors = row_tensors(logits, rows, model_logits=model_logits)
+    return choice._replace(log_probs=log_probs, tensors=tensors)
 
 
 def _choose(logits: torch.Tensor, wanted: Sequence[TokenRows]) -> list[OwnTokens]:

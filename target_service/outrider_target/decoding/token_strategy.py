@@ -102,7 +102,7 @@ class TokenStrategy:
 
         Further paths of the draft, where they are verified, have prefixes and rows of their own.
         """
-        others = self._others = draft.others if self.verifies_others else ()
+        others = self._others = draft.others if draft.others and self.verifies_others else ()
         fed = draft.token_ids
         if self._by_ratio and self._constraint is not None:
             fed = fed[: self._constraint.admissible(fed)]

@@ -37,6 +37,8 @@ class Candidate:
     draft: Draft = NO_DRAFT
     agreement: Agreement | None = None
     """For the present draft; None without one."""
+    worth: float = 0.0
+    """Tokens of the present draft that are expected to be accepted."""
 
     def judge(self, token_ids: Sequence[int]) -> None:
         """Compare the draft with what was decided, whichever draft was verified."""
@@ -46,20 +48,14 @@ class Candidate:
     def look(self, window: int) -> None:
         """Take the drafter's present draft."""
         self.draft = self.session.proposal(window)
-        self.agreement = None
+        self.agreement, self.worth = None, 0.0
         if self.draft.token_ids:
             key = self.draft.method, self.session.evidence
             self.agreement = self.own.get(key)
             if self.agreement is None:
                 prior = self.shared.setdefault(key, Agreement(memory=SHARED_MEMORY))
                 self.agreement = self.own[key] = Agreement(prior)
-
-    @property
-    def worth(self) -> float:
-        """Tokens of its draft that are expected to be accepted."""
-        if self.agreement is None:
-            return 0.0
-        return self.agreement.expected_accepted(len(self.draft.token_ids))
+            self.worth = self.agreement.expected_accepted(len(self.draft.token_ids))
 
 
 class CombinedSession:
@@ -82,14 +78,14 @@ class CombinedSession:
 
     def commit(self, token_ids: Sequence[int], *, window: int) -> None:
         """Judge all by what was decided, and ask all for more."""
-        best = max(self._local, key=lambda candidate: candidate.worth, default=None)
-        agreed = num_agreeing(best.draft.token_ids, token_ids) if best else 0
+        agreed = num_agreeing(self._at_hand.draft.token_ids, token_ids)
         for candidate in self._local:
             candidate.judge(token_ids)
             candidate.session.commit(token_ids, window=window)
         self._look(window)
-        at_hand = max((candidate.worth for candidate in self._local), default=0.0)
-        self._remote.commit(token_ids, window=window, rival=at_hand, rival_accepted=agreed)
+        self._remote.commit(
+            token_ids, window=window, rival=self._at_hand.worth, rival_accepted=agreed
+        )
 
     def waiting_until(self, window: int, now: float) -> float | None:
         """Until waiting for the remote draft no longer pays."""
@@ -99,12 +95,9 @@ class CombinedSession:
         """The draft that is expected to be accepted furthest."""
         if window != self._window:
             self._look(window)
-        best = self._remote.proposal(window)
-        worth = self._remote.agreement.expected_accepted(len(best.token_ids))
-        for candidate in self._local:
-            if candidate.worth > worth:
-                best, worth = candidate.draft, candidate.worth
-        return best
+        remote = self._remote.proposal(window)
+        worth = self._remote.agreement.expected_accepted(len(remote.token_ids))
+        return self._at_hand.draft if self._at_hand.worth > worth else remote
 
     @property
     def silence(self) -> Silence:
@@ -122,6 +115,11 @@ class CombinedSession:
         self._window = window
         for candidate in self._local:
             candidate.look(window)
+        self._at_hand = max(self._local, key=_worth)
+
+
+def _worth(candidate: Candidate) -> float:
+    return candidate.worth
 
 
 class CombinedDrafter:

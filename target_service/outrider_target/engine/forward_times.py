@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import statistics
 import time
+from collections.abc import Sequence
 
 from outrider_runtime.model.kv_pool import OutOfBlocks
 from outrider_runtime.model.runner import Runner, SequenceRows
 
 from outrider_target.drafting.pricing.step_costs import MEASURED_ROWS, Measured
 
-_REPETITIONS = 5
-_MOST_SECONDS = 0.5
-"""After so long no further size is timed: a model so slow is measured by its rounds."""
+_SWEEPS = 6
+_MOST_SECONDS = 2.0
+"""After so long nothing more is timed: a model so slow is measured by its rounds."""
 
 
 def time_forwards(runner: Runner) -> list[Measured]:
-    """Forwards of one sequence with few rows to many, each a median of several in turn."""
+    """Forwards of one sequence with few rows to many, each the fastest of several.
+
+    The fastest, because whatever else a machine does only makes one slower: medians were off by a
+    factor of four on a busy one, and rows are priced by what is measured here. In sweeps, because a
+    machine may be busy for a while, and the first forward of a kind may compile something.
+    """
     began = time.monotonic()
-    measured: list[Measured] = []
-    try:
-        for num_rows in MEASURED_ROWS:
-            if num_rows > runner.max_model_len:
-                break
-            _time_one(runner, num_rows)  # the first of its kind may compile something
-            seconds = [_time_one(runner, num_rows) for _ in range(_REPETITIONS)]
-            measured.append(Measured(num_rows, statistics.median(seconds)))
+    fastest: dict[int, float] = {}
+    sizes: Sequence[int] = [rows for rows in MEASURED_ROWS if rows <= runner.max_model_len]
+    for _ in range(_SWEEPS):
+        for num_rows in sizes:
             if time.monotonic() - began > _MOST_SECONDS:
                 break
-    except OutOfBlocks:
-        pass  # a cache so small holds no longer sequence either
-    return measured
+            try:
+                seconds = _time_one(runner, num_rows)
+            except OutOfBlocks:
+                break  # a cache so small holds no longer sequence either
+            fastest[num_rows] = min(seconds, fastest.get(num_rows, seconds))
+        sizes = list(fastest)
+    return [Measured(num_rows, seconds) for num_rows, seconds in fastest.items()]
 
 
 def _time_one(runner: Runner, num_rows: int) -> float:

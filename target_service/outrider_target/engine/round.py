@@ -6,9 +6,8 @@ Owned by the engine thread. Knows nothing of gRPC, threads or text.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -89,13 +88,14 @@ class Rounds:
         self._began = started = time.monotonic()
         self._expire(started)
         for sequence in self._scheduler.admit(started):
-            with self._contained(sequence.state):
+            try:
                 self._open_session(sequence)
+            except Exception as fault:
+                self._blame(sequence.state, fault)
         self._early_exit.draft(self._scheduler.running)
         plan = self._scheduler.plan(started)
-        for sequence, fault in plan.faults:
-            with self._contained(sequence.state):
-                raise fault
+        for sequence, why in plan.faults:
+            self._blame(sequence.state, why)
         batch = [work for work in plan.work if work.sequence.finish is None]
         if not batch:
             if not self._scheduler.running:
@@ -107,8 +107,10 @@ class Rounds:
         verified, times = self._timed_verify(batch)
         meanwhile()
         for work, own in verified:
-            with self._contained(work.sequence.state):
+            try:
                 self._commit(work, own)
+            except Exception as fault:
+                self._blame(work.sequence.state, fault)
         self._record(
             [work for work in batch if work.rows is not None],
             times,
@@ -138,16 +140,11 @@ class Rounds:
             refusal = error.why
         self._deliver(state, RequestFailed(error, refusal))
 
-    @contextmanager
-    def _contained(self, state: RequestState) -> Iterator[None]:
+    def _blame(self, state: RequestState, fault: Exception) -> None:
         """A fault in one request's own processing ends that request alone."""
-        try:
-            yield
-        except (InvalidRequest, InvalidScores) as refusal:
-            self.fail(state, refusal)
-        except Exception as fault:
-            log.exception("request_faulted", request_id=state.request.id)
-            self.fail(state, fault)
+        if not isinstance(fault, InvalidRequest | InvalidScores):
+            log.error("request_faulted", request_id=state.request.id, exc_info=fault)
+        self.fail(state, fault)
 
     def _expire(self, now: float) -> None:
         """End what has run out of time, in the batch or still in the queue."""

@@ -78,6 +78,8 @@ class Sequence:
     """How its drafts fare."""
     branches: SequenceOf[Branch] = field(init=False)
     """What it holds, or would hold, in the KV pool."""
+    controlled: bool = field(init=False)
+    """Whether what it verifies is what pays."""
     finish: Finish | None = None
     num_generated: int = 0
     """Tokens of its output that are final."""
@@ -89,6 +91,12 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.branches = self.strategy.branches
+        speculation = self.request.speculation
+        self.controlled = (
+            self.window.schedule == AUTO
+            and not speculation.synchronous
+            and speculation.method is not DraftMethod.NONE
+        )
 
     @property
     def request(self) -> GenerationRequest:
@@ -109,15 +117,6 @@ class Sequence:
     def placed(self) -> bool:
         """Whether it has a place in the KV pool: it does while it runs."""
         return self.branches[0].handle is not None
-
-    @property
-    def controlled(self) -> bool:
-        """Whether what it verifies is what pays."""
-        return (
-            self.window.schedule == AUTO
-            and not self.request.speculation.synchronous
-            and self.request.speculation.method is not DraftMethod.NONE
-        )
 
     @property
     def next_window(self) -> int:

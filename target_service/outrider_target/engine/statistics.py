@@ -71,12 +71,16 @@ class SpeculationCounters:
             self.num_drafts += 1
             self.num_draft_tokens += num_draft_tokens
             self.num_accepted_tokens += num_accepted
-            share = self.by_method.setdefault(method, DrafterCounters())
-            share.add(DrafterCounters(1, num_draft_tokens, num_accepted))
-            missing = num_accepted - len(self.num_accepted_tokens_per_pos)
-            self.num_accepted_tokens_per_pos.extend([0] * missing)
+            share = self.by_method.get(method)
+            if share is None:
+                share = self.by_method[method] = DrafterCounters()
+            share.num_drafts += 1
+            share.num_draft_tokens += num_draft_tokens
+            share.num_accepted_tokens += num_accepted
+            per_pos = self.num_accepted_tokens_per_pos
+            per_pos.extend([0] * (num_accepted - len(per_pos)))
             for position in range(num_accepted):
-                self.num_accepted_tokens_per_pos[position] += 1
+                per_pos[position] += 1
         elif has_drafter:
             self.num_plain_rounds += 1
         if keep_round:

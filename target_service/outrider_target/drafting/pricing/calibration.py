@@ -9,8 +9,8 @@ lucky with a drafter than the others shows soon.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Sequence
 
 from outrider_runtime.sampling_parameters import SamplingParameters
 
@@ -24,31 +24,15 @@ _PRIOR = 8.0
 """Judged tokens after which what was seen outweighs the prior."""
 
 _CERTAIN = 0.99
-_BINS = 10
+_TENTHS = 10
 _LAST_POSITION = 8
 """Positions from here on in a draft are alike."""
 
 
-class Likeness(NamedTuple):
-    """What tokens have in common that are judged together."""
-
-    bin: int | None
-    """Tenth of the probability that its drafter gives it; None when it has no opinion."""
-    position: int
-    """In the draft; 0 where there is a probability."""
-
-
-def likenesses(draft: Draft) -> Iterator[Likeness]:
-    """Of a draft's tokens."""
-    for position in range(len(draft.token_ids)):
-        if draft.probabilities is None:
-            yield Likeness(None, min(position, _LAST_POSITION))
-        else:
-            yield Likeness(min(_BINS - 1, int(_BINS * draft.probabilities[position])), 0)
-
-
 class _Rate:
     """A forgetful share of accepted tokens."""
+
+    __slots__ = ("_accepted", "_judged", "_memory")
 
     def __init__(self, memory: float) -> None:
         self._memory = memory
@@ -69,34 +53,29 @@ class Acceptance:
     """What is known of one drafter at one temperature."""
 
     def __init__(self) -> None:
-        self._overall = _Rate(_SHARED_MEMORY)
-        self._alike: dict[Likeness, _Rate] = {}
+        self.all = _Rate(_SHARED_MEMORY)
+        """Of tokens all before which were accepted."""
+        self._by_tenth = [_Rate(_SHARED_MEMORY) for _ in range(_TENTHS)]
+        self._by_position = [_Rate(_SHARED_MEMORY) for _ in range(_LAST_POSITION + 1)]
 
-    @property
-    def overall(self) -> float:
-        """Probability that a token is accepted, all before it having been."""
-        return self._overall.given(_FIRST_GUESS)
-
-    def rate(self, likeness: Likeness) -> float:
-        """The same for tokens that are alike."""
-        alike = self._alike.get(likeness)
-        return self.overall if alike is None else alike.given(self.overall)
-
-    def observe(self, likeness: Likeness, *, accepted: bool) -> None:
-        """Judge a token."""
-        self._overall.observe(accepted=accepted)
-        self._alike.setdefault(likeness, _Rate(_SHARED_MEMORY)).observe(accepted=accepted)
+    def alike(self, draft: Draft) -> list[_Rate]:
+        """For each token of a draft the rate of those like it."""
+        if draft.probabilities is None:
+            positions = range(len(draft.token_ids))
+            return [self._by_position[min(position, _LAST_POSITION)] for position in positions]
+        tenths = (int(_TENTHS * probability) for probability in draft.probabilities)
+        return [self._by_tenth[min(tenth, _TENTHS - 1)] for tenth in tenths]
 
 
 class Calibration:
     """All drafters at all temperatures."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[DraftMethod, int], Acceptance] = {}
+        self._known: defaultdict[tuple[DraftMethod, int], Acceptance] = defaultdict(Acceptance)
 
     def of(self, method: DraftMethod, temperature: int) -> Acceptance:
         """What is known of a drafter at a temperature (see `temperature_class`)."""
-        return self._known.setdefault((method, temperature), Acceptance())
+        return self._known[method, temperature]
 
 
 class SequenceCalibration:
@@ -106,17 +85,19 @@ class SequenceCalibration:
         """Start from what all sequences share."""
         self._shared = shared or Calibration()
         self._temperature = temperature
-        self._own: dict[DraftMethod, _Rate] = {}
+        self._own: defaultdict[DraftMethod, _Rate] = defaultdict(lambda: _Rate(_OWN_MEMORY))
 
     def survival(self, draft: Draft) -> list[float]:
         """For each token, how probable it is that it and all before it are accepted."""
+        if not draft.token_ids:
+            return []
         shared = self._shared.of(draft.method, self._temperature)
-        own = self._own.get(draft.method)
-        luck = 1.0 if own is None else own.given(shared.overall) / shared.overall
+        overall = shared.all.given(_FIRST_GUESS)
+        luck = self._own[draft.method].given(overall) / overall
         alive = 1.0
         return [
-            alive := alive * min(_CERTAIN, luck * shared.rate(likeness))
-            for likeness in likenesses(draft)
+            alive := alive * min(_CERTAIN, luck * rate.given(overall))
+            for rate in shared.alike(draft)
         ]
 
     def observe(self, draft: Draft, decided: Sequence[int]) -> None:
@@ -124,12 +105,12 @@ class SequenceCalibration:
         if not draft.token_ids:
             return
         shared = self._shared.of(draft.method, self._temperature)
-        own = self._own.setdefault(draft.method, _Rate(_OWN_MEMORY))
-        judged = zip(likenesses(draft), draft.token_ids, decided, strict=False)
-        for likeness, proposed, token_id in judged:
+        own = self._own[draft.method]
+        judged = zip(shared.alike(draft), draft.token_ids, decided, strict=False)
+        for alike, proposed, token_id in judged:
             accepted = proposed == token_id
-            shared.observe(likeness, accepted=accepted)
-            own.observe(accepted=accepted)
+            for rate in (shared.all, alike, own):
+                rate.observe(accepted=accepted)
             if not accepted:
                 return
 

@@ -58,9 +58,16 @@ class RowCurve:
         if len(self._rows) == 1:
             self._rows.append(2)
             self._costs.append(1 + _DEFAULT_SLOPE)
+        self._known: dict[int, float] = {}  # asked for many times a round
 
     def __call__(self, num_rows: int) -> float:
         """Cost of a forward; 1 for one row."""
+        cost = self._known.get(num_rows)
+        if cost is None:
+            cost = self._known[num_rows] = self._between(num_rows)
+        return cost
+
+    def _between(self, num_rows: int) -> float:
         at = min(max(1, bisect_left(self._rows, num_rows)), len(self._rows) - 1)
         (x0, x1), (y0, y1) = self._rows[at - 1 : at + 1], self._costs[at - 1 : at + 1]
         return y0 + (y1 - y0) / (x1 - x0) * (num_rows - x0)
