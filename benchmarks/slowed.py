@@ -21,7 +21,7 @@ from outrider_target import __main__ as target
 FLAG = "--step-delay-ms"
 
 _COMMANDS: dict[str, tuple[Callable[[], None], str]] = {
-    "target": (target.main, "outrider_target.service.RaggedRunner"),
+    "target": (target.main, "outrider_target.engine.loaded_runner.RaggedRunner"),
     "draft": (draft.main, "outrider_draft.model_drafter.RaggedRunner"),
 }
 

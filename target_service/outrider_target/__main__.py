@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from outrider_runtime import logs
@@ -48,6 +48,9 @@ from outrider_target.settings import (
     SpeculationDefaults,
     TargetSettings,
 )
+
+if TYPE_CHECKING:
+    from outrider_runtime.model.rank_group import RankGroup
 
 _BATCH = BatchSettings()
 _SPECULATION = SpeculationDefaults()
@@ -101,6 +104,14 @@ def serve(
     ] = None,
     dtype: Annotated[str, flag("--dtype", "auto, float32, bfloat16, float16 or float64.")] = "auto",
     device: Annotated[str, flag("--device", "auto, cpu, cuda or cuda:N.")] = "auto",
+    tensor_parallel_size: Annotated[
+        int,
+        flag(
+            "--tensor-parallel-size",
+            "Processes that share the model, each on its own GPU; as many as torchrun starts.",
+            min=1,
+        ),
+    ] = 1,
     threads: Threads = None,
     cpu_kernels: KernelsOnCpu = CpuKernels.AUTO,
     compile: CompileModel = Compile.AUTO,  # noqa: A002 - the flag's name
@@ -284,6 +295,7 @@ def serve(
             served_model_name=served_model_name,
             dtype=dtype,
             device=device,
+            tensor_parallel_size=tensor_parallel_size,
             threads=threads,
             cpu_kernels=cpu_kernels,
             compile=compile,
@@ -339,16 +351,28 @@ def serve(
         metrics_by_caller=metrics_by_caller,
     )
     with startup_errors("outrider-target"):
-        asyncio.run(_serve(settings))
+        _run(settings)
 
 
-async def _serve(settings: TargetSettings) -> None:
+def _run(settings: TargetSettings) -> None:
     # Imported late: `--help` and mistaken flags should not wait for torch.
+    from outrider_runtime.model.rank_group import join
+
+    from outrider_target.engine.loaded_runner import follow
+
+    group = join(settings.model.tensor_parallel_size, device=settings.model.device)
+    if group is None or group.leads:
+        asyncio.run(_serve(settings, group))
+    else:
+        follow(settings, group)
+
+
+async def _serve(settings: TargetSettings, group: RankGroup | None) -> None:
     from outrider_target.service import TargetService
 
     tracer = open_tracer("outrider-target", settings.tracing)
     try:
-        service = TargetService(settings, tracer)
+        service = TargetService(settings, tracer, group)
         await service.start()
         await service.run(announce=lambda line: print(line, flush=True))
     finally:

@@ -17,9 +17,9 @@ from outrider_runtime.errors import StartupError
 from outrider_runtime.interceptors import CallEnd
 from outrider_runtime.listening import check_address, join_address
 from outrider_runtime.metrics import CallMetrics, MetricsExporter, new_registry
-from outrider_runtime.model import threads
-from outrider_runtime.model.loader import LoadedModel, load
-from outrider_runtime.model.runner import RaggedRunner, Runner
+from outrider_runtime.model.loader import LoadedModel
+from outrider_runtime.model.rank_group import RankGroup, RanksLost
+from outrider_runtime.model.runner import Runner
 from outrider_runtime.recent_texts import RecentTexts
 from outrider_runtime.server import GrpcServer, run_until_signalled
 from outrider_runtime.tokenizer import fingerprint, load_tokenizer
@@ -41,8 +41,8 @@ from outrider_target.drafting.remote.links import Connect, DraftLinks
 from outrider_target.drafting.remote.patience import RoundPace
 from outrider_target.drafting.suffix import SuffixDrafter
 from outrider_target.engine.admission import LiveRequests
-from outrider_target.engine.cache_size import size_cache
 from outrider_target.engine.forward_times import time_forwards
+from outrider_target.engine.loaded_runner import load_model, make_runner
 from outrider_target.engine.outbox import Outbox
 from outrider_target.engine.round import Rounds
 from outrider_target.engine.scheduler import Scheduler
@@ -78,6 +78,8 @@ class TargetService:
     settings: TargetSettings
     tracer: Tracer | None = None
     """Records calls; belongs to whoever made it. None: nothing is recorded."""
+    group: RankGroup | None = None
+    """The processes that share the model, led by this one; None: it has all of it."""
     port: int = 0
     """The bound port, once started."""
     metrics_port: int | None = None
@@ -97,8 +99,10 @@ class TargetService:
         """
         try:
             await self._start()
-        except BaseException:  # cancelled, too: what was opened is closed
+        except BaseException as fault:  # cancelled, too: what was opened is closed
             await self._resources.aclose()
+            if isinstance(fault, RanksLost):
+                raise StartupError(str(fault)) from fault
             raise
 
     async def run(self, announce: Callable[[str], None]) -> None:
@@ -134,11 +138,7 @@ class TargetService:
         self._loop = asyncio.get_running_loop()
         check_address(settings.server.host, settings.server.port)  # before minutes of loading
         plugins = await asyncio.to_thread(load_plugins, settings.plugins)
-        neighbours = threads.on_this_machine(settings.drafts)
-        threads.choose(settings.model.threads, neighbours=neighbours)
-        loaded = await asyncio.to_thread(
-            load, settings.model.model, dtype=settings.model.dtype, device=settings.model.device
-        )
+        loaded = await asyncio.to_thread(load_model, settings, self.group)
         text = TextCodec(await asyncio.to_thread(load_tokenizer, loaded.folder))
         registry = new_registry()
         callers = CallerMetrics(registry) if settings.metrics_by_caller else None
@@ -156,7 +156,10 @@ class TargetService:
             observe=observe,
             tracer=self.tracer,
         )
-        # Taken down in reverse: first the port, then the links, the engine last.
+        # Taken down in reverse: first the port, then the links, the engine, the other ranks last.
+        if self.group is not None:
+            self.group.lead(self._on_death)
+            self._resources.push_async_callback(asyncio.to_thread, self.group.close)
         self.serving.engine.start()
         self._resources.push_async_callback(
             asyncio.to_thread, self.serving.engine.stop, _STOP_SECONDS
@@ -190,14 +193,7 @@ class TargetService:
         callers: CallerMetrics | None,
     ) -> Serving:
         settings = self.settings
-        num_blocks, max_model_len = size_cache(loaded, settings)
-        runner = RaggedRunner(
-            loaded.model,
-            num_blocks=num_blocks,
-            block_size=settings.model.block_size,
-            cpu_kernels=settings.model.cpu_kernels,
-            compiled=settings.model.compile,
-        )
+        runner, max_model_len = make_runner(loaded, settings, self.group)
         texts = RecentTexts(settings.suffix_cache_tokens)
         round_pace = RoundPace()
         control = Control(
@@ -262,7 +258,7 @@ class TargetService:
             capacity=Capacity(
                 settings.batch.max_num_seqs,
                 settings.batch.max_waiting_requests,
-                num_blocks,
+                runner.pool.num_blocks,
                 settings.model.block_size,
             ),
             identity=identity,
@@ -283,7 +279,7 @@ class TargetService:
             ),
             fleet=fleet,
             links=links,
-            num_blocks=num_blocks,
+            num_blocks=runner.pool.num_blocks,
             block_size=settings.model.block_size,
             metrics=RequestMetrics(registry, callers),
             canary=Canary(

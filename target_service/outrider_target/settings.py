@@ -32,6 +32,9 @@ class ModelSettings:
     device: str = "auto"
     """auto, cpu or cuda."""
 
+    tensor_parallel_size: int = 1
+    """Processes that share the model, each with a part of every layer; started by torchrun."""
+
     threads: int | None = None
     """Threads of one forward on the CPU; None: a core each, but for one for each draft service on
     the same machine."""
@@ -53,7 +56,7 @@ class ModelSettings:
     no less than one sequence of the longest possible."""
 
     kv_cache_bytes: int | None = None
-    """Size of the KV cache in bytes, instead of tokens."""
+    """Size of the KV cache in bytes, instead of tokens; with several ranks, of each one's part."""
 
 
 @dataclass(frozen=True, slots=True)

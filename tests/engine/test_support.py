@@ -14,7 +14,12 @@ from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.kv_storage import KVStorage
 from outrider_runtime.model.runner import RaggedRunner, SequenceRows
 from outrider_runtime.model.self_check import self_check
-from outrider_runtime.model.support import UnsupportedModel, check_config, check_supported
+from outrider_runtime.model.support import (
+    UnsupportedModel,
+    check_config,
+    check_shareable,
+    check_supported,
+)
 from transformers import AutoConfig, PreTrainedModel
 
 REASONS = {
@@ -112,6 +117,21 @@ def test_rotary_scaling_that_does_not_follow_the_batch_is_right(rope_type: str) 
 def test_encoder_decoders_are_refused_before_any_weights_are_read() -> None:
     with pytest.raises(UnsupportedModel, match="encoder-decoder"):
         check_config(AutoConfig.for_model("t5"))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "why"),
+    [
+        ("llama", 4, "its 2 key heads cannot be shared out evenly over 4 ranks"),
+        ("llama", 3, "its 4 attention heads"),
+        ("gpt2", 2, "no plan"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(name: str, size: int, why: str) -> None:
+    config = build_tiny(name).config
+    with pytest.raises(UnsupportedModel, match=why):
+        check_shareable(config, size)
+    check_shareable(build_tiny("llama").config, 2)
 
 
 SELF_CHECK_CATCHES = ["jamba", "recurrent_gemma", "lfm2", "llama4_text", "bart", "roberta"]

@@ -38,7 +38,7 @@ from outrider_draft.drafter import Drafter
 from outrider_draft.metrics import DraftMetrics
 from outrider_draft.settings import LookupSettings, SuffixSettings
 from outrider_draft.settings import ModelSettings as DraftModelSettings
-from outrider_target import service as target_service_module
+from outrider_target.engine import loaded_runner
 from outrider_target.requests.request import DraftMethod
 from outrider_target.service import TargetService
 from outrider_target.settings import (
@@ -170,7 +170,7 @@ def target(
     async def running() -> Any:
         service = TargetService(settings)
         gated = functools.partial(GatedRunner, gate=gate)
-        with mock.patch.object(target_service_module, "RaggedRunner", gated):
+        with mock.patch.object(loaded_runner, "RaggedRunner", gated):
             await service.start()
         try:
             yield service

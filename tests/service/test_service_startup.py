@@ -150,6 +150,7 @@ def test_a_damaged_model_folder_is_one_clear_line(copied: Path, name: str) -> No
         (("--model", "{folder}", "--max-model-len", "4096"), "--max-model-len 4096"),
         (("--model", "{folder}", "--kv-cache-tokens", "20"), "room for 20 tokens"),
         (("--model", "{folder}", "--kv-cache-bytes", "10"), "it needs at least"),
+        (("--model", "{folder}", "--tensor-parallel-size", "2"), "torchrun --nproc-per-node 2"),
         (("--model", "{folder}", "--host", "192.0.2.1"), "not an address of this machine"),
         (("--model", "{folder}", "--ssl-keyfile", "x"), "go together"),
         (("--model", "{folder}", "--draft-ca-certs", "x.pem", "--draft", "a:1"), "x.pem"),
@@ -222,10 +223,10 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TargetSettings]:
     def settings(*arguments: str, **options: Any) -> TargetSettings:
         seen: list[TargetSettings] = []
 
-        async def note(settings: TargetSettings) -> None:
+        def note(settings: TargetSettings) -> None:
             seen.append(settings)
 
-        monkeypatch.setattr(command, "_serve", note)
+        monkeypatch.setattr(command, "_run", note)
         status, _, errors = run(*arguments, **options)
         assert status == 0, errors
         return seen[0]

@@ -21,7 +21,7 @@ from tools.sizing.deployment import Cost
 
 FLAG = "--slowed"
 _PLACES = {
-    "target": ("outrider_target", "outrider_target.service.RaggedRunner"),
+    "target": ("outrider_target", "outrider_target.engine.loaded_runner.RaggedRunner"),
     "draft": ("outrider_draft", "outrider_draft.model_drafter.RaggedRunner"),
 }
 

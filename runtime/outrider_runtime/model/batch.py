@@ -7,8 +7,9 @@ nothing of models, heads or scores.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ from outrider_runtime.model.attention_groups import (
     group_spans,
 )
 from outrider_runtime.model.causal_bias import CausalBias
-from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.layer_reading import LayerReading
 
 
@@ -32,6 +32,27 @@ class SequenceRows(NamedTuple):
     num_logits: int
     readings: Sequence[LayerReading] = ()
     """What else is wanted of its last rows; filled by the forward."""
+
+
+class Places(Protocol):
+    """Where sequences are; see `KVPool`."""
+
+    @property
+    def block_size(self) -> int:
+        """Positions per block."""
+        ...
+
+    def length(self, handle: int) -> int:
+        """Positions of the sequence."""
+        ...
+
+    def table(self, handle: int) -> array[int]:
+        """Its blocks, in order."""
+        ...
+
+    def slots(self, handle: int, start: int, stop: int) -> list[int]:
+        """The slots of some of its positions."""
+        ...
 
 
 class Pages(NamedTuple):
@@ -65,7 +86,7 @@ class RaggedBatch:
         self,
         items: Sequence[SequenceRows],
         *,
-        pool: KVPool,
+        pool: Places,
         bias: CausalBias,
         device: torch.device,
         first_positions: Mapping[int, int],

@@ -266,8 +266,7 @@ class KVPool:
             raise ValueError(
                 f"positions [{start}, {stop}) are not within a sequence of length {sequence.length}"
             )
-        table, size = sequence.table, self.block_size
-        return [table[p // size] * size + p % size for p in range(start, stop)]
+        return slots_of(sequence.table, self.block_size, range(start, stop))
 
     def check_integrity(self) -> None:
         """Verifies every invariant of the pool; O(num_blocks), for tests and idle moments.
@@ -358,6 +357,11 @@ class KVPool:
             self._refs[block] -= 1
             if not self._refs[block]:
                 (self._idle if block in self._names else self._free)[block] = None
+
+
+def slots_of(table: Sequence[int], size: int, positions: Iterable[int]) -> list[int]:
+    """Returns the slots of positions of the sequence that has this table of blocks of this size."""
+    return [table[p // size] * size + p % size for p in positions]
 
 
 def _spread(num_blocks: int) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
@@ -17,6 +18,7 @@ import transformers
 from outrider.v1.generation_config_pb2 import GenerationConfig
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.distributed import DistributedConfig
 
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.device import is_out_of_memory, resolve_device, resolve_dtype
@@ -29,8 +31,14 @@ from outrider_runtime.model.model_folder import (
     resolve_folder,
     to_generation_config,
 )
+from outrider_runtime.model.rank_group import RankGroup
 from outrider_runtime.model.self_check import self_check
-from outrider_runtime.model.support import UnsupportedModel, check_config, check_supported
+from outrider_runtime.model.support import (
+    UnsupportedModel,
+    check_config,
+    check_shareable,
+    check_supported,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -57,18 +65,25 @@ class LoadedModel:
     """Bytes that one position takes in the KV cache, measured."""
 
 
-def load(path_or_hub_id: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+def load(
+    path_or_hub_id: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    group: RankGroup | None = None,
+) -> LoadedModel:
     """Loads a model from a local folder or, if there is no such folder, from the hub.
 
     Args:
         path_or_hub_id: folder with config.json and safetensors, or e.g. "Qwen/Qwen3-0.6B".
         dtype: auto, float32, bfloat16, float16 or float64; see `device.resolve_dtype`.
         device: auto, cpu, cuda or cuda:N.
+        group: processes that share it; each loads its own part, on its own device.
 
     Raises:
         StartupError: in one line, what is wrong and what to change.
     """
-    where = resolve_device(device)
+    where = resolve_device(device) if group is None else group.device
     with _quiet(), _startup_errors(path_or_hub_id):
         folder = resolve_folder(path_or_hub_id)
         config = _load_config(folder)
@@ -76,10 +91,12 @@ def load(path_or_hub_id: str, *, dtype: str = "auto", device: str = "auto") -> L
         if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
             raise UnsupportedModel(config, "transformers has no causal language model for it")
         require_safetensors(folder)
+        if group is not None:
+            check_shareable(config, group.size)
         generation_config = generation_defaults(folder)
         # A config has what its class thought of, and what its file says.
         precision = resolve_dtype(dtype, declared=getattr(config, "dtype", None), device=where)
-        model = _load_weights(folder, dtype=precision, device=where)
+        model = _load_weights(folder, dtype=precision, device=where, group=group)
         check_supported(model)
         kv_bytes_per_token = self_check(model)
     if generation_config is None:
@@ -129,9 +146,13 @@ def _load_config(folder: Path) -> PretrainedConfig:
         raise StartupError(f"{file} is not valid: {one_line(error)}") from error
 
 
-def _load_weights(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _load_weights(
+    folder: Path, *, dtype: torch.dtype, device: torch.device, group: RankGroup | None
+) -> PreTrainedModel:
     # The fused expert kernels know no float64.
-    experts = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
+    options: dict[str, Any] = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
+    if group is not None:
+        options["distributed_config"] = DistributedConfig(tp_size=group.size, tp_plan="auto")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -140,7 +161,7 @@ def _load_weights(folder: Path, *, dtype: torch.dtype, device: torch.device) -> 
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
-            **experts,
+            **options,
         )
         model = model.to(device).eval()
     except SafetensorError as error:

@@ -37,6 +37,17 @@ def ties_embeddings(model: PreTrainedModel) -> bool:
     return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
+def num_attention_heads(config: PretrainedConfig) -> int:
+    """Returns the query heads of a layer; 0 where the config names none."""
+    return int(getattr(text_config(config), "num_attention_heads", None) or 0)
+
+
+def num_key_value_heads(config: PretrainedConfig) -> int:
+    """Returns the key heads of a layer: the query heads where they are not grouped."""
+    grouped = getattr(text_config(config), "num_key_value_heads", None)
+    return int(grouped or num_attention_heads(config))
+
+
 def max_model_len(config: PretrainedConfig) -> int:
     """Returns the positions the model was made for (`max_position_embeddings` by any name)."""
     limit = getattr(text_config(config), "max_position_embeddings", None)

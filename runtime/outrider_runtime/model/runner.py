@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.attention import ATTENTION_NAME, forward_context
 from outrider_runtime.model.attention_weights import AskingRows, AttentionWeights
-from outrider_runtime.model.batch import RaggedBatch, SequenceRows
+from outrider_runtime.model.batch import Places, RaggedBatch, SequenceRows
 from outrider_runtime.model.causal_bias import CausalBias
 from outrider_runtime.model.compiled.choice import StepChoice
 from outrider_runtime.model.compiled.mode import Compile
@@ -25,6 +25,7 @@ from outrider_runtime.model.compiled.recipe import Recipe
 from outrider_runtime.model.compiled.step import CompiledStep
 from outrider_runtime.model.decoder_layers import DecoderLayers
 from outrider_runtime.model.device import is_out_of_memory
+from outrider_runtime.model.forward_step import ForwardStep
 from outrider_runtime.model.kernels import choice
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.model.kv_pool import KVPool
@@ -32,10 +33,12 @@ from outrider_runtime.model.kv_storage import KVStorage
 from outrider_runtime.model.layer_reading import LayerReading
 from outrider_runtime.model.model_facts import (
     max_model_len,
+    num_attention_heads,
     num_input_ids,
     num_output_ids,
     ties_embeddings,
 )
+from outrider_runtime.model.rank_group import RankGroup
 from outrider_runtime.model.support import UnsupportedModel
 
 __all__ = ["LayerReading", "LayerShapes", "RaggedRunner", "Runner", "SequenceRows"]
@@ -100,6 +103,8 @@ class RaggedRunner:
         block_size: positions per block.
         cpu_kernels: whether to run on kernels of our own.
         compiled: whether to have the model compiled, where it runs on them.
+        group: the processes that share the model; all of them make their runners alike. Then the
+            one that leads runs forwards, and the others `follow`.
 
     Raises:
         StartupError: the KV cache does not fit into memory, or the kernels or the compiled model
@@ -115,12 +120,15 @@ class RaggedRunner:
         block_size: int,
         cpu_kernels: CpuKernels = CpuKernels.OFF,
         compiled: Compile = Compile.OFF,
+        group: RankGroup | None = None,
     ) -> None:
         model.set_attn_implementation(ATTENTION_NAME)
         self._model = model.eval()
         self._num_input_ids = num_input_ids(model)
         self._windows: frozenset[int | None] = frozenset()
         self._kernels = False
+        self._group = group
+        self._tells = False
         self._step_choice: StepChoice | None = None
         self.vocab_size = num_output_ids(model)
         self.max_model_len = max_model_len(model.config)
@@ -135,10 +143,13 @@ class RaggedRunner:
             raise UnsupportedModel(
                 model.config, "it does not call the attention function it was given"
             )
-        if choice.choose(cpu_kernels, dtype=self.dtype, device=self.device):
+        if choice.choose(
+            cpu_kernels, dtype=self.dtype, device=self.device, sharded=group is not None
+        ):
             self._adopt_kernels()
         self._storage, self.pool = self._allocate(num_blocks), KVPool(num_blocks, block_size)
         self._step_choice = self._choose_step(compiled)
+        self._tells = group is not None and group.leads
 
     @property
     def kernels(self) -> bool:
@@ -182,25 +193,46 @@ class RaggedRunner:
         first_positions = first_positions or {}
         self._check(batch, first_positions)
         copies = self.pool.append_all((item.handle, len(item.token_ids)) for item in batch)
+        step = ForwardStep(batch, num_layers, first_positions, copies, self.pool)
         try:
-            self._storage.copy_blocks(copies)
-            ragged = RaggedBatch(
-                batch,
-                pool=self.pool,
-                bias=self._bias,
-                device=self.device,
-                first_positions=first_positions,
-            )
-            if num_layers is not None:
-                return self._run_first_layers(ragged, num_layers)
-            if any(item.readings for item in batch):
-                return self._run_and_read(ragged, batch)
-            return self._run(ragged)
+            if self._group is None or not self._tells:
+                return self._take(step)
+            self._group.tell(step.told())
+            with self._group.in_step():
+                return self._take(step)
         except BaseException:
             # Positions whose keys were perhaps never written must not look as if they were.
             for item in batch:
                 self.pool.truncate(item.handle, self.pool.length(item.handle) - len(item.token_ids))
             raise
+
+    @torch.inference_mode()
+    def follow(self) -> None:
+        """Runs the forwards of the rank that leads, until it ends.
+
+        Raises:
+            RanksLost: it is gone, or one of the others.
+        """
+        assert self._group is not None
+        while isinstance(step := self._group.hear(), ForwardStep):
+            with self._group.in_step():
+                self._take(step)
+
+    def _take(self, step: ForwardStep) -> torch.Tensor:
+        """The forward, once the pool has room for it."""
+        self._storage.copy_blocks(step.copies)
+        ragged = RaggedBatch(
+            step.batch,
+            pool=step.places,
+            bias=self._bias,
+            device=self.device,
+            first_positions=step.first_positions,
+        )
+        if step.num_layers is not None:
+            return self._run_first_layers(ragged, step.num_layers)
+        if any(item.readings for item in step.batch):
+            return self._run_and_read(ragged, step)
+        return self._run(ragged)
 
     def _learn_shapes(self) -> None:
         """Runs one token, so that the storage has seen every layer and so have we."""
@@ -292,9 +324,10 @@ class RaggedRunner:
         with self._layers.only_first(num_layers):
             return self._call_model(batch, self._storage)
 
-    def _run_and_read(self, batch: RaggedBatch, items: Sequence[SequenceRows]) -> torch.Tensor:
+    def _run_and_read(self, batch: RaggedBatch, step: ForwardStep) -> torch.Tensor:
         """As `_run`, and fills the readings."""
         assert self._layers is not None
+        items = step.batch
         asking = [
             (reading, range(end - reading.num_rows, end), item.handle)
             for item, end in zip(items, accumulate(len(i.token_ids) for i in items), strict=True)
@@ -302,7 +335,10 @@ class RaggedRunner:
         ]
         weighed = [one for one in asking if one[0].weights]
         weights = AttentionWeights(
-            [AskingRows(rows.start, len(rows), self._slots(handle)) for _, rows, handle in weighed]
+            [
+                AskingRows(rows.start, len(rows), self._slots(step.places, handle))
+                for _, rows, handle in weighed
+            ]
         )
         layers = {layer for reading, _, _ in asking for layer in reading.layers}
         with self._layers.watched(layers) as hidden:
@@ -315,12 +351,18 @@ class RaggedRunner:
                 layer: self._layers.project(states[layer]) for layer in reading.logits_of
             }
         for (reading, _, _), found in zip(weighed, weights.by_rows, strict=True):
-            reading.attentions = found
+            reading.attentions = [self._of_all_heads(layer) for layer in found]
         return logits
 
-    def _slots(self, handle: int) -> torch.Tensor:
+    def _of_all_heads(self, weights: torch.Tensor) -> torch.Tensor:
+        """Of one layer: [heads of this rank, ...] -> [heads, ...]."""
+        if self._group is None or weights.shape[0] == num_attention_heads(self._model.config):
+            return weights
+        return self._group.gather_heads(weights)
+
+    def _slots(self, places: Places, handle: int) -> torch.Tensor:
         """Of all positions of a sequence."""
-        slots = self.pool.slots(handle, 0, self.pool.length(handle))
+        slots = places.slots(handle, 0, places.length(handle))
         return torch.tensor(slots, device=self.device)
 
     def _call_model(

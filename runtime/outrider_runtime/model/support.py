@@ -15,7 +15,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.attention import ATTENTION_NAME
-from outrider_runtime.model.model_facts import layer_types, rope_types, text_config
+from outrider_runtime.model.model_facts import (
+    layer_types,
+    num_attention_heads,
+    num_key_value_heads,
+    rope_types,
+    text_config,
+)
 
 SUPPORTED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
@@ -51,6 +57,24 @@ def check_config(config: PretrainedConfig) -> None:
             config,
             f"its rotary scaling {rope[0]!r} depends on the longest sequence of the batch",
         )
+
+
+def check_shareable(config: PretrainedConfig, size: int) -> None:
+    """Refuses by what the config says of sharing the model out over so many ranks.
+
+    Raises:
+        UnsupportedModel: naming the model type and the reason.
+    """
+    if not getattr(text_config(config), "base_model_tp_plan", None):
+        raise UnsupportedModel(config, "transformers has no plan to share it out over ranks")
+    for heads, name in (
+        (num_attention_heads(config), "attention"),
+        (num_key_value_heads(config), "key"),
+    ):
+        if not heads or heads % size:
+            raise UnsupportedModel(
+                config, f"its {heads} {name} heads cannot be shared out evenly over {size} ranks"
+            )
 
 
 def check_supported(model: PreTrainedModel) -> None:

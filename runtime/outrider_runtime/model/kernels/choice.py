@@ -20,8 +20,16 @@ _TOLERANCE = 1e-4
 two above."""
 
 
-def choose(wanted: CpuKernels, *, dtype: torch.dtype, device: torch.device) -> bool:
+def choose(
+    wanted: CpuKernels, *, dtype: torch.dtype, device: torch.device, sharded: bool = False
+) -> bool:
     """Returns whether to try the kernels, and has them compiled and loaded if so.
+
+    Args:
+        wanted: what was asked for.
+        dtype: of the model.
+        device: of the model.
+        sharded: whether several processes have a part of its weights each.
 
     Raises:
         StartupError: they are insisted on and cannot be had.
@@ -31,6 +39,8 @@ def choose(wanted: CpuKernels, *, dtype: torch.dtype, device: torch.device) -> b
     try:
         if device.type != "cpu" or dtype != torch.float32:
             raise library.KernelsUnavailable("they are for float32 on the CPU")
+        if sharded:
+            raise library.KernelsUnavailable("they take whole weights, not a rank's part")
         library.load()
     except library.KernelsUnavailable as why:
         if wanted is CpuKernels.ON:
