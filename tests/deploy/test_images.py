@@ -17,7 +17,7 @@ STAGES = dockerfile_stages()
 (LOOKUP,) = documents(DEPLOY / "compose.lookup.yaml")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = {
-    "target": "'.[service,model,structured,tracing]'",
+    "target": "'.[service,model,structured,tensor-parallel,tracing]'",
     "draft": "'.[service,model,tracing]'",
     "draft-lookup": "'.[service,tracing]'",
 }
@@ -77,7 +77,7 @@ def test_everything_is_installed_under_the_constraints(stage: str) -> None:
 def test_an_image_has_the_extras_it_needs_and_they_exist(stage: str) -> None:
     assert any(EXTRAS[stage] in command for command in commands_of(stage))
     known = PROJECT["project"]["optional-dependencies"].keys()
-    assert set(re.findall(r"\w+", EXTRAS[stage])) <= known
+    assert set(re.findall(r"[\w-]+", EXTRAS[stage])) <= known
 
 
 def test_the_drafter_without_a_model_is_built_without_torch_and_compiler() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -257,8 +258,10 @@ def many_log_probs(sender: Sender) -> Refusal:
 
 
 def slow_form(sender: Sender) -> Refusal:
-    sender.monkeypatch.setattr(grammar, "_MAX_SECONDS", 1e-6)
-    return formed(regex="(a|b)*c{1,20}")(sender)
+    sender.monkeypatch.setattr(grammar, "_MAX_SECONDS", 0.05)
+    grammars = sender.service.serving.grammars
+    sender.monkeypatch.setattr(grammars, "_compile", lambda *_: time.sleep(0.5))
+    return formed(regex="ab")(sender)
 
 
 class Taken:
@@ -288,9 +291,10 @@ def with_open(sender: Sender, *names: str, then: str) -> Refusal:
 
 
 def over_quota(sender: Sender) -> Refusal:
-    for _ in range(2):
-        for _ in sender.open(ask([9] * 1000, max_new_tokens=4), "carl"):
-            pass
+    stopped = time.monotonic()  # or the bucket would fill while prompts are read
+    sender.monkeypatch.setattr(sender.service.serving.quotas, "_clock", lambda: stopped)
+    for _ in sender.open(ask([9] * 1000, max_new_tokens=4), "carl"):
+        pass
     return sender.generate(ask([9] * 1000, max_new_tokens=4), "carl")
 
 

@@ -36,7 +36,7 @@ class Clock:
 @pytest.fixture(scope="module")
 def quota(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     keys = tmp_path_factory.mktemp("quota") / "keys"
-    names = ("reader", "writer", "several", "gone", "waits", "scores", "bert")
+    names = ("reader", "writer", "several", "gone", "waits", "scores", "bert", "counted")
     keys.write_text("".join(f"{name} the-secret-key-of-{name}\n" for name in names))
     settings = settings_for(
         folder,
@@ -171,7 +171,7 @@ def test_a_client_that_is_told_to_come_back_comes_back_in_time(
 
 
 def test_refusals_are_counted_by_their_reason(quota: RunningService, caller: Caller) -> None:
-    reader = Named(caller, "bert")
+    reader = Named(caller, "counted")
     collect(reader.open([9] * 100, max_new_tokens=1))
     before = num_refused(quota)
     reader.is_refused([9])
