@@ -11,7 +11,7 @@ from outrider_runtime.errors import StartupError
 from outrider_runtime.logs import LogFormat, LogLevel
 from outrider_runtime.metrics import MetricsExporter, new_registry
 from outrider_runtime.model.compiled.mode import Compile
-from outrider_runtime.model.kernels.mode import CpuKernels
+from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 from outrider_runtime.prompt_lookup import LookupRule
 from outrider_runtime.recent_texts import MIN_TOKENS
 from outrider_runtime.server import ServerSettings
@@ -31,6 +31,7 @@ from outrider_runtime.settings import (
     MetricsPort,
     OtlpTracesEndpoint,
     Port,
+    QuantizeWeights,
     SslCaCerts,
     SslCertfile,
     SslKeyfile,
@@ -148,6 +149,7 @@ def serve(
     device: Device = "auto",
     threads: Threads = 1,
     cpu_kernels: KernelsOnCpu = CpuKernels.AUTO,
+    quantization: QuantizeWeights = Quantization.NONE,
     compile: CompileModel = Compile.AUTO,  # noqa: A002 - the flag's name
     max_num_seqs: MaxNumSeqs = _STEP.max_num_seqs,
     max_num_batched_tokens: MaxNumBatchedTokens = _STEP.max_num_batched_tokens,
@@ -205,6 +207,7 @@ def serve(
                 device=device,
                 threads=threads,
                 cpu_kernels=cpu_kernels,
+                quantization=quantization,
                 compile=compile,
                 max_model_len=max_model_len,
                 kv_cache_tokens=kv_cache_tokens,

@@ -48,6 +48,7 @@ def build(settings: ModelSettings, metrics: DraftMetrics) -> Drafter:
         num_blocks=num_blocks,
         block_size=settings.block_size,
         cpu_kernels=settings.cpu_kernels,
+        quantization=settings.quantization,
         compiled=settings.compile,
     )
     limits = [loaded.max_model_len, runner.max_model_len, num_blocks * settings.block_size]
@@ -67,7 +68,7 @@ def build(settings: ModelSettings, metrics: DraftMetrics) -> Drafter:
         translates=frozenset(items),
     )
     cheap = loaded.model.device.type != "cpu" or runner.kernels
-    title = f"model {loaded.name}, {millions:.1f}M parameters"
+    title = f"model {loaded.name}, {millions:.1f}M {runner.weight_format} parameters"
     own = ModelProposer(runner, description, metrics, rows_are_cheap=cheap)
     if not items:
         return Drafter(own, title)

@@ -18,7 +18,7 @@ import typer
 from outrider_runtime.errors import StartupError
 from outrider_runtime.logs import LogFormat, LogLevel
 from outrider_runtime.model.compiled.mode import Compile
-from outrider_runtime.model.kernels.mode import CpuKernels
+from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 
 
 def flag(name: str, help: str, **options: Any) -> Any:  # noqa: A002  # typer's own word
@@ -177,6 +177,14 @@ KernelsOnCpu = Annotated[
         "--cpu-kernels",
         "auto: float32 on the CPU runs on kernels compiled at the first start, if there is a C++ "
         "compiler; on: or the service does not start; off: torch's own.",
+    ),
+]
+QuantizeWeights = Annotated[
+    Quantization,
+    flag(
+        "--quantization",
+        "none: weights as loaded; int8: the linear layers' as integers of 8 bits, for float32 on "
+        "the CPU kernels alone. A target so quantised is another model, a draft is not.",
     ),
 ]
 CompileModel = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from outrider_runtime import logs
 from outrider_runtime.model.compiled.mode import Compile
-from outrider_runtime.model.kernels.mode import CpuKernels
+from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 from outrider_runtime.recent_texts import MIN_TOKENS
 from outrider_runtime.server import ServerSettings
 from outrider_runtime.settings import (
@@ -28,6 +28,7 @@ from outrider_runtime.settings import (
     MetricsPort,
     OtlpTracesEndpoint,
     Port,
+    QuantizeWeights,
     SslCaCerts,
     SslCertfile,
     SslKeyfile,
@@ -114,6 +115,7 @@ def serve(
     ] = 1,
     threads: Threads = None,
     cpu_kernels: KernelsOnCpu = CpuKernels.AUTO,
+    quantization: QuantizeWeights = Quantization.NONE,
     compile: CompileModel = Compile.AUTO,  # noqa: A002 - the flag's name
     max_model_len: Annotated[
         int | None,
@@ -298,6 +300,7 @@ def serve(
             tensor_parallel_size=tensor_parallel_size,
             threads=threads,
             cpu_kernels=cpu_kernels,
+            quantization=quantization,
             compile=compile,
             max_model_len=max_model_len,
             block_size=block_size,

@@ -245,7 +245,7 @@ class TargetService:
         identity = ModelIdentity(
             name=settings.model.served_model_name or loaded.name,
             architecture=loaded.architecture,
-            dtype=str(runner.dtype).removeprefix("torch."),
+            dtype=runner.weight_format,
             device=loaded.model.device.type,
             fingerprint=print_of_tokenizer,
         )
@@ -288,7 +288,9 @@ class TargetService:
                 text.tokenizer,
                 registry,
                 rate=settings.canary_rate,
-                tolerance=TOLERANCES.get(identity.dtype, TOLERANCES["bfloat16"]),
+                tolerance=TOLERANCES.get(
+                    str(runner.dtype).removeprefix("torch."), TOLERANCES["bfloat16"]
+                ),
                 max_num_seqs=settings.batch.max_num_seqs,
             ),
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from outrider_runtime.model.compiled.mode import Compile
-from outrider_runtime.model.kernels.mode import CpuKernels
+from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 from outrider_runtime.server import ServerSettings
 from outrider_runtime.tracing import TracingSettings
 
@@ -41,6 +41,9 @@ class ModelSettings:
 
     cpu_kernels: CpuKernels = CpuKernels.AUTO
     """Whether float32 on the CPU runs on kernels of our own."""
+
+    quantization: Quantization = Quantization.NONE
+    """How those hold the weights of linear layers."""
 
     compile: Compile = Compile.AUTO
     """Whether a model on those kernels is compiled as a whole."""

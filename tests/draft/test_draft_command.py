@@ -111,7 +111,7 @@ async def test_the_shipped_draft_model_serves_its_own_continuation() -> None:
     ) as process:
         line = await serving_line(process)
         match = re.fullmatch(
-            r"outrider-draft serving on (\S+) \(model draft, \d+\.\dM parameters\)", line
+            r"outrider-draft serving on (\S+) \(model draft, \d+\.\dM float32 parameters\)", line
         )
         assert match, line
         async with target(match[1], vocab_size=len(tokenizer), hello=False) as scripted:
@@ -165,7 +165,7 @@ async def test_a_flag_that_makes_no_sense_is_refused_by_name() -> None:
     "flag",
     [
         "--model", "--target-tokenizer", "--method", "--host", "--port", "--dtype", "--device",
-        "--threads",
+        "--threads", "--quantization",
         "--max-num-seqs", "--max-num-batched-tokens", "--max-sessions", "--max-sessions-per-target",
         "--max-model-len", "--kv-cache-tokens", "--max-matching-ngram-size", "--lookup-rule",
         "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--api-key", "--metrics-port",

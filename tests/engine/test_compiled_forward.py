@@ -24,7 +24,7 @@ from outrider_runtime.model.compiled import choice, step
 from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.compiled.recipe import Recipe
 from outrider_runtime.model.kernels import library
-from outrider_runtime.model.kernels.mode import CpuKernels
+from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 from outrider_runtime.model.layer_reading import LayerReading
 from outrider_runtime.model.runner import RaggedRunner, SequenceRows
 from transformers import PreTrainedModel
@@ -77,7 +77,7 @@ def compiled_llama() -> tuple[PreTrainedModel, Recipe]:
         model, num_blocks=8, block_size=4, cpu_kernels=CpuKernels.ON, compiled=Compile.ON
     )
     widths = [rows.shape[1] for rows in runner._storage.layers]
-    return model, Recipe.of(model, block_size=4, kv_widths=widths)
+    return model, Recipe.of(model, quantization=Quantization.NONE, block_size=4, kv_widths=widths)
 
 
 def forward_once(runner: RaggedRunner) -> None:
@@ -199,7 +199,9 @@ def test_a_model_of_another_shape_does_not_take_it() -> None:
 
 def test_weights_are_not_part_of_it_but_the_shape_is(cache: Path) -> None:
     def place(name: str, **options: int) -> Path:
-        return Recipe.of(build_tiny(name, **options), block_size=4, kv_widths=[64] * 3).place
+        model = build_tiny(name, **options)
+        recipe = Recipe.of(model, quantization=Quantization.NONE, block_size=4, kv_widths=[64] * 3)
+        return recipe.place
 
     assert place("llama") == place("llama", seed=1)
     assert place("llama") != place("llama", num_hidden_layers=2)

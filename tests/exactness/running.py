@@ -188,9 +188,9 @@ def target(
         yield started
 
 
-def model_drafter(folder: Path, *, dtype: str = "float64") -> Drafter:
+def model_drafter(folder: Path, *, dtype: str = "float64", **model_settings: Any) -> Drafter:
     """A drafter with a draft model."""
-    settings = DraftModelSettings(str(folder), dtype=dtype)
+    settings = DraftModelSettings(str(folder), dtype=dtype, **model_settings)
     return drafting.build(settings, DraftMetrics(CollectorRegistry()))
 
 

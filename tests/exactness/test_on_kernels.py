@@ -22,7 +22,7 @@ from exactness.test_greedy_parity import shipped_prompts
 from outrider_client import Completion, GenerationConfig, SpeculationConfig
 from outrider_demo import DRAFT_DIR, TARGET_DIR
 from outrider_runtime.model.compiled.mode import Compile
-from outrider_runtime.model.kernels.mode import CpuKernels
+from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 
 pytestmark = [needs_compiler, pytest.mark.timeout(400)]  # the first time something is compiled
 
@@ -40,22 +40,39 @@ DRAFTED = [
 ]
 
 
-@pytest.fixture(scope="module", params=[Compile.OFF, Compile.ON])
+NONE, INT8 = Quantization.NONE, Quantization.INT8
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        (Compile.OFF, NONE, NONE),
+        (Compile.ON, NONE, NONE),
+        (Compile.OFF, NONE, INT8),
+        (Compile.OFF, INT8, INT8),
+    ],
+    ids=["python", "compiled", "int8-draft", "int8-both"],
+)
 def on_kernels(request: pytest.FixtureRequest, threads: ServiceThreads) -> Iterator[RunningTarget]:
     """The shipped pair; its cache is too small for all requests of a test at once."""
+    compiled, of_target, of_draft = request.param
+    draft_model = model_drafter(DRAFT_DIR, dtype="float32", quantization=of_draft)
     with (
-        draft_service(threads, model_drafter(DRAFT_DIR, dtype="float32")) as drafter,
+        draft_service(threads, draft_model) as drafter,
         target(
             threads,
             TARGET_DIR,
             drafts=[drafter.address],
             dtype="float32",
             cpu_kernels=CpuKernels.ON,
-            compile=request.param,
+            quantization=of_target,
+            compile=compiled,
             kv_cache_tokens=320,
             max_model_len=160,
         ) as running,
     ):
+        served_as = "float32" if of_target is NONE else "int8"
+        assert running.client.model_info().dtype == served_as
         yield running
 
 

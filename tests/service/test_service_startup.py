@@ -147,6 +147,14 @@ def test_a_damaged_model_folder_is_one_clear_line(copied: Path, name: str) -> No
         (("--model", ""), "no model given"),
         (("--model", "{folder}", "--dtype", "int3"), "int3"),
         (("--model", "{folder}", "--device", "tpu"), "tpu"),
+        (
+            ("--model", "{folder}", "--quantization", "int8", "--cpu-kernels", "off"),
+            "--quantization int8: the CPU kernels are off",
+        ),
+        (
+            ("--model", "{folder}", "--quantization", "int8", "--dtype", "bfloat16"),
+            "--quantization int8: the CPU kernels cannot be had: they are for float32 on the CPU",
+        ),
         (("--model", "{folder}", "--max-model-len", "4096"), "--max-model-len 4096"),
         (("--model", "{folder}", "--kv-cache-tokens", "20"), "room for 20 tokens"),
         (("--model", "{folder}", "--kv-cache-bytes", "10"), "it needs at least"),
@@ -250,6 +258,7 @@ VALUES = {
     "--served-model-name": ("a", "b", "c"),
     "--dtype": ("float32", "float16", "bfloat16"),
     "--cpu-kernels": ("on", "off", "auto"),
+    "--quantization": ("int8", "none", "int8"),
     "--compile": ("on", "off", "auto"),
     "--device": ("cpu", "cuda", "cuda:1"),
     "--draft-method": ("remote", "prompt-lookup", "suffix"),

@@ -27,7 +27,7 @@ from outrider_runtime.model.decoder_layers import DecoderLayers
 from outrider_runtime.model.device import is_out_of_memory
 from outrider_runtime.model.forward_step import ForwardStep
 from outrider_runtime.model.kernels import choice
-from outrider_runtime.model.kernels.mode import CpuKernels
+from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.kv_storage import KVStorage
 from outrider_runtime.model.layer_reading import LayerReading
@@ -102,13 +102,14 @@ class RaggedRunner:
         num_blocks: blocks of the pool.
         block_size: positions per block.
         cpu_kernels: whether to run on kernels of our own.
+        quantization: how they hold the weights of its linear layers.
         compiled: whether to have the model compiled, where it runs on them.
         group: the processes that share the model; all of them make their runners alike. Then the
             one that leads runs forwards, and the others `follow`.
 
     Raises:
-        StartupError: the KV cache does not fit into memory, or the kernels or the compiled model
-            cannot be had.
+        StartupError: the KV cache does not fit into memory, or the kernels, the quantised weights
+            or the compiled model cannot be had.
         UnsupportedModel: the model kept its own attention.
     """
 
@@ -119,6 +120,7 @@ class RaggedRunner:
         num_blocks: int,
         block_size: int,
         cpu_kernels: CpuKernels = CpuKernels.OFF,
+        quantization: Quantization = Quantization.NONE,
         compiled: Compile = Compile.OFF,
         group: RankGroup | None = None,
     ) -> None:
@@ -129,6 +131,7 @@ class RaggedRunner:
         self._kernels = False
         self._group = group
         self._tells = False
+        self._quantization = quantization
         self._step_choice: StepChoice | None = None
         self.vocab_size = num_output_ids(model)
         self.max_model_len = max_model_len(model.config)
@@ -144,7 +147,11 @@ class RaggedRunner:
                 model.config, "it does not call the attention function it was given"
             )
         if choice.choose(
-            cpu_kernels, dtype=self.dtype, device=self.device, sharded=group is not None
+            cpu_kernels,
+            quantization=quantization,
+            dtype=self.dtype,
+            device=self.device,
+            sharded=group is not None,
         ):
             self._adopt_kernels()
         self._storage, self.pool = self._allocate(num_blocks), KVPool(num_blocks, block_size)
@@ -155,6 +162,13 @@ class RaggedRunner:
     def kernels(self) -> bool:
         """Whether the model runs on kernels of our own."""
         return self._kernels
+
+    @property
+    def weight_format(self) -> str:
+        """Number format of the weights, such as "float32" or "int8"."""
+        if self._quantization is not Quantization.NONE:
+            return str(self._quantization)
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def compiled(self) -> bool:
@@ -256,7 +270,7 @@ class RaggedRunner:
 
     @torch.inference_mode()
     def _adopt_kernels(self) -> None:
-        """Puts the kernels in, if the model gives the same with them."""
+        """Puts the kernels in, if the model gives the same with them; then quantises, if wanted."""
         token_ids = [i % self._num_input_ids for i in range(self.pool.block_size)]
 
         def logits() -> torch.Tensor:
@@ -266,7 +280,7 @@ class RaggedRunner:
             self._kernels = True
             return result
 
-        self._kernels = choice.adopt(self._model, logits)
+        self._kernels = choice.adopt(self._model, logits, quantization=self._quantization)
 
     @torch.inference_mode()
     def _allocate(self, num_blocks: int) -> KVStorage:
@@ -297,7 +311,10 @@ class RaggedRunner:
         layers = self._storage.layers
         block_size = self.pool.block_size
         recipe = Recipe.of(
-            self._model, block_size=block_size, kv_widths=[rows.shape[1] for rows in layers]
+            self._model,
+            quantization=self._quantization,
+            block_size=block_size,
+            kv_widths=[rows.shape[1] for rows in layers],
         )
 
         def proves_right(step: CompiledStep) -> bool:

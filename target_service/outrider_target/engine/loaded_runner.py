@@ -46,6 +46,7 @@ def make_runner(
         num_blocks=num_blocks,
         block_size=settings.model.block_size,
         cpu_kernels=settings.model.cpu_kernels,
+        quantization=settings.model.quantization,
         compiled=settings.model.compile,
         group=group,
     )

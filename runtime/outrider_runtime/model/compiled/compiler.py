@@ -23,6 +23,8 @@ from outrider_runtime.model.attention import ATTENTION_NAME, forward_context
 from outrider_runtime.model.batch import Pages, RaggedBatch
 from outrider_runtime.model.compiled.recipe import Recipe
 from outrider_runtime.model.kernels import library
+from outrider_runtime.model.kernels.mode import Quantization
+from outrider_runtime.model.kernels.quantization import to_int8
 from outrider_runtime.model.kernels.replacement import Replacement
 from outrider_runtime.model.kv_storage import KVStorage
 
@@ -141,6 +143,8 @@ def _model_without_weights(recipe: Recipe) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.set_attn_implementation(ATTENTION_NAME)
     Replacement(model)
+    if recipe.quantization is Quantization.INT8:
+        to_int8(model)
     model = cast("PreTrainedModel", model.to_empty(device="cpu").eval())
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():

@@ -13,13 +13,16 @@ import transformers
 from transformers import PreTrainedModel
 
 from outrider_runtime.model.kernels import library
+from outrider_runtime.model.kernels.mode import Quantization
 
 _SOURCES = Path(__file__).parent.parent
 _TRACED = (
     "attention.py",
     "compiled/compiler.py",
     "compiled/step.py",
+    "kernels/int8_linear.py",
     "kernels/packed_linear.py",
+    "kernels/quantization.py",
     "kernels/replacement.py",
     "kernels/row_norm.py",
 )
@@ -35,6 +38,8 @@ class Recipe(NamedTuple):
 
     config: str
     """The model's configuration, JSON."""
+    quantization: Quantization
+    """How the kernels hold the weights of its linear layers."""
     block_size: int
     """Positions per block of the KV cache."""
     kv_widths: Sequence[int]
@@ -43,12 +48,19 @@ class Recipe(NamedTuple):
     """Parameters and buffers of few numbers, by name: these are a part of the program."""
 
     @staticmethod
-    def of(model: PreTrainedModel, *, block_size: int, kv_widths: Sequence[int]) -> Recipe:
+    def of(
+        model: PreTrainedModel,
+        *,
+        quantization: Quantization,
+        block_size: int,
+        kv_widths: Sequence[int],
+    ) -> Recipe:
         """The recipe for a model."""
         config = {k: v for k, v in model.config.to_dict().items() if k not in _VOLATILE}
         tensors = [*model.named_parameters(), *model.named_buffers()]
         return Recipe(
             config=json.dumps(config, sort_keys=True, default=str),
+            quantization=quantization,
             block_size=block_size,
             kv_widths=list(kv_widths),
             small_tensors={n: t.tolist() for n, t in sorted(tensors) if t.numel() <= _INLINED},
@@ -74,4 +86,5 @@ class Recipe(NamedTuple):
     @staticmethod
     def read(file: Path) -> Recipe:
         """What `write` kept."""
-        return Recipe(**json.loads(file.read_text()))
+        values = json.loads(file.read_text())
+        return Recipe(**values | {"quantization": Quantization(values["quantization"])})

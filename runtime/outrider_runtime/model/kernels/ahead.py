@@ -14,8 +14,8 @@ import torch
 
 FOLDER = Path(__file__).parent / "built"
 """Beside the sources, so that they travel with the environment."""
-SOURCES = ("linear.cpp", "attention.cpp", "norm.cpp", "step.cpp")
-HEADERS = ("lanes.h",)
+SOURCES = ("linear.cpp", "linear_int8.cpp", "attention.cpp", "norm.cpp", "step.cpp")
+HEADERS = ("lanes.h", "panels.h")
 
 
 class Level(NamedTuple):

@@ -14,3 +14,12 @@ class CpuKernels(StrEnum):
     """Or the service does not start."""
     OFF = "off"
     """On torch's."""
+
+
+class Quantization(StrEnum):
+    """How the weights of a model's linear layers are held, whatever they were loaded as."""
+
+    NONE = "none"
+    """As loaded."""
+    INT8 = "int8"
+    """As integers of 8 bits with a scale for each output; only on the kernels. Another model."""

@@ -1,0 +1,106 @@
+// Weights [n, k] as panels of neighbouring outputs, and their product with a few rows.
+//
+// A decoder that verifies a draft multiplies its weights with a handful of rows. Reading the weights
+// from memory is then the whole cost, so a good kernel takes as long for six rows as for one; the
+// library routines take that long for each row.
+//
+// The lanes of a register run over outputs, never over the sum: each output is one sequential sum
+// over k, whatever the number of rows. A row's result is the same to the bit in any company.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+
+#include "lanes.h"
+
+// Chosen so that the sums of a tile, one row of weights and one input fit the machine's registers.
+#if defined(__AVX512F__)
+constexpr int VECTORS = 4;  // of 32 registers: 6 * 4 + 4 + 1
+#else
+constexpr int VECTORS = 2;  // of 16 registers: 6 * 2 + 2 + 1
+#endif
+constexpr int ROWS = 6;
+constexpr int WIDTH = LANES * VECTORS;
+constexpr int64_t MIN_MULTIPLICATIONS = 1 << 18;  // less is not worth waking a thread for
+
+// Some rows and a panel. Weights are floats, or integers with a scale for each output.
+template <typename Weight>
+struct Tile {
+  const float* x;       // [R, k]
+  const Weight* panel;  // [k, WIDTH]
+  const float* scales;  // [WIDTH], or null
+  const float* bias;    // [count], or null
+  float* y;             // [R, ld]
+  int64_t k, ld, count;
+};
+
+template <int R, typename Weight>
+void multiply(const Tile<Weight>& tile) {
+  Floats sums[R][VECTORS] = {};
+  const Weight* weights = tile.panel;
+  for (int64_t i = 0; i < tile.k; i++, weights += WIDTH) {
+    Floats row[VECTORS];
+    for (int v = 0; v < VECTORS; v++) row[v] = load(weights + v * LANES);
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < VECTORS; v++) sums[r][v] += row[v] * tile.x[r * tile.k + i];
+  }
+  // Added without bias, too: one expression for all, which is rounded in one way.
+  float bias[WIDTH] = {};
+  if (tile.bias) std::copy_n(tile.bias, tile.count, bias);
+  for (int r = 0; r < R; r++) {
+    float result[WIDTH];
+    for (int v = 0; v < VECTORS; v++) {
+      const Floats shift = load(bias + v * LANES);
+      store(result + v * LANES, tile.scales
+                                    ? sums[r][v] * load(tile.scales + v * LANES) + shift
+                                    : sums[r][v] + shift);
+    }
+    std::copy_n(result, tile.count, tile.y + r * tile.ld);
+  }
+}
+
+template <typename Weight>
+constexpr void (*MULTIPLY[ROWS + 1])(const Tile<Weight>&) = {
+    nullptr,
+    multiply<1, Weight>,
+    multiply<2, Weight>,
+    multiply<3, Weight>,
+    multiply<4, Weight>,
+    multiply<5, Weight>,
+    multiply<6, Weight>,
+};
+
+// x [..., k], packed [panels, k, WIDTH], scales [panels, WIDTH] or null, bias [n] -> [..., n]
+template <typename Weight>
+at::Tensor multiply_panels(const at::Tensor& x, const at::Tensor& packed, const float* scales,
+                           const std::optional<at::Tensor>& bias, int64_t n) {
+  const auto input = x.contiguous();
+  const int64_t k = packed.size(1), rows = input.numel() / std::max<int64_t>(k, 1);
+  TORCH_CHECK(input.size(-1) == k, "linear: ", input.size(-1), " inputs for weights of ", k);
+  auto sizes = input.sizes().vec();
+  sizes.back() = n;
+  auto output = at::empty(sizes, input.options());
+  const float* from = input.const_data_ptr<float>();
+  const Weight* weights = packed.const_data_ptr<Weight>();
+  const float* biases = bias ? bias->const_data_ptr<float>() : nullptr;
+  float* to = output.mutable_data_ptr<float>();
+  const int64_t grain = std::max<int64_t>(1, MIN_MULTIPLICATIONS / (k * WIDTH * rows + 1));
+  at::parallel_for(0, packed.size(0), grain, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; p++)
+      for (int64_t row = 0; row < rows; row += ROWS)
+        MULTIPLY<Weight>[std::min<int64_t>(ROWS, rows - row)](
+            {from + row * k, weights + p * k * WIDTH, scales ? scales + p * WIDTH : nullptr,
+             biases ? biases + p * WIDTH : nullptr, to + row * n + p * WIDTH, k, n,
+             std::min<int64_t>(WIDTH, n - p * WIDTH)});
+  });
+  return output;
+}
+
+static inline at::Tensor shape_of_product(const at::Tensor& x, c10::SymInt n) {
+  auto sizes = x.sym_sizes().vec();
+  sizes.back() = n;
+  return at::empty_symint(sizes, x.options());
+}
