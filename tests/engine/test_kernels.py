@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.kernels import library
 from outrider_runtime.model.kernels.choice import choose
-from outrider_runtime.model.kernels.mode import CpuKernels
+from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 from outrider_runtime.model.kernels.packed_linear import PackedLinear
 from outrider_runtime.model.runner import LayerReading, RaggedRunner, SequenceRows
 
@@ -187,8 +187,20 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_parts_of_weights_are_refused_where_they_are_insisted_on() -> None:
     cpu = torch.device("cpu")
     with pytest.raises(StartupError, match="they take whole weights"):
-        choose(CpuKernels.ON, dtype=torch.float32, device=cpu, sharded=True)
-    assert not choose(CpuKernels.AUTO, dtype=torch.float32, device=cpu, sharded=True)
+        choose(
+            CpuKernels.ON,
+            quantization=Quantization.NONE,
+            dtype=torch.float32,
+            device=cpu,
+            sharded=True,
+        )
+    assert not choose(
+        CpuKernels.AUTO,
+        quantization=Quantization.NONE,
+        dtype=torch.float32,
+        device=cpu,
+        sharded=True,
+    )
 
 
 def test_other_precisions_are_refused_where_they_are_insisted_on() -> None:
