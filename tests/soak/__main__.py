@@ -113,6 +113,7 @@ async def _traffic(
         },
         "differences": ledger.differences,
         "failures": ledger.failures[:20],
+        "logged_failures": [one for one in target.log().splitlines() if "call_failed" in one][:5],
         "samples": watch.samples,
     }
     report["faults"] = [*_faults(report, ledger, mix), *restarting.faults]
