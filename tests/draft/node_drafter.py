@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,10 @@ def node_drafter() -> Iterator[str]:
     assert node is not None, "the tests of other languages need node"
     assert (FOLDER / "node_modules").is_dir(), "run `make node-peers` first"
     command = [node, str(FOLDER / "drafter.mjs")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # A session of its own: what is on the path may be a wrapper, which would leave node behind.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -27,4 +32,4 @@ def node_drafter() -> Iterator[str]:
             assert listening is not None, line
             yield listening[1]
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
