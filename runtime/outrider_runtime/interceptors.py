@@ -198,6 +198,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             code = _code_of(context)
             raise
+        except grpc.aio.InternalError as unsendable:
+            code = _code_of_ended(context)
+            raise asyncio.CancelledError from unsendable
         except OutriderError as error:
             code, reason = error.code, error.reason
             _log_refusal(error)
@@ -269,7 +272,10 @@ def _log_refusal(error: OutriderError) -> None:
 
 async def _abort(context: Context, error: OutriderError, request_id: str) -> None:
     status = error.to_status(request_id=request_id)
-    await context.abort_with_status(rpc_status.to_status(status))
+    try:
+        await context.abort_with_status(rpc_status.to_status(status))
+    except grpc.aio.InternalError as unsendable:  # nobody is left to tell
+        raise asyncio.CancelledError from unsendable
 
 
 def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
@@ -301,6 +307,14 @@ async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 def _malformed() -> InvalidRequest:
     why = "the bytes are not a message of this method"
     return InvalidRequest("", why, reason=Reason.MALFORMED_MESSAGE)
+
+
+def _code_of_ended(context: Context) -> grpc.StatusCode:
+    """Of a call to which nothing can be sent any more: its time is up, or its caller has gone."""
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED
 
 
 def _code_of(context: Context) -> grpc.StatusCode:

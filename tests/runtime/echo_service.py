@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
@@ -60,6 +61,12 @@ class EchoGeneration:
                 raise Overloaded(1.5)
             case "abort":
                 await context.abort(grpc.StatusCode.NOT_FOUND, "on purpose")
+            case "abort late":
+                time.sleep(0.2)  # the loop hears nothing of the deadline meanwhile
+                await context.abort(grpc.StatusCode.NOT_FOUND, "on purpose")
+            case "invalid late":
+                time.sleep(0.2)
+                raise InvalidRequest("text", "must not say so")
             case "wait":
                 await self.release.wait()
 

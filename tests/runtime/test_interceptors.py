@@ -41,7 +41,7 @@ def details(error: grpc.aio.AioRpcError) -> dict[str, Any]:
 async def tokenize(echo: Echo, text: str, **options: Any) -> Any:
     stub = generation_pb2_grpc.GenerationServiceStub(echo.channel)
     request = generation_pb2.TokenizeRequest(text=text)
-    return await stub.Tokenize(request, timeout=TIMEOUT, **options)
+    return await stub.Tokenize(request, **{"timeout": TIMEOUT, **options})
 
 
 async def generate(echo: Echo, text: str, *, request_id: str = "", **options: Any) -> str:
@@ -219,6 +219,23 @@ async def test_cancellation_is_not_logged_as_a_failure(echo: Echo) -> None:
         call.cancel()
         await asyncio.wait_for(echo.generation.closed.wait(), TIMEOUT)
     assert logs == []
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("abort late", "DEADLINE_EXCEEDED"), ("invalid late", "INVALID_ARGUMENT")]
+)
+async def test_a_status_that_nobody_is_left_to_hear_is_no_fault_of_ours(
+    echo: Echo, text: str, code: str
+) -> None:
+    with capture_logs() as logs:
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await tokenize(echo, text, timeout=0.05)
+        assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        async with asyncio.timeout(TIMEOUT):
+            while not handled(echo, "Tokenize", code):
+                await asyncio.sleep(0.01)
+    assert not handled(echo, "Tokenize", "INTERNAL")
+    assert not [log for log in logs if log["log_level"] == "error"]
 
 
 def handled(echo: Echo, method: str, code: str) -> float:
