@@ -10,7 +10,6 @@ group trust each other: neither channel nor sums are encrypted. Knows nothing of
 from __future__ import annotations
 
 import os
-import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +33,9 @@ _LOADING = timedelta(hours=2)
 _HEADER = 8
 _FIRST = 4096
 """Bytes that every message begins with: a decoding round fits, and is sent in one go."""
+
+_SIGN_OF_LIFE = b""
+_END = b"\0"
 
 _log = structlog.get_logger(__name__)
 
@@ -74,7 +76,7 @@ class RankGroup:
         def give_signs_of_life() -> None:
             while not self._closing.wait(_SIGN_OF_LIFE_SECONDS):
                 try:
-                    self._send(b"")
+                    self._send(_SIGN_OF_LIFE)
                 except RanksLost as lost:
                     _log.error("ranks_lost", rank=self.rank, why=str(lost))
                     on_loss(lost)
@@ -82,23 +84,23 @@ class RankGroup:
 
         threading.Thread(target=give_signs_of_life, name="outrider-ranks", daemon=True).start()
 
-    def tell(self, step: object) -> None:
+    def tell(self, step: bytes) -> None:
         """Sends what all are to run next. Rank 0 alone.
 
         Raises:
             RanksLost: one of them is gone.
         """
-        self._send(pickle.dumps(step))
+        self._send(step)
 
-    def hear(self) -> object:
+    def hear(self) -> bytes | None:
         """What to run next; None: rank 0 has ended. The others alone.
 
         Raises:
             RanksLost: rank 0 is gone, or one of the others.
         """
-        while not (message := self._receive()):
-            pass  # a sign of life
-        return pickle.loads(message)
+        while (message := self._receive()) == _SIGN_OF_LIFE:
+            pass
+        return None if message == _END else message
 
     @contextmanager
     def in_step(self) -> Iterator[None]:
@@ -127,7 +129,7 @@ class RankGroup:
         if self._sending.acquire(timeout=1.0):
             self._sending.release()
             with suppress(RanksLost):
-                self.tell(None)
+                self._send(_END)
 
     def _send(self, message: bytes) -> None:
         with self._sending:

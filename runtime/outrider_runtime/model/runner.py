@@ -211,7 +211,7 @@ class RaggedRunner:
         try:
             if self._group is None or not self._tells:
                 return self._take(step)
-            self._group.tell(step.told())
+            self._group.tell(step.to_message())
             with self._group.in_step():
                 return self._take(step)
         except BaseException:
@@ -228,9 +228,9 @@ class RaggedRunner:
             RanksLost: it is gone, or one of the others.
         """
         assert self._group is not None
-        while isinstance(step := self._group.hear(), ForwardStep):
+        while (message := self._group.hear()) is not None:
             with self._group.in_step():
-                self._take(step)
+                self._take(ForwardStep.from_message(message))
 
     def _take(self, step: ForwardStep) -> torch.Tensor:
         """The forward, once the pool has room for it."""
