@@ -10,16 +10,13 @@ at the end of a turn are done before the next one begins, and count for the proc
 from __future__ import annotations
 
 import argparse
-import asyncio
 import io
 import itertools
 import random
 import statistics
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from outrider_client import Client, GenerationConfig, SpeculationConfig
@@ -29,6 +26,7 @@ from outrider_target.service import TargetService
 from outrider_target.settings import ModelSettings, SpeculationDefaults, TargetSettings
 
 from benchmarks import prompts
+from benchmarks.own_target import running
 
 _LOOKUP = SpeculationConfig(method="prompt-lookup")
 
@@ -52,31 +50,6 @@ class _Turn(NamedTuple):
     request_seconds: float
     """Median of its requests."""
     processor_seconds: float
-
-
-@contextmanager
-def _target() -> Iterator[TargetService]:
-    """A target on the shipped model, on an event loop of its own."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    def run(coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(300)
-
-    settings = TargetSettings(
-        ModelSettings(str(TARGET_DIR), dtype="float32", threads=1),
-        speculation=SpeculationDefaults(num_assistant_tokens_schedule="heuristic"),
-        canary_rate=1.0,  # who is chosen is decided here
-    )
-    service = TargetService(settings)
-    run(service.start())
-    try:
-        yield service
-    finally:
-        run(service.stop())
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
 
 
 class _Load:
@@ -140,7 +113,12 @@ def main() -> None:
     options = parser.parse_args()
     logs.configure(logs.LogLevel.INFO, logs.LogFormat.JSON, stream=io.StringIO())  # as shipped
     every = round(1 / options.rate)
-    with _target() as service:
+    settings = TargetSettings(
+        ModelSettings(str(TARGET_DIR), dtype="float32", threads=1),
+        speculation=SpeculationDefaults(num_assistant_tokens_schedule="heuristic"),
+        canary_rate=1.0,  # who is chosen is decided here
+    )
+    with running(settings) as service:
         load = _Load(service, options)
         load.turn(None)
         before = load.replays()

@@ -9,14 +9,11 @@ client included, spent on the processor: that is nearly the same however busy th
 from __future__ import annotations
 
 import argparse
-import asyncio
 import io
 import random
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from opentelemetry import trace
@@ -27,8 +24,9 @@ from outrider_demo import TARGET_DIR
 from outrider_runtime import logs
 from outrider_runtime.otel import OtelTracer
 from outrider_target.engine.round_tallies import RoundTallies
-from outrider_target.service import TargetService
 from outrider_target.settings import ModelSettings, SpeculationDefaults, TargetSettings
+
+from benchmarks.own_target import running
 
 
 class _Uncounted(RoundTallies):
@@ -41,33 +39,6 @@ class _Uncounted(RoundTallies):
         pass
 
 
-@contextmanager
-def _target(tracer: OtelTracer) -> Iterator[TargetService]:
-    """A target on the shipped model, on an event loop of its own."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    def run(coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(300)
-
-    service = TargetService(
-        TargetSettings(
-            ModelSettings(str(TARGET_DIR), dtype="float32", threads=1),
-            speculation=SpeculationDefaults(num_assistant_tokens_schedule="heuristic"),
-            metrics_port=0,
-        ),
-        tracer,
-    )
-    run(service.start())
-    try:
-        yield service
-    finally:
-        run(service.stop())
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=60)
@@ -77,7 +48,12 @@ def main() -> None:
     # Kept in memory in batches, as a collector would take them; only callers' traces are recorded.
     exporter = InMemorySpanExporter()
     tracer = OtelTracer("outrider-target", BatchSpanProcessor(exporter), sample_ratio=0.0)
-    with _target(tracer) as service, Client(f"127.0.0.1:{service.port}") as client:
+    settings = TargetSettings(
+        ModelSettings(str(TARGET_DIR), dtype="float32", threads=1),
+        speculation=SpeculationDefaults(num_assistant_tokens_schedule="heuristic"),
+        metrics_port=0,
+    )
+    with running(settings, tracer) as service, Client(f"127.0.0.1:{service.port}") as client:
         assert service.serving is not None
         rounds: Any = service.serving.engine._rounds
         shipped, uncounted = rounds.tallies, _Uncounted()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from outrider_runtime.errors import StartupError
-from outrider_runtime.watched_files import WatchedFiles
+from outrider_runtime.watched_files import WatchedFiles, read_text
 
 THE_CALLER = "default"
 """Name of who has the one key that is not in a file."""
@@ -85,14 +85,8 @@ def _digest(key: str) -> bytes:
 
 def _parse(path: Path) -> _Digests:
     """The keys in a file. No message quotes what may be one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise StartupError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise StartupError(f"{path} is not text") from None
     digests: _Digests = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue

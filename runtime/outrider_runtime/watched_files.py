@@ -58,6 +58,20 @@ class WatchedFiles(Generic[T]):
         return [_stamp(path) for path in self._paths]
 
 
+def read_text(path: Path) -> str:
+    """The text of a file. No message quotes it: it may be a key.
+
+    Raises:
+        StartupError: It cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StartupError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise StartupError(f"{path} is not text") from None
+
+
 def _stamp(path: Path) -> tuple[int, int, int]:
     """What differs when a file was replaced or written; zeros without one."""
     try:

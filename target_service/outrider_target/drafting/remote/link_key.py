@@ -6,7 +6,7 @@ from pathlib import Path
 
 from outrider_contract.metadata import AUTHORIZATION, BEARER_PREFIX
 from outrider_runtime.errors import StartupError
-from outrider_runtime.watched_files import WatchedFiles
+from outrider_runtime.watched_files import WatchedFiles, read_text
 
 
 class LinkKey:
@@ -27,7 +27,9 @@ class LinkKey:
         self._own = None if api_key is None else _checked(api_key, "--draft-api-key")
         self._file: WatchedFiles[str] | None = None
         if key_file is not None:
-            self._file = WatchedFiles([key_file], lambda: _read(key_file))
+            self._file = WatchedFiles(
+                [key_file], lambda: _checked(read_text(key_file).strip(), str(key_file))
+            )
 
     def metadata(self) -> tuple[tuple[str, str], ...] | None:
         """What goes with a call; None: nothing. Costs a `stat`, where there is a file."""
@@ -36,17 +38,6 @@ class LinkKey:
             self._file.reread()
             key = self._file.value
         return None if key is None else ((AUTHORIZATION, BEARER_PREFIX + key),)
-
-
-def _read(path: Path) -> str:
-    """The key in a file. No message quotes what may be one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise StartupError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise StartupError(f"{path} is not text") from None
-    return _checked(text.strip(), str(path))
 
 
 def _checked(key: str, where: str) -> str:
