@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from outrider_demo import DRAFT_DIR, TARGET_DIR, held_out_prompts
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.kernels.mode import CpuKernels
 from outrider_runtime.model.loader import load
-from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from transformers import AutoTokenizer
 
 from benchmarks.beam_drafts import BeamDrafter, DraftBeams, LookupChains, OwnGuesses

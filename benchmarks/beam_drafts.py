@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from outrider_runtime.model.batch import SequenceRows
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.prompt_lookup import PromptLookup
 from outrider_runtime.sampling_parameters import SamplingParameters
 from outrider_target.decoding.beams.beam import Beam

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from outrider.v1 import generation_pb2
 from outrider.v1.generation_config_pb2 import GenerationConfig, TokenIds
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_target.drafting.drafter import NullDrafter
 from outrider_target.drafting.remote.patience import RoundPace
 from outrider_target.engine.events import Event, RequestCompleted, TokensDecided

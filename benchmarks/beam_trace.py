@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.sampling_parameters import SamplingParameters
 from outrider_target.decoding.beams.beam import Beam, Choice, Hypothesis
 from outrider_target.decoding.beams.draws import HighestScores

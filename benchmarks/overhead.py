@@ -25,7 +25,7 @@ from outrider_client import Client, GenerationConfig, SpeculationConfig
 from outrider_demo import DRAFT_DIR, TARGET_DIR, held_out_prompts
 from outrider_demo.processes import Service
 from outrider_runtime.model.batch import RaggedBatch
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_target import __main__ as command
 from outrider_target.engine.round import Rounds
 

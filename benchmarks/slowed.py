@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 from outrider_draft import __main__ as draft
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_target import __main__ as target
 
 FLAG = "--step-delay-ms"

@@ -9,7 +9,7 @@ import structlog
 import torch
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model import loader
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.tokenizer import fingerprint, load_tokenizer
 
 from outrider_draft.drafter import Drafter

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.drawing import draw_tokens
 from outrider_runtime.model.kv_pool import OutOfBlocks
-from outrider_runtime.model.runner import Runner, SequenceRows
+from outrider_runtime.model.runner import Runner
 from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
 
 from outrider_draft.line import Line, Proposed

@@ -13,7 +13,7 @@ from outrider.v1 import draft_pb2, generation_config_pb2
 from outrider_draft.metrics import DraftMetrics
 from outrider_draft.model_proposer import ModelProposer
 from outrider_draft.proposer import Description
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from prometheus_client import CollectorRegistry
 
 FLOATS = [0.0, 1.0, 0.5, -1.0, 1e-45, 1e38, math.inf, -math.inf, math.nan]

@@ -19,7 +19,7 @@ from outrider_draft.session import Session
 from outrider_draft.settings import SessionSettings, StepSettings
 from outrider_draft.updates import Opened, SessionKey, SessionRequest
 from outrider_runtime.draft_tree import Limits
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.sampling_parameters import SamplingParameters
 from prometheus_client import CollectorRegistry
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 from engine.plain_model import PlainModel, random_ids
-from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from outrider_runtime.model.batch import SequenceRows
+from outrider_runtime.model.ragged_runner import RaggedRunner
 
 _A, _B, _C, _D = (random_ids(n, seed=seed) for seed, n in enumerate((17, 9, 23, 30)))
 _DRAFT, _BONUS = random_ids(4, seed=5), random_ids(1, seed=6)

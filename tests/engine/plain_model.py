@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 from engine.tiny_models import VOCAB_SIZE, build_tiny
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from transformers import PreTrainedModel
 
 

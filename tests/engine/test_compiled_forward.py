@@ -20,13 +20,14 @@ from engine.compiler import needs_compiler
 from engine.plain_model import random_ids
 from engine.tiny_models import build_tiny
 from outrider_runtime.errors import StartupError
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.compiled import choice, step
 from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.compiled.recipe import Recipe
 from outrider_runtime.model.kernels import library
 from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 from outrider_runtime.model.layer_reading import LayerReading
-from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from transformers import PreTrainedModel
 
 pytestmark = [needs_compiler, pytest.mark.timeout(400)]  # the first time something is compiled

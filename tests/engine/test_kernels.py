@@ -13,11 +13,13 @@ from engine.tiny_models import SUPPORTED, build_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outrider_runtime.errors import StartupError
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.kernels import library
 from outrider_runtime.model.kernels.choice import choose
 from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 from outrider_runtime.model.kernels.packed_linear import PackedLinear
-from outrider_runtime.model.runner import LayerReading, RaggedRunner, SequenceRows
+from outrider_runtime.model.layer_reading import LayerReading
+from outrider_runtime.model.ragged_runner import RaggedRunner
 
 pytestmark = needs_compiler
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from engine.plain_model import largest_difference, random_ids
 from engine.tiny_models import SUPPORTED, build_tiny
-from outrider_runtime.model.runner import LayerReading, RaggedRunner, SequenceRows
+from outrider_runtime.model.batch import SequenceRows
+from outrider_runtime.model.layer_reading import LayerReading
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from transformers import PreTrainedModel
 
 TOLERANCE = 2e-5

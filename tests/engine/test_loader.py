@@ -13,9 +13,10 @@ from outrider_contract.generation_config import to_json_dict
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model import device as device_module
 from outrider_runtime.model import model_folder
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.device import resolve_device, resolve_dtype
 from outrider_runtime.model.loader import load
-from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM
 

@@ -17,13 +17,14 @@ from engine.tiny_models import build_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outrider_runtime.errors import StartupError
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.compiled.recipe import Recipe
 from outrider_runtime.model.kernels import library
 from outrider_runtime.model.kernels.int8_linear import Int8Linear
 from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 from outrider_runtime.model.kernels.packed_linear import PackedLinear
-from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from torch import nn
 
 pytestmark = [needs_compiler, pytest.mark.timeout(400)]  # the first time something is compiled

@@ -17,9 +17,9 @@ from engine.tiny_models import MAX_POSITIONS, SUPPORTED, VOCAB_SIZE, WINDOW, bui
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outrider_runtime.model import attention_groups
-from outrider_runtime.model.batch import RaggedBatch
+from outrider_runtime.model.batch import RaggedBatch, SequenceRows
 from outrider_runtime.model.kv_pool import KVPool, OutOfBlocks
-from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from outrider_runtime.model.ragged_runner import RaggedRunner
 
 TOLERANCE = 1e-5
 """Of logits of size 2 to 5, in float32."""

@@ -8,11 +8,11 @@ from engine.plain_model import largest_difference
 from engine.tiny_models import REFUSED, SUPPORTED, build_tiny
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.attention import forward_context, ragged_attention
-from outrider_runtime.model.batch import RaggedBatch
+from outrider_runtime.model.batch import RaggedBatch, SequenceRows
 from outrider_runtime.model.causal_bias import CausalBias
 from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.kv_storage import KVStorage
-from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.model.self_check import self_check
 from outrider_runtime.model.support import (
     UnsupportedModel,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from exactness.loop_thread import PATIENCE
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 
 
 class Gate:

@@ -23,7 +23,7 @@ from outrider_client import (
 )
 from outrider_contract.generation_config import from_json_dict
 from outrider_runtime.conversion import sampling_parameters
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_target.requests.request import ContrastiveSettings, GenerationRequest
 from target.batch import Batch, request
 

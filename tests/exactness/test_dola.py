@@ -32,9 +32,11 @@ from outrider_client import (
 )
 from outrider_contract.generation_config import from_json_dict
 from outrider_runtime.conversion import sampling_parameters
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.layer_contrast import contrast_layers
+from outrider_runtime.model.layer_reading import LayerReading
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.model.row_group import RowGroup
-from outrider_runtime.model.runner import LayerReading, RaggedRunner, SequenceRows
 from outrider_runtime.model.scores import processed_scores
 from outrider_target.requests.dola_rules import premature_layers
 from outrider_target.requests.request import GenerationRequest

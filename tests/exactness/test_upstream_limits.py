@@ -36,8 +36,9 @@ from exactness.running import (
 from exactness.sides import sides
 from outrider.v1 import draft_pb2
 from outrider_client import DraftLinkState, FinishReason
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.kv_pool import KVPool
-from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.model.selection import RowGroup, select_tokens
 from outrider_runtime.model.support import UnsupportedModel, check_supported
 from outrider_runtime.sampling_parameters import SamplingParameters

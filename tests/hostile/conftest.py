@@ -14,7 +14,7 @@ from hostile.ground import KEY, Ground
 from outrider_draft.metrics import DraftMetrics
 from outrider_draft.model_proposer import ModelProposer
 from outrider_draft.proposer import Description
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.server import ServerSettings
 from outrider_target.settings import SpeculationDefaults
 from prometheus_client import CollectorRegistry

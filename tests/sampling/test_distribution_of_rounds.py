@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from engine.tiny_models import build_tiny
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_target.decoding import acceptance
 from outrider_target.decoding.acceptance import Acceptance, accept
 from sampling.chi_square import FALSE_ALARM, p_value

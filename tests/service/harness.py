@@ -21,7 +21,7 @@ import grpc
 import torch
 from outrider.v1 import generation_pb2 as pb
 from outrider.v1.generation_pb2_grpc import GenerationServiceStub
-from outrider_runtime.model.runner import SequenceRows
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.server import ServerSettings
 from outrider_target.engine.admission import LiveRequests
 from outrider_target.service import TargetService

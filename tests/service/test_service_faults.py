@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from outrider.v1 import generation_pb2 as pb
 from outrider_contract.errors import Reason
 from outrider_runtime.errors import StartupError
-from outrider_runtime.model.runner import SequenceRows
+from outrider_runtime.model.batch import SequenceRows
 from outrider_target.decoding.stopping import StopCheck
 from outrider_target.decoding.token_strategy import TokenStrategy
 from outrider_target.drafting.lookup import LookupSession

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from engine.tiny_models import build_tiny
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from transformers import PreTrainedModel
 
 NewRunner = Callable[..., RaggedRunner]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from engine.tiny_models import VOCAB_SIZE, build_tiny
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_target.constraints.constraint import Form
 from outrider_target.constraints.grammar import GrammarCompiler
 from outrider_target.constraints.token_trie import TokenTrie

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from engine.tiny_models import VOCAB_SIZE, build_tiny
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_target.decoding.beams.beam import Beam
 from outrider_target.decoding.beams.guesses import NO_GUESS, Guess, Guesser, guess_of
 from outrider_target.decoding.branch import Branch

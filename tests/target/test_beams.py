@@ -13,7 +13,7 @@ import pytest
 import torch
 from engine.tiny_models import VOCAB_SIZE, build_tiny
 from outrider_runtime.errors import InvalidRequest, UnsupportedOption
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_target.requests.request import FinishReason
 from outrider_target.requests.room import Room
 from sampling.chi_square import FALSE_ALARM, p_value

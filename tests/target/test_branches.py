@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from engine.tiny_models import VOCAB_SIZE, build_tiny
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_target.decoding.branch import Branch, share_prefixes
 from outrider_target.requests.request import GenerationRequest
 from target.batch import Answer, Batch, request

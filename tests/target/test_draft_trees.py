@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from engine.tiny_models import VOCAB_SIZE
 from outrider_runtime.draft_tree import DraftTree
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_target.decoding.acceptance import accept_furthest
 from outrider_target.drafting.drafter import Draft, DraftSession
 from outrider_target.drafting.remote.side_paths import best_side_paths

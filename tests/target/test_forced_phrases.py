@@ -12,7 +12,7 @@ import golden
 import pytest
 from golden.seeded_models import build
 from outrider_runtime.errors import InvalidRequest
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_target.decoding.beams.forced import Phrase, Progress
 from target.batch import Answer, Batch, request
 from target.beam_requests import beam_request

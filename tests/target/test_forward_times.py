@@ -9,8 +9,9 @@ from typing import cast
 
 import pytest
 import torch
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.kv_pool import KVPool
-from outrider_runtime.model.runner import Runner, SequenceRows
+from outrider_runtime.model.runner import Runner
 from outrider_target.drafting.pricing.step_costs import MEASURED_ROWS
 from outrider_target.engine import forward_times
 from outrider_target.engine.forward_times import time_forwards

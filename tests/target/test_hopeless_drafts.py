@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from engine.tiny_models import VOCAB_SIZE
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_target.drafting.drafter import NullDrafter
 from outrider_target.requests.request import GenerationRequest
 from target.batch import Batch, request

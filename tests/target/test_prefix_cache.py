@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from engine.tiny_models import VOCAB_SIZE
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_target.engine.prefixes import PrefixNames
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 from target.batch import SPECULATION, Batch, request

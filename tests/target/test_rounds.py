@@ -12,7 +12,8 @@ import torch
 from engine.tiny_models import VOCAB_SIZE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from outrider_runtime.model.batch import SequenceRows
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.watermarks import GreenList, SynthId
 from outrider_target.drafting.drafter import Drafter, NullDrafter
 from outrider_target.engine.sequence import RequestState

@@ -18,8 +18,8 @@ from outrider_draft.model_proposer import ModelProposer
 from outrider_draft.proposer import Description
 from outrider_runtime.model import drawing
 from outrider_runtime.model.noise import NoiseRow, Stream, gumbel_of
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.model.row_group import RowGroup
-from outrider_runtime.model.runner import RaggedRunner
 from outrider_runtime.sampling_parameters import SamplingParameters
 from outrider_target.decoding import speculative_sampling
 from outrider_target.decoding.block_verification import Place, Verdict, weigh

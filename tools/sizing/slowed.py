@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 from outrider_runtime.model.batch import SequenceRows
-from outrider_runtime.model.runner import RaggedRunner
+from outrider_runtime.model.ragged_runner import RaggedRunner
 
 from tools.sizing.deployment import Cost
 

@@ -21,12 +21,13 @@ import torch
 from transformers import PreTrainedModel
 
 from outrider_runtime.errors import StartupError
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.model_facts import (
     max_model_len,
     num_input_ids,
     windows,
 )
-from outrider_runtime.model.runner import RaggedRunner, SequenceRows
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.model.support import UnsupportedModel
 
 _NEAR = 11

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 import structlog
 from outrider_runtime.errors import InvalidRequest
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.kv_pool import OutOfBlocks
-from outrider_runtime.model.runner import Runner, SequenceRows
+from outrider_runtime.model.runner import Runner
 from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
 
 from outrider_target.constraints.constraint import Allowed

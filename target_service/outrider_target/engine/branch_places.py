@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.layer_reading import LayerReading
-from outrider_runtime.model.runner import SequenceRows
 
 from outrider_target.decoding.branch import Branch, share_prefixes
 from outrider_target.decoding.strategy import BranchRows

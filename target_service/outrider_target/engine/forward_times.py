@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.kv_pool import OutOfBlocks
-from outrider_runtime.model.runner import Runner, SequenceRows
+from outrider_runtime.model.runner import Runner
 
 from outrider_target.drafting.pricing.step_costs import MEASURED_ROWS, Measured
 

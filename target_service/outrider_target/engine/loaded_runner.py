@@ -8,8 +8,8 @@ import structlog
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model import threads
 from outrider_runtime.model.loader import LoadedModel, load
+from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.model.rank_group import RankGroup, RanksLost
-from outrider_runtime.model.runner import RaggedRunner
 
 from outrider_target.engine.cache_size import size_cache
 from outrider_target.settings import TargetSettings

@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.kv_pool import KVPool
-from outrider_runtime.model.runner import SequenceRows
 
 from outrider_target.decoding.strategy import Rows
 from outrider_target.drafting.drafter import NO_DRAFT, Draft
