@@ -12,6 +12,7 @@ from outrider_runtime.logs import LogFormat, LogLevel
 from outrider_runtime.metrics import MetricsExporter, new_registry
 from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
+from outrider_runtime.passing_thread import passing
 from outrider_runtime.prompt_lookup import LookupRule
 from outrider_runtime.recent_texts import MIN_TOKENS
 from outrider_runtime.server import ServerSettings
@@ -250,7 +251,7 @@ async def _serve(settings: DraftSettings) -> None:
     registry = new_registry()
     metrics = DraftMetrics(registry)
     # Nothing else runs on the loop yet: loading may block it.
-    loaded = drafter.build(settings.proposer, metrics)
+    loaded = passing(drafter.build, settings.proposer, metrics)
     service = DraftService(settings, loaded, metrics, tracer)
     host = settings.server.host
     exporter: MetricsExporter | None = None

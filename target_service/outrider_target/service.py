@@ -20,6 +20,7 @@ from outrider_runtime.metrics import CallMetrics, MetricsExporter, new_registry
 from outrider_runtime.model.loader import LoadedModel
 from outrider_runtime.model.rank_group import RankGroup, RanksLost
 from outrider_runtime.model.runner import Runner
+from outrider_runtime.passing_thread import passing
 from outrider_runtime.recent_texts import RecentTexts
 from outrider_runtime.server import GrpcServer, run_until_signalled
 from outrider_runtime.tokenizer import fingerprint, load_tokenizer
@@ -138,7 +139,7 @@ class TargetService:
         self._loop = asyncio.get_running_loop()
         check_address(settings.server.host, settings.server.port)  # before minutes of loading
         plugins = await asyncio.to_thread(load_plugins, settings.plugins)
-        loaded = await asyncio.to_thread(load_model, settings, self.group)
+        loaded = await asyncio.to_thread(passing, load_model, settings, self.group)
         text = TextCodec(await asyncio.to_thread(load_tokenizer, loaded.folder))
         registry = new_registry()
         callers = CallerMetrics(registry) if settings.metrics_by_caller else None
@@ -193,11 +194,11 @@ class TargetService:
         callers: CallerMetrics | None,
     ) -> Serving:
         settings = self.settings
-        runner, max_model_len = make_runner(loaded, settings, self.group)
+        runner, max_model_len = passing(make_runner, loaded, settings, self.group)
         texts = RecentTexts(settings.suffix_cache_tokens)
         round_pace = RoundPace()
         control = Control(
-            RowCurve(time_forwards(runner)), plain_share=settings.speculation.speedup_probe_rate
+            RowCurve(passing(time_forwards, runner)), plain_share=settings.speculation.speedup_probe_rate
         )
         scheduler = Scheduler(
             runner.pool,
