@@ -166,8 +166,8 @@ Threads = Annotated[
     int | None,
     flag(
         "--threads",
-        "Threads of a forward on CPU; by default one for each core, but for one for each draft "
-        "service on the same machine.",
+        "Threads of a forward on CPU; by default one for each core, of more than two but for one "
+        "for each draft service on the same machine.",
         min=1,
     ),
 ]

@@ -39,12 +39,21 @@ def test_a_neighbour_keeps_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
     threads.choose(None, neighbours=2)
     assert torch.get_num_threads() == 6
     threads.choose(None, neighbours=20)
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
     threads.choose(3, neighbours=2)
     assert torch.get_num_threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     threads.choose(None, neighbours=2)
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(("cores", "taken"), [(1, 1), (2, 2), (3, 2), (4, 3)])
+def test_the_target_and_its_drafter_share_two_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, taken: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    threads.choose(None, neighbours=1)
+    assert torch.get_num_threads() == taken
 
 
 def test_neighbours_are_those_on_this_machine() -> None:

@@ -23,11 +23,13 @@ def choose(threads: int | None, *, neighbours: int = 0) -> None:
 
     Args:
         threads: as many; None: a thread for each core that the process may use, less those of its
-            neighbours, at least one, unless the environment says how many.
+            neighbours, but two where there are two cores, unless the environment says how many.
         neighbours: threads of services that work beside it on the same machine.
     """
     if threads is None and _ENVIRONMENT not in os.environ:
-        threads = max(1, usable_cores() - neighbours)
+        cores = usable_cores()
+        # A drafter mostly works while the target waits for it: two cores are better shared.
+        threads = max(cores - neighbours, min(cores, 2))
     if threads is not None:
         torch.set_num_threads(threads)
 
