@@ -4,6 +4,11 @@
 // from memory is then the whole cost, so a good kernel takes as long for six rows as for one; the
 // library routines take that long for each row.
 //
+// The first rows of a panel wait for memory, further ones find it in the caches. So while rows are
+// multiplied with a panel, the next one is fetched: six rows then take as long as the memory, not as
+// the memory and the multiplications one after the other. One or two rows leave nothing to overlap,
+// and many hardly wait.
+//
 // The lanes of a register run over outputs, never over the sum: each output is one sequential sum
 // over k, whatever the number of rows. A row's result is the same to the bit in any company.
 #pragma once
@@ -24,6 +29,8 @@ constexpr int VECTORS = 2;  // of 16 registers: 6 * 2 + 2 + 1
 #endif
 constexpr int ROWS = 6;
 constexpr int WIDTH = LANES * VECTORS;
+constexpr int64_t CACHE_LINE = 64;  // bytes
+constexpr int64_t MIN_ROWS_TO_FETCH = 3, MAX_ROWS_TO_FETCH = 4 * ROWS;
 constexpr int64_t MIN_MULTIPLICATIONS = 1 << 18;  // less is not worth waking a thread for
 
 // Some rows and a panel. Weights are floats, or integers with a scale for each output.
@@ -35,13 +42,18 @@ struct Tile {
   const float* bias;    // [count], or null
   float* y;             // [R, ld]
   int64_t k, ld, count;
+  const char* ahead;  // what to fetch for the next panel: so many bytes for each input
+  int64_t stride;
 };
 
-template <int R, typename Weight>
+// R rows; fetches L cache lines ahead for each input.
+template <int R, int L, typename Weight>
 void multiply(const Tile<Weight>& tile) {
   Floats sums[R][VECTORS] = {};
   const Weight* weights = tile.panel;
   for (int64_t i = 0; i < tile.k; i++, weights += WIDTH) {
+    for (int line = 0; line < L; line++)
+      __builtin_prefetch(tile.ahead + i * tile.stride + line * CACHE_LINE);
     Floats row[VECTORS];
     for (int v = 0; v < VECTORS; v++) row[v] = load(weights + v * LANES);
     for (int r = 0; r < R; r++)
@@ -63,15 +75,26 @@ void multiply(const Tile<Weight>& tile) {
 }
 
 template <typename Weight>
-constexpr void (*MULTIPLY[ROWS + 1])(const Tile<Weight>&) = {
+using Multiply = void (*)(const Tile<Weight>&);
+
+template <int L, typename Weight>
+constexpr Multiply<Weight> BY_ROWS[ROWS + 1] = {
     nullptr,
-    multiply<1, Weight>,
-    multiply<2, Weight>,
-    multiply<3, Weight>,
-    multiply<4, Weight>,
-    multiply<5, Weight>,
-    multiply<6, Weight>,
+    multiply<1, L, Weight>,
+    multiply<2, L, Weight>,
+    multiply<3, L, Weight>,
+    multiply<4, L, Weight>,
+    multiply<5, L, Weight>,
+    multiply<6, L, Weight>,
 };
+
+// The function for each number of rows, where a tile fetches so many bytes for each input.
+template <typename Weight>
+const Multiply<Weight>* multiply_fetching(int64_t stride) {
+  if (stride == 0) return BY_ROWS<0, Weight>;
+  if (stride <= CACHE_LINE) return BY_ROWS<1, Weight>;
+  return stride <= 2 * CACHE_LINE ? BY_ROWS<2, Weight> : BY_ROWS<4, Weight>;
+}
 
 // x [..., k], packed [panels, k, WIDTH], scales [panels, WIDTH] or null, bias [n] -> [..., n]
 template <typename Weight>
@@ -88,13 +111,21 @@ at::Tensor multiply_panels(const at::Tensor& x, const at::Tensor& packed, const 
   const float* biases = bias ? bias->const_data_ptr<float>() : nullptr;
   float* to = output.mutable_data_ptr<float>();
   const int64_t grain = std::max<int64_t>(1, MIN_MULTIPLICATIONS / (k * WIDTH * rows + 1));
+  // The tiles of a panel share in fetching the next one.
+  const int64_t tiles = (rows + ROWS - 1) / ROWS, bytes = WIDTH * sizeof(Weight);
+  const bool fetches = MIN_ROWS_TO_FETCH <= rows && rows <= MAX_ROWS_TO_FETCH;
+  const int64_t stride = fetches ? std::max<int64_t>(1, bytes / tiles) : 0;
+  const auto* multiply_rows = multiply_fetching<Weight>(stride);
   at::parallel_for(0, packed.size(0), grain, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; p++)
-      for (int64_t row = 0; row < rows; row += ROWS)
-        MULTIPLY<Weight>[std::min<int64_t>(ROWS, rows - row)](
-            {from + row * k, weights + p * k * WIDTH, scales ? scales + p * WIDTH : nullptr,
+    for (int64_t p = begin; p < end; p++) {
+      const Weight* panel = weights + p * k * WIDTH;
+      const char* ahead = reinterpret_cast<const char*>(panel + k * WIDTH);
+      for (int64_t row = 0; row < rows; row += ROWS, ahead += k * stride)
+        multiply_rows[std::min<int64_t>(ROWS, rows - row)](
+            {from + row * k, panel, scales ? scales + p * WIDTH : nullptr,
              biases ? biases + p * WIDTH : nullptr, to + row * n + p * WIDTH, k, n,
-             std::min<int64_t>(WIDTH, n - p * WIDTH)});
+             std::min<int64_t>(WIDTH, n - p * WIDTH), ahead, stride});
+    }
   });
   return output;
 }
