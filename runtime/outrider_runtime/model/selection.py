@@ -102,6 +102,8 @@ def select_tokens(
     """
     placed = place(logits, groups)
     xp, scores = arrays_of(logits)
+    if not (with_log_probs or num_runners_up) and all(map(_is_bare, groups)):
+        return _highest(xp, scores, placed)
     token_ids, log_probs = [0] * len(scores), [0.0] * len(scores) * with_log_probs
     runners_up: list[list[RunnerUp]] = [[] for _ in range(len(scores) if num_runners_up else 0)]
     # numpy would warn of the NaNs and infinities that `_check` looks for.
@@ -129,6 +131,25 @@ def select_tokens(
                     runners_up[row] = choice.runners_up[index]
             parts += part.unfinished(found)
     return Selection(token_ids, log_probs, runners_up if num_runners_up else ())
+
+
+def _is_bare(group: RowGroup) -> bool:
+    """Whether the model's own highest score is the choice."""
+    asks = group.parameters
+    touched = asks.watermark is not None or asks.renormalize_logits or group.edits_scores
+    return not (asks.do_sample or touched)
+
+
+def _highest(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> Selection:
+    """As `select_tokens` for bare groups: one search over all rows, since a round waits for it."""
+    best = xp.argmax(scores)
+    token_ids, tops = xp.lists(best, xp.pick(scores, best))
+    if not all(map(math.isfinite, tops)):
+        part = Part(Kind.GREEDY)
+        for place_of_group in placed:
+            part.add(place_of_group)
+        _check(part, _Choice(token_ids, list(tops), tops, tops, []), placed)
+    return Selection(token_ids, [])
 
 
 def _choose(
