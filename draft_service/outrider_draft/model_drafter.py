@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 import torch
 from outrider_runtime.errors import StartupError
-from outrider_runtime.model import loader
+from outrider_runtime.model import loader, paged_kernel
 from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.tokenizer import fingerprint, load_tokenizer
 
@@ -50,6 +50,7 @@ def build(settings: ModelSettings, metrics: DraftMetrics) -> Drafter:
         cpu_kernels=settings.cpu_kernels,
         quantization=settings.quantization,
         compiled=settings.compile,
+        paged_kernel=paged_kernel.find(device=loaded.model.device, dtype=loaded.model.dtype),
     )
     limits = [loaded.max_model_len, runner.max_model_len, num_blocks * settings.block_size]
     if settings.max_model_len is not None:

@@ -15,17 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from outrider_runtime.model.attention_groups import AttentionGroup, KeyRead
-from outrider_runtime.model.attention_weights import AttentionWeights, ScoreRule
+from outrider_runtime.model.attention_weights import ScoreRule
 from outrider_runtime.model.batch import RaggedBatch
 from outrider_runtime.model.causal_bias import SHORT_ROWS
 from outrider_runtime.model.kv_storage import KVStorage, LayerKV
+from outrider_runtime.model.paged_attention import PagedAttention
 
 ATTENTION_NAME = "outrider_ragged"
 
@@ -33,15 +34,25 @@ ATTENTION_NAME = "outrider_ragged"
 _HARMLESS = frozenset({"dropout", "position_ids"})
 
 
+class Watcher(Protocol):
+    """Looks on as layers attend."""
+
+    def record(self, query: torch.Tensor, kv: LayerKV, rule: ScoreRule) -> None:
+        """Takes a layer's queries [1, heads, rows, key_dim], its keys already in storage."""
+        ...
+
+
 class ForwardContext(NamedTuple):
     """What the attention function needs beside its arguments."""
 
     batch: RaggedBatch
     storage: KVStorage
-    weights: AttentionWeights | None
-    """Takes the weights of rows that ask for them; None when none does."""
+    watcher: Watcher | None
+    """Told of each layer; None: nobody wants to know."""
     kernels: bool
     """Whether the CPU kernels are loaded and fit the model."""
+    paged: PagedAttention | None
+    """For layers that it fits."""
 
 
 # Not a keyword argument of the model: some models (StableLM, Nemotron) drop what they don't know.
@@ -52,12 +63,13 @@ _CONTEXT: ContextVar[ForwardContext | None] = ContextVar("outrider_forward", def
 def forward_context(
     batch: RaggedBatch,
     storage: KVStorage,
-    weights: AttentionWeights | None = None,
+    watcher: Watcher | None = None,
     *,
     kernels: bool = False,
+    paged: PagedAttention | None = None,
 ) -> Iterator[None]:
     """Makes `ragged_attention` work on this batch, in this thread, within the block."""
-    token = _CONTEXT.set(ForwardContext(batch, storage, weights, kernels))
+    token = _CONTEXT.set(ForwardContext(batch, storage, watcher, kernels, paged))
     try:
         yield
     finally:
@@ -116,8 +128,9 @@ def ragged_attention(
             raise RuntimeError(f"attention is given {name}, which the engine does not know")
     if attention_mask is not None or query.shape[0] != 1:
         raise RuntimeError("the model brings a mask of its own, or splits the flat batch")
-    batch, storage, weights, kernels = context
+    batch, storage, watcher, kernels, paged = context
     scaling = query.shape[3] ** -0.5 if scaling is None else scaling
+    rule = ScoreRule(scaling, softcap, s_aux, sliding_window)
     index = cast("int", module.layer_idx)
     if kernels and softcap is None and s_aux is None:
         kv = storage.layer(index, key, values=value)
@@ -134,22 +147,37 @@ def ragged_attention(
             scaling,
             sliding_window or 0,
         )
-        if weights is not None:
-            weights.record(query, kv, ScoreRule(scaling, softcap, s_aux, sliding_window))
+        if watcher is not None:
+            watcher.record(query, kv, rule)
         return out, None
-    layer = _Layer(
-        kv=storage.write(index, key, values=value, slots=batch.write_slots),
-        storage=storage,
-        scaling=scaling,
-        softcap=softcap,
-        sinks=s_aux,
-    )
-    if weights is not None:
-        weights.record(query, layer.kv, ScoreRule(scaling, softcap, s_aux, sliding_window))
-    groups = batch.groups(sliding_window)
+    kv = storage.write(index, key, values=value, slots=batch.write_slots)
+    if watcher is not None:
+        watcher.record(query, kv, rule)
+    if paged is not None and paged.fits(kv, rule):
+        return paged.attend(query, kv, batch.paged_keys, rule), None
+    return gathered_attention(query, kv, rule, batch=batch, storage=storage), None
+
+
+def gathered_attention(
+    query: torch.Tensor, kv: LayerKV, rule: ScoreRule, *, batch: RaggedBatch, storage: KVStorage
+) -> torch.Tensor:
+    """Attention group by group, for any layer on any device; the batch's keys are in storage.
+
+    Args:
+        query: [1, heads, rows, key_dim].
+        kv: the layer's keys and values.
+        rule: how it scores keys.
+        batch: whose rows they are.
+        storage: what the layer is of.
+
+    Returns:
+        [1, rows, heads, value_dim].
+    """
+    layer = _Layer(kv, storage, rule.scaling, rule.softcap, rule.sinks)
+    groups = batch.groups(rule.window)
     if groups[0].index is None:
-        return _attend(query, layer, group=groups[0])[None], None
-    out = query.new_empty(query.shape[2], query.shape[1], layer.kv.value_dim)
+        return _attend(query, layer, group=groups[0])[None]
+    out = query.new_empty(query.shape[2], query.shape[1], kv.value_dim)
     for group in groups:
         rows = group.index
         assert rows is not None
@@ -157,7 +185,7 @@ def ragged_attention(
         if rows.real is not None:
             result = result.index_select(0, rows.real)
         out.index_copy_(0, rows.targets, result)
-    return out[None], None
+    return out[None]
 
 
 def _attend(query: torch.Tensor, layer: _Layer, *, group: AttentionGroup) -> torch.Tensor:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from outrider_runtime.model.attention_groups import (
@@ -22,6 +23,7 @@ from outrider_runtime.model.attention_groups import (
 )
 from outrider_runtime.model.causal_bias import CausalBias
 from outrider_runtime.model.layer_reading import LayerReading
+from outrider_runtime.model.paged_attention import PagedKeys
 
 
 class SequenceRows(NamedTuple):
@@ -94,6 +96,7 @@ class RaggedBatch:
         self._where = Placement(block_size=pool.block_size, device=device, bias=bias)
         self._groups: dict[int | None, list[AttentionGroup]] = {}
         self._pages: Pages | None = None
+        self._paged_keys: PagedKeys | None = None
         self._spans: list[Span] = []
         tokens: list[int] = []
         positions: list[int] = []
@@ -139,13 +142,41 @@ class RaggedBatch:
     def pages(self) -> Pages:
         """Where everything is; computed once for all layers."""
         if self._pages is None:
-            widest = max(len(span.table) for span in self._spans)
-            tables = np.zeros((len(self._spans), widest), dtype=np.int64)
-            for row, span in zip(tables, self._spans, strict=True):
-                row[: len(span.table)] = span.table  # of a long text too: copied, not converted
+            tables = np.zeros((len(self._spans), self._widest), dtype=np.int64)
+            self._fill(tables)
             self._pages = Pages(
                 rows_of=self._rows_of,
                 tables=torch.from_numpy(tables).to(self._where.device),
                 block_size=self._where.block_size,
             )
         return self._pages
+
+    @property
+    def paged_keys(self) -> PagedKeys:
+        """Where everything is, for paged attention; computed once for all layers."""
+        if self._paged_keys is None:
+            count = len(self._spans)
+            facts = np.zeros(2 * count + 1 + count * self._widest, dtype=np.int32)
+            facts[1 : count + 1] = [span.first_row + span.num_rows for span in self._spans]
+            facts[count + 1 : 2 * count + 1] = [span.length for span in self._spans]
+            self._fill(facts[2 * count + 1 :].reshape(count, -1))
+            # One transfer for all of them.
+            sent = torch.from_numpy(facts).to(self._where.device)
+            self._paged_keys = PagedKeys(
+                row_starts=sent[: count + 1],
+                lengths=sent[count + 1 : 2 * count + 1],
+                tables=sent[2 * count + 1 :].view(count, -1),
+                block_size=self._where.block_size,
+                most_rows=max(span.num_rows for span in self._spans),
+            )
+        return self._paged_keys
+
+    @property
+    def _widest(self) -> int:
+        """Blocks of the longest sequence."""
+        return max(len(span.table) for span in self._spans)
+
+    def _fill(self, tables: npt.NDArray[Any]) -> None:
+        """Writes the block tables to the rows of an array of zeros."""
+        for row, span in zip(tables, self._spans, strict=True):
+            row[: len(span.table)] = span.table  # of a long text too: copied, not converted

@@ -20,11 +20,15 @@ class CausalBias:
     Args:
         device: where the tables are.
         dtype: that of the scores.
+
+    Attributes:
+        device: where the tables are.
+        dtype: that of the scores.
     """
 
     def __init__(self, *, device: torch.device, dtype: torch.dtype) -> None:
-        self._device = device
-        self._dtype = dtype
+        self.device = device
+        self.dtype = dtype
         self._tables: dict[tuple[int | None, int], torch.Tensor] = {}
 
     def last_rows(
@@ -55,11 +59,11 @@ class CausalBias:
     def _build(
         self, num_rows: int, *, num_keys: int, window: int | None, repeats: int
     ) -> torch.Tensor:
-        keys = torch.arange(num_keys, device=self._device)
-        rows = torch.arange(num_keys - num_rows, num_keys, device=self._device)[:, None]
+        keys = torch.arange(num_keys, device=self.device)
+        rows = torch.arange(num_keys - num_rows, num_keys, device=self.device)[:, None]
         hidden = keys > rows
         if window is not None:
             hidden |= keys <= rows - window
-        bias = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
+        bias = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
         bias.masked_fill_(hidden, float("-inf"))
         return bias.repeat_interleave(repeats, 0)[None, None]

@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from outrider_runtime.errors import StartupError
-from outrider_runtime.model.attention import ATTENTION_NAME, forward_context
+from outrider_runtime.model import paged_proof
+from outrider_runtime.model.attention import ATTENTION_NAME, Watcher, forward_context
 from outrider_runtime.model.attention_weights import AskingRows, AttentionWeights
 from outrider_runtime.model.batch import Places, RaggedBatch, SequenceRows
 from outrider_runtime.model.causal_bias import CausalBias
@@ -37,6 +38,8 @@ from outrider_runtime.model.model_facts import (
     num_output_ids,
     ties_embeddings,
 )
+from outrider_runtime.model.paged_attention import PagedAttention
+from outrider_runtime.model.paged_kernel import PagedKernel
 from outrider_runtime.model.rank_group import RankGroup
 from outrider_runtime.model.runner import LayerShapes
 from outrider_runtime.model.support import UnsupportedModel
@@ -56,6 +59,7 @@ class RaggedRunner:
         cpu_kernels: whether to run on kernels of our own.
         quantization: how they hold the weights of its linear layers.
         compiled: whether to have the model compiled, where it runs on them.
+        paged_kernel: attends where keys lie, in layers that it fits, if it gives the same.
         group: the processes that share the model; all of them make their runners alike. Then the
             one that leads runs forwards, and the others `follow`.
 
@@ -74,6 +78,7 @@ class RaggedRunner:
         cpu_kernels: CpuKernels = CpuKernels.OFF,
         quantization: Quantization = Quantization.NONE,
         compiled: Compile = Compile.OFF,
+        paged_kernel: PagedKernel | None = None,
         group: RankGroup | None = None,
     ) -> None:
         model.set_attn_implementation(ATTENTION_NAME)
@@ -81,6 +86,7 @@ class RaggedRunner:
         self._num_input_ids = num_input_ids(model)
         self._windows: frozenset[int | None] = frozenset()
         self._kernels = False
+        self._paged: PagedAttention | None = None
         self._group = group
         self._tells = False
         self._quantization = quantization
@@ -106,6 +112,8 @@ class RaggedRunner:
             sharded=group is not None,
         ):
             self._adopt_kernels()
+        elif paged_kernel is not None:
+            self._paged = self._adopt_paged(paged_kernel)
         self._storage, self.pool = self._allocate(num_blocks), KVPool(num_blocks, block_size)
         self._step_choice = self._choose_step(compiled)
         self._tells = group is not None and group.leads
@@ -128,6 +136,11 @@ class RaggedRunner:
         return self._step_choice is not None and self._step_choice.step is not None
 
     @property
+    def paged(self) -> bool:
+        """Whether layers attend where their keys lie, as far as they can."""
+        return self._paged is not None
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes of keys and values that one position takes, as measured."""
         return self._storage.bytes_per_token
@@ -136,7 +149,7 @@ class RaggedRunner:
     def windows(self) -> frozenset[int | None]:
         """Sliding windows that attention layers of the last forward asked for (None: none).
 
-        Not told any more once the model runs on kernels of our own.
+        Not told any more once the model runs on kernels of our own, or attends where keys lie.
         """
         return self._windows
 
@@ -234,6 +247,22 @@ class RaggedRunner:
 
         self._kernels = choice.adopt(self._model, logits, quantization=self._quantization)
 
+    def _adopt_paged(self, kernel: PagedKernel) -> PagedAttention | None:
+        return paged_proof.adopt(
+            kernel,
+            self._call_model,
+            storage=self._storage,
+            block_size=self.pool.block_size,
+            token_ids=self._some_ids,
+            bias=self._bias,
+            max_model_len=self.max_model_len,
+        )
+
+    @property
+    def _some_ids(self) -> range:
+        """Token ids to make texts of."""
+        return range(min(self._num_input_ids, 251))
+
     @torch.inference_mode()
     def _allocate(self, num_blocks: int) -> KVStorage:
         try:
@@ -274,7 +303,7 @@ class RaggedRunner:
                 [self._call_model, lambda batch, storage: step.run(batch, storage.layers)],
                 storage=self._storage,
                 block_size=block_size,
-                token_ids=range(min(self._num_input_ids, 251)),
+                token_ids=self._some_ids,
             )
 
         return StepChoice(self._model, recipe, wanted, proves_right=proves_right)
@@ -335,11 +364,11 @@ class RaggedRunner:
         return torch.tensor(slots, device=self.device)
 
     def _call_model(
-        self, batch: RaggedBatch, storage: KVStorage, weights: AttentionWeights | None = None
+        self, batch: RaggedBatch, storage: KVStorage, watcher: Watcher | None = None
     ) -> torch.Tensor:
         # 0 keeps all rows.
         keep = 0 if batch.logits_rows is None else batch.logits_rows
-        with forward_context(batch, storage, weights, kernels=self._kernels):
+        with forward_context(batch, storage, watcher, kernels=self._kernels, paged=self._paged):
             output = self._model(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,

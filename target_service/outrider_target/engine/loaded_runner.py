@@ -6,7 +6,7 @@ import signal
 
 import structlog
 from outrider_runtime.errors import StartupError
-from outrider_runtime.model import threads
+from outrider_runtime.model import paged_kernel, threads
 from outrider_runtime.model.loader import LoadedModel, load
 from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.model.rank_group import RankGroup, RanksLost
@@ -48,6 +48,7 @@ def make_runner(
         cpu_kernels=settings.model.cpu_kernels,
         quantization=settings.model.quantization,
         compiled=settings.model.compile,
+        paged_kernel=paged_kernel.find(device=loaded.model.device, dtype=loaded.model.dtype),
         group=group,
     )
     return runner, max_model_len

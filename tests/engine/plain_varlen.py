@@ -1,0 +1,89 @@
+"""Torch's `varlen_attn` over block tables, written out from what its documentation promises."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Call(NamedTuple):
+    """What a call was told beside tensors of keys and queries."""
+
+    max_q: int
+    max_k: int
+    window_size: tuple[int, int]
+    num_splits: int | None
+
+
+class PlainVarlen:
+    """A stand-in for the kernel that remembers its calls. Rows of no sequence become NaN."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def __call__(
+        self,
+        query: torch.Tensor,  # [rows, heads, dim]
+        key: torch.Tensor,  # [blocks, block size, key heads, dim]
+        value: torch.Tensor,
+        cu_seq_q: torch.Tensor,
+        cu_seq_k: torch.Tensor | None,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+        enable_gqa: bool = False,
+        seqused_k: torch.Tensor | None = None,
+        block_table: torch.Tensor | None = None,
+        num_splits: int | None = None,
+    ) -> torch.Tensor:
+        assert seqused_k is not None
+        assert block_table is not None
+        # As FlashAttention 3 does.
+        assert cu_seq_k is None
+        assert {cu_seq_q.dtype, seqused_k.dtype, block_table.dtype} == {torch.int32}
+        assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+        assert cu_seq_q.is_contiguous()
+        assert seqused_k.is_contiguous()
+        assert block_table.stride(-1) == 1
+        assert enable_gqa or query.shape[1] == key.shape[2]
+        self.calls.append(Call(max_q, max_k, window_size, num_splits))
+        out = torch.full_like(query, float("nan"))
+        starts, lengths = cu_seq_q.tolist(), seqused_k.tolist()
+        for i, length in enumerate(lengths):
+            rows = slice(starts[i], starts[i + 1])
+            count = rows.stop - rows.start
+            assert count <= max_q
+            assert count <= length <= max_k or count == 0
+            if count:
+                used = block_table[i, : -(-length // key.shape[1])].long()
+                keys, values = (kv[used].flatten(0, 1)[:length] for kv in (key, value))
+                out[rows] = _attend(query[rows], keys, values, scale=scale, window=window_size)
+        return out
+
+
+def _attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    scale: float | None,
+    window: tuple[int, int],
+) -> torch.Tensor:
+    """One sequence, its rows aligned at its end: a row at i sees i - left to i + right."""
+    repeats = query.shape[1] // keys.shape[1]
+    keys, values = (kv.repeat_interleave(repeats, 1) for kv in (keys, values))
+    scores = torch.einsum("qhd,khd->hqk", query, keys)
+    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
+    own = torch.arange(len(keys) - len(query), len(keys))[:, None]
+    at = torch.arange(len(keys))
+    left, right = window
+    hidden = torch.zeros(len(query), len(keys), dtype=torch.bool)
+    if left >= 0:
+        hidden |= at < own - left
+    if right >= 0:
+        hidden |= at > own + right
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    return torch.einsum("hqk,khd->qhd", weights, values)
