@@ -198,7 +198,10 @@ class TestAtLoad:
         assert not paged_runner("mistral", attend, sliding_window=100).paged
 
     def test_garbage_and_errors_are_noticed(self) -> None:
+        calls: list[int] = []
+
         def refuse(*_: object, **__: object) -> torch.Tensor:
+            calls.append(1)
             raise NotImplementedError("no block tables here\nat all")
 
         with structlog.testing.capture_logs() as logs:
@@ -207,7 +210,12 @@ class TestAtLoad:
                 "llama", lambda query, *_, **__: torch.full_like(query, float("nan"))
             ).paged
         whys = [log["why"] for log in logs if log["event"] == "paged_attention_rejected"]
+        assert len(calls) == 1
         assert whys == ["no block tables here", "a row is off by inf of its largest number"]
+
+    def test_a_model_of_few_positions_does_without(self) -> None:
+        runner = paged_runner("gpt2", PlainVarlen(), max_position_embeddings=9)
+        assert not runner.paged
 
     def test_tables_are_followed_over_the_end_of_large_blocks(self) -> None:
         plain = PlainVarlen()

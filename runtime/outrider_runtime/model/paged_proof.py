@@ -18,7 +18,7 @@ from outrider_runtime.model.causal_bias import CausalBias
 from outrider_runtime.model.kv_storage import KVStorage, LayerKV
 from outrider_runtime.model.paged_attention import PagedAttention
 from outrider_runtime.model.paged_kernel import PagedKernel
-from outrider_runtime.model.rehearsal import rehearse
+from outrider_runtime.model.rehearsal import AFTER_PROMPT, PROMPT, rehearse
 
 _log = structlog.get_logger(__name__)
 
@@ -54,19 +54,15 @@ def adopt(
         bias: tables of the device and the precision of the model.
         max_model_len: positions that the model has.
     """
-    paged = PagedAttention(kernel.attend)
-    # Over the end of a block, where the model has the positions for it.
-    prompt = max(1, min(max(19, block_size + 3), max_model_len - 9))
-    worst, layers = 0.0, 0
+    comparison = _Comparison(PagedAttention(kernel.attend))
 
     def watched(batch: RaggedBatch, own: KVStorage) -> torch.Tensor:
-        nonlocal worst, layers
-        comparison = _Comparison(paged, batch, own)
-        logits = run(batch, own, comparison)
-        worst, layers = max(worst, comparison.worst), comparison.layers
-        return logits
+        comparison.begin(batch, own)
+        return run(batch, own, comparison)
 
-    try:
+    # Over the end of a block, where the model has the positions for it.
+    prompt = min(max(PROMPT, block_size + 3), max_model_len - AFTER_PROMPT)
+    if prompt > 0:
         rehearse(
             watched,
             storage=storage,
@@ -75,15 +71,10 @@ def adopt(
             bias=bias,
             prompt=prompt,
         )
-        why = f"a row is off by {worst:.1e} of its largest number"
-        right = worst <= _TOLERANCE.get(bias.dtype, _TOLERANCE_OF_OTHERS)
-    except Exception as fault:  # kernels of others, which raise what they like
-        why, right = str(fault).partition("\n")[0], False
-    if right and not layers:
-        why, right = "no layer of this model can use it", False
-    if right:
-        _log.info("paged_attention_adopted", layers=layers, off=round(worst, 6))
-        return paged
+    tolerance = _TOLERANCE.get(bias.dtype, _TOLERANCE_OF_OTHERS)
+    if (why := comparison.verdict(tolerance)) is None:
+        _log.info("paged_attention_adopted", off=round(comparison.worst, 6))
+        return comparison.paged
     kernel.release()
     _log.warning("paged_attention_rejected", why=why)
     return None
@@ -93,31 +84,48 @@ class _Comparison:
     """Attends both ways wherever a layer attends.
 
     Attributes:
-        worst: Largest relative difference of a row.
-        layers: That could be compared.
+        paged: What is compared.
+        worst: Largest relative difference of a row; -1 before there was any.
     """
 
-    def __init__(self, paged: PagedAttention, batch: RaggedBatch, storage: KVStorage) -> None:
-        self._paged = paged
-        self._batch = batch
-        self._storage = storage
-        self.worst = 0.0
-        self.layers = 0
+    def __init__(self, paged: PagedAttention) -> None:
+        self.paged = paged
+        self.worst = -1.0
+        self._fault: str | None = None
+        self._rows: tuple[RaggedBatch, KVStorage] | None = None
+
+    def begin(self, batch: RaggedBatch, storage: KVStorage) -> None:
+        """The batch whose layers attend next."""
+        self._rows = batch, storage
+
+    def verdict(self, tolerance: float) -> str | None:
+        """Returns what speaks against it; None: nothing."""
+        if self._fault is not None:
+            return self._fault
+        if self.worst < 0:
+            return "no layer of this model can use it"
+        if self.worst > tolerance:
+            return f"a row is off by {self.worst:.1e} of its largest number"
+        return None
 
     def record(self, query: torch.Tensor, kv: LayerKV, rule: ScoreRule) -> None:
         """See `attention.Watcher`."""
-        if not self._paged.fits(kv, rule):
+        if self._fault is not None or not self.paged.fits(kv, rule):
             return
-        self.layers += 1
         short = None if rule.window is None else min(rule.window, _SHORT_WINDOW)
-        for window in {rule.window, short}:
-            own = rule._replace(window=window)
-            expected = gathered_attention(
-                query, kv, own, batch=self._batch, storage=self._storage
-            ).double()
-            actual = self._paged.attend(query, kv, self._batch.paged_keys, own).double()
-            # [1, rows, heads, dim] -> [rows]
-            # Some ids, the padding's for one, have values of zeros.
-            scale = expected.abs().amax((0, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny)
-            off = (actual - expected).abs().amax((0, 2, 3)) / scale
-            self.worst = max(self.worst, float(off.nan_to_num(nan=float("inf")).max()))
+        try:
+            for window in {rule.window, short}:
+                self.worst = max(self.worst, self._off(query, kv, rule._replace(window=window)))
+        except Exception as fault:  # kernels of others, which raise what they like
+            # Kept, so that the forward goes on: other ranks may be in the middle of it.
+            self._fault = str(fault).partition("\n")[0]
+
+    def _off(self, query: torch.Tensor, kv: LayerKV, rule: ScoreRule) -> float:
+        assert self._rows is not None
+        batch, storage = self._rows
+        expected = gathered_attention(query, kv, rule, batch=batch, storage=storage).double()
+        actual = self.paged.attend(query, kv, batch.paged_keys, rule).double()
+        # [1, rows, heads, dim] -> [rows]. Some ids, the padding's for one, have values of zeros.
+        largest = expected.abs().amax((0, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny)
+        off = (actual - expected).abs().amax((0, 2, 3)) / largest
+        return float(off.nan_to_num(nan=float("inf")).max())

@@ -15,7 +15,10 @@ from outrider_runtime.model.causal_bias import CausalBias
 from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.kv_storage import KVStorage
 
-_PROMPT = 19
+PROMPT = 19
+"""Tokens that the first sequence begins with, unless told otherwise."""
+AFTER_PROMPT = 9
+"""Tokens that it grows by."""
 _ROUNDS = (
     # Of each round for each sequence: new tokens, and of how many logits are wanted.
     ((1, 1),),
@@ -24,7 +27,6 @@ _ROUNDS = (
 )
 """One row and many, with and without logits, over the ends of blocks and with keys of before."""
 _NUM_SEQUENCES = 3
-_AFTER_PROMPT = 9
 
 Run = Callable[[RaggedBatch, KVStorage], torch.Tensor]
 
@@ -44,7 +46,7 @@ def rehearse(
     block_size: int,
     token_ids: Sequence[int],
     bias: CausalBias,
-    prompt: int = _PROMPT,
+    prompt: int = PROMPT,
 ) -> Outcome:
     """Runs the forwards.
 
@@ -57,7 +59,7 @@ def rehearse(
         prompt: tokens that the first sequence begins with.
     """
     rounds = (((prompt, 0), (3, 3)), *_ROUNDS)
-    num_blocks = _NUM_SEQUENCES * -(-(prompt + _AFTER_PROMPT) // block_size)
+    num_blocks = _NUM_SEQUENCES * -(-(prompt + AFTER_PROMPT) // block_size)
     pool, own = KVPool(num_blocks, block_size), storage.resized(num_blocks)
     handles = [pool.create() for _ in range(_NUM_SEQUENCES)]
     logits: list[torch.Tensor] = []
