@@ -5,6 +5,7 @@ The kernel is torch's on a GPU; here a plain function stands in for it.
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -92,6 +93,31 @@ def test_tables_wider_than_needed_do_no_harm(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(RaggedBatch, "paged_keys", property(wider))
     expected = expected_logits(plain_model("mistral"))
     assert largest_difference(run_mixed_batches(runner), expected) < TOLERANCE
+
+
+def test_sequences_may_share_blocks_and_lie_in_any_order() -> None:
+    runner = paged_runner("mistral", PlainVarlen())
+    pool = runner.pool
+    singles = [pool.create() for _ in range(pool.num_blocks)]
+    pool.append_all([(handle, pool.block_size) for handle in singles])
+    for handle in random.Random(1).sample(singles, 40):
+        pool.free(handle)
+    text = random_ids(22)
+    first = pool.create()
+    for start in range(0, 22, 5):
+        runner.forward([SequenceRows(first, text[start : start + 5], 0)])
+    table = pool.table(first).tolist()
+    assert table != list(range(table[0], table[0] + len(table)))
+    second, third = pool.fork(first), pool.fork(first, 9)
+    more = {first: [5, 6, 7], second: [8], third: random_ids(6, seed=3)}
+    logits = runner.forward([SequenceRows(h, new, len(new)) for h, new in more.items()])
+    plain = plain_model("mistral")
+    expected = [
+        plain.logits(text + more[first], last=3),
+        plain.logits(text + more[second], last=1),
+        plain.logits(text[:9] + more[third], last=6),
+    ]
+    assert largest_difference(logits, torch.cat(expected)) < TOLERANCE
 
 
 def test_a_long_prefill_beside_short_rows() -> None:
