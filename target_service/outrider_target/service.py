@@ -198,7 +198,8 @@ class TargetService:
         texts = RecentTexts(settings.suffix_cache_tokens)
         round_pace = RoundPace()
         control = Control(
-            RowCurve(passing(time_forwards, runner)), plain_share=settings.speculation.speedup_probe_rate
+            RowCurve(passing(time_forwards, runner)),
+            plain_share=settings.speculation.speedup_probe_rate,
         )
         scheduler = Scheduler(
             runner.pool,
