@@ -94,14 +94,19 @@ def serve(
 
 
 def fastest_threads(pair: Pair, trial: Workload) -> int:
-    """Threads with which the target is fastest here, beside its drafter."""
-    speeds = {}
-    for threads in range(1, (os.cpu_count() or 1) + 1):
-        with serve(pair, streams=trial.streams, threads=threads) as services:
-            contender = Outrider(DEFAULT, services.client)
-            # The schedule learns for some rounds what pays.
-            speeds[threads] = max(speed(contender, trial) for _ in range(_TRIALS))
-    return max(speeds, key=lambda threads: speeds[threads])
+    """Threads with which the target is fastest here, beside its drafter; they take turns."""
+    numbers = range(1, (os.cpu_count() or 1) + 1)
+    with ExitStack() as stack:
+        rivals = {
+            threads: Outrider(
+                DEFAULT,
+                stack.enter_context(serve(pair, streams=trial.streams, threads=threads)).client,
+            )
+            for threads in numbers
+        }
+        # The schedule learns for some rounds what pays.
+        runs = [{n: speed(rivals[n], trial) for n in numbers} for _ in range(_TRIALS)]
+    return max(numbers, key=lambda n: max(run[n] for run in runs))
 
 
 def contenders(client: Client) -> list[Tuned]:

@@ -83,7 +83,7 @@ class Engine:
             rounds: The batch.
             scheduler: The queue before it.
             fleet: The draft links.
-            flush: Called after each round: passes on the events it delivered.
+            flush: Called before each forward and before waiting: passes on what was delivered.
             in_spare_time: Called while nothing else is to be done, until it says that nothing is
                 left. Must be brief.
             on_death: Called when the thread ends by a fault of its own.
@@ -164,14 +164,24 @@ class Engine:
             while not self._stopping:
                 self._take_commands(come_back_at)
                 come_back_at = self._rounds.step(
-                    before=self._fleet.flush, meanwhile=self._take_commands_now
+                    before=self._pass_on, meanwhile=self._take_commands_now
                 )
                 self._fleet.flush()
-                self._flush()
+                if come_back_at != 0.0:
+                    self._flush()
                 self._live = {state for state in self._live if not state.finished}
         except BaseException as fault:  # the thread's last word: nobody is above it
             log.exception("engine_died")
             self._on_death(fault)
+
+    def _pass_on(self) -> None:
+        """What drafters and callers are told, right before a forward.
+
+        Who is woken by it needs the interpreter, which is free while the model computes. Told right
+        after a round, they would be in the way of preparing the next one.
+        """
+        self._fleet.flush()
+        self._flush()
 
     def _take_commands(self, come_back_at: float | None) -> None:
         """Take in all commands there are; wait for one when there is nothing else to do."""
