@@ -116,7 +116,8 @@ class RaggedBatch:
             indices += range(past, length)
             wanted += range(first + count - item.num_logits, first + count)
         # One transfer for all of them.
-        table = torch.tensor([tokens, positions, slots, sequences, indices], device=device)
+        rows = np.array([tokens, positions, slots, sequences, indices], dtype=np.int64)
+        table = torch.from_numpy(rows).to(device)
         self.input_ids = table[:1]
         self.position_ids = table[1:2]
         self.write_slots = table[2]
