@@ -68,9 +68,10 @@ def rounded(weight: torch.Tensor) -> torch.Tensor:
 def test_products_of_any_shape_are_those_of_the_rounded_weights(
     rows: int, inputs: int, outputs: int, bias: bool, threads: int
 ) -> None:
-    generator = torch.Generator().manual_seed(rows * 1000 + inputs)
+    # Always the same weights: one as good as halfway between two integers may become either.
+    torch.manual_seed(rows * 1000 + inputs)
     layer = nn.Linear(inputs, outputs, bias=bias)
-    x = torch.randn(1, rows, inputs, generator=generator)
+    x = torch.randn(1, rows, inputs)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
