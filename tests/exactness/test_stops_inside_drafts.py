@@ -28,6 +28,8 @@ WINDOWED = {
     "assistant_confidence_threshold": 0.0,
 }
 OFFSETS = range(NUM_TOKENS)
+TRIES = 10
+"""A draft that a busy machine is late with is not waited for."""
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +42,19 @@ def plain(reference: Reference) -> list[int]:
 def test_the_undisturbed_run_accepts_whole_windows(
     perfectly_drafted_target: RunningTarget, plain: Sequence[int]
 ) -> None:
-    completion = perfectly_drafted_target.generate(
-        Request(PROMPT, {"max_new_tokens": NUM_TOKENS, **NO_REPETITION, **WINDOWED}), SYNCHRONOUS
-    )
-    assert completion.token_ids == plain
-    rounds = [
-        (each.num_draft_tokens, each.num_accepted_tokens) for each in completion.speculation.rounds
-    ]
-    assert rounds == [(WINDOW, WINDOW)] * 3
+    request = Request(PROMPT, {"max_new_tokens": NUM_TOKENS, **NO_REPETITION, **WINDOWED})
+    whole = [(WINDOW, WINDOW)] * 3
+    rounds: list[tuple[int, int]] = []
+    for _ in range(TRIES):
+        completion = perfectly_drafted_target.generate(request, SYNCHRONOUS)
+        assert completion.token_ids == plain
+        rounds = [
+            (each.num_draft_tokens, each.num_accepted_tokens)
+            for each in completion.speculation.rounds
+        ]
+        if rounds == whole:
+            break
+    assert rounds == whole
 
 
 def assert_drafts_were_cut(completions: Sequence[Completion]) -> None:
