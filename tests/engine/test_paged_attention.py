@@ -239,9 +239,10 @@ class TestAtLoad:
         assert len(calls) == 1
         assert whys == ["no block tables here", "a row is off by inf of its largest number"]
 
-    def test_a_model_of_few_positions_does_without(self) -> None:
-        runner = paged_runner("gpt2", PlainVarlen(), max_position_embeddings=9)
-        assert not runner.paged
+    @pytest.mark.parametrize(("positions", "paged"), [(9, False), (13, False), (14, True)])
+    def test_a_model_of_few_positions_does_without(self, positions: int, paged: bool) -> None:
+        runner = paged_runner("gpt2", PlainVarlen(), max_position_embeddings=positions)
+        assert runner.paged is paged
 
     def test_tables_are_followed_over_the_end_of_large_blocks(self) -> None:
         plain = PlainVarlen()

@@ -18,7 +18,7 @@ from outrider_runtime.model.causal_bias import CausalBias
 from outrider_runtime.model.kv_storage import KVStorage, LayerKV
 from outrider_runtime.model.paged_attention import PagedAttention
 from outrider_runtime.model.paged_kernel import PagedKernel
-from outrider_runtime.model.rehearsal import AFTER_PROMPT, PROMPT, rehearse
+from outrider_runtime.model.rehearsal import PROMPT, rehearse
 
 _log = structlog.get_logger(__name__)
 
@@ -60,17 +60,15 @@ def adopt(
         comparison.begin(batch, own)
         return run(batch, own, comparison)
 
-    # Over the end of a block, where the model has the positions for it.
-    prompt = min(max(PROMPT, block_size + 3), max_model_len - AFTER_PROMPT)
-    if prompt > 0:
-        rehearse(
-            watched,
-            storage=storage,
-            block_size=block_size,
-            token_ids=token_ids,
-            bias=bias,
-            prompt=prompt,
-        )
+    rehearse(
+        watched,
+        storage=storage,
+        block_size=block_size,
+        token_ids=token_ids,
+        bias=bias,
+        max_model_len=max_model_len,
+        prompt=max(PROMPT, block_size + 3),  # over the end of a block
+    )
     tolerance = _TOLERANCE.get(bias.dtype, _TOLERANCE_OF_OTHERS)
     if (why := comparison.verdict(tolerance)) is None:
         _log.info("paged_attention_adopted", off=round(comparison.worst, 6))

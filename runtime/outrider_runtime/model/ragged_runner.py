@@ -304,6 +304,7 @@ class RaggedRunner:
                 storage=self._storage,
                 block_size=block_size,
                 token_ids=self._some_ids,
+                max_model_len=self.max_model_len,
             )
 
         return StepChoice(self._model, recipe, wanted, proves_right=proves_right)

@@ -17,8 +17,8 @@ from outrider_runtime.model.kv_storage import KVStorage
 
 PROMPT = 19
 """Tokens that the first sequence begins with, unless told otherwise."""
-AFTER_PROMPT = 9
-"""Tokens that it grows by."""
+_AFTER_PROMPT = 9  # tokens that it grows by
+_LEAST_POSITIONS = 14  # that another one comes to
 _ROUNDS = (
     # Of each round for each sequence: new tokens, and of how many logits are wanted.
     ((1, 1),),
@@ -32,7 +32,10 @@ Run = Callable[[RaggedBatch, KVStorage], torch.Tensor]
 
 
 class Outcome(NamedTuple):
-    """What came of it: the logits of each forward, and the keys and values."""
+    """What came of it: the logits of each forward, and the keys and values.
+
+    No logits: the model has too few positions for any of it.
+    """
 
     logits: list[torch.Tensor]
     storage: KVStorage
@@ -46,6 +49,7 @@ def rehearse(
     block_size: int,
     token_ids: Sequence[int],
     bias: CausalBias,
+    max_model_len: int,
     prompt: int = PROMPT,
 ) -> Outcome:
     """Runs the forwards.
@@ -56,10 +60,14 @@ def rehearse(
         block_size: positions per block.
         token_ids: at least one, to make the texts of.
         bias: tables of the device and the precision they run in.
-        prompt: tokens that the first sequence begins with.
+        max_model_len: positions that the model has.
+        prompt: tokens that the first sequence begins with, where there are positions for them.
     """
+    if max_model_len < _LEAST_POSITIONS:
+        return Outcome([], storage)
+    prompt = min(prompt, max_model_len - _AFTER_PROMPT)
     rounds = (((prompt, 0), (3, 3)), *_ROUNDS)
-    num_blocks = _NUM_SEQUENCES * -(-(prompt + AFTER_PROMPT) // block_size)
+    num_blocks = _NUM_SEQUENCES * -(-max(prompt + _AFTER_PROMPT, _LEAST_POSITIONS) // block_size)
     pool, own = KVPool(num_blocks, block_size), storage.resized(num_blocks)
     handles = [pool.create() for _ in range(_NUM_SEQUENCES)]
     logits: list[torch.Tensor] = []

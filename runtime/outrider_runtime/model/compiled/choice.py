@@ -97,7 +97,7 @@ class StepChoice:
                 _log.info("forward_adopted", model=type(self._model).__name__)
                 return
             why = "it does not give the same bits as the model run in Python"
-        except (UnusableStep, RuntimeError, IndexError) as fault:  # the last: few positions
+        except (UnusableStep, RuntimeError) as fault:
             why = str(fault).partition("\n")[0]
         self._give_up(why, again=False)
 
