@@ -6,7 +6,7 @@ import asyncio
 from typing import Annotated
 
 import typer
-from outrider_runtime import logs
+from outrider_runtime import logs, settled_memory
 from outrider_runtime.errors import StartupError
 from outrider_runtime.logs import LogFormat, LogLevel
 from outrider_runtime.metrics import MetricsExporter, new_registry
@@ -243,6 +243,7 @@ def serve(
             metrics_port=metrics_port,
         )
         logs.configure(log_level, log_format)
+        settled_memory.prefer_huge_pages()
         asyncio.run(_serve(settings))
 
 
@@ -252,6 +253,7 @@ async def _serve(settings: DraftSettings) -> None:
     metrics = DraftMetrics(registry)
     # Nothing else runs on the loop yet: loading may block it.
     loaded = passing(drafter.build, settings.proposer, metrics)
+    settled_memory.settle()
     service = DraftService(settings, loaded, metrics, tracer)
     host = settings.server.host
     exporter: MetricsExporter | None = None

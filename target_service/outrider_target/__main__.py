@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from outrider_runtime import logs
+from outrider_runtime import logs, settled_memory
 from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 from outrider_runtime.recent_texts import MIN_TOKENS
@@ -291,6 +291,7 @@ def serve(
 ) -> None:
     """Serve a target model over gRPC, fed by draft services, if there are any."""
     logs.configure(log_level, log_format)
+    settled_memory.prefer_huge_pages()
     settings = TargetSettings(
         model=ModelSettings(
             model=model,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import grpc
 import structlog
 from outrider.v1 import draft_pb2, generation_pb2_grpc
+from outrider_runtime import settled_memory
 from outrider_runtime.certificates import ChannelCertificates
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 from outrider_runtime.errors import StartupError
@@ -195,6 +196,7 @@ class TargetService:
     ) -> Serving:
         settings = self.settings
         runner, max_model_len = passing(make_runner, loaded, settings, self.group)
+        settled_memory.settle()
         texts = RecentTexts(settings.suffix_cache_tokens)
         round_pace = RoundPace()
         control = Control(
