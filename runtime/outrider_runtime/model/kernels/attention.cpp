@@ -24,8 +24,13 @@ constexpr int VECTORS = 4;
 constexpr int VECTORS = 2;
 #endif
 constexpr int64_t MIN_PRODUCTS = 1 << 15;  // less is not worth waking a thread for
-constexpr int64_t AHEAD = 32;      // slots
-constexpr int64_t CACHE_LINE = 64;  // bytes
+constexpr int64_t AHEAD = 32;         // slots
+constexpr int SECOND_CACHE = 2;       // of __builtin_prefetch: so many slots do not fit the first
+constexpr int64_t CACHE_LINE = 64;    // bytes
+constexpr int64_t RUN = 16;           // slots whose heads are read together
+constexpr int64_t FEW_TILES = 2;      // so often a sequence's keys are read with all heads together
+constexpr int64_t MAX_HEADS = 64;     // of a tile
+constexpr int64_t MAX_SCORES = 1 << 16;  // of a tile: they stay in the second cache
 constexpr float HIDDEN = -std::numeric_limits<float>::infinity();
 
 // The slots of a layer: a row holds the keys of all its heads, then the values.
@@ -45,12 +50,23 @@ struct Query {
   int64_t first, last;  // positions it sees
 };
 
-// Queries of one sequence whose heads share a key head.
+// Slots that follow one another.
+struct Run {
+  int64_t position;  // of the first, counted from the first of its tile
+  int64_t slot, size;
+};
+
+// The same queries of one sequence for each of some key heads.
+//
+// The keys of all heads of a slot lie side by side. Where they are read once or twice, they are read
+// together, some slots at a time: those of one head alone lie so far apart that memory takes twice
+// as long. Where many tiles read the same keys, those of one head are few enough for the caches.
 struct Tile {
-  Query queries[QUERIES];
+  Query queries[QUERIES];  // of the first head
   int count = 0;
-  int64_t head;
-  const int64_t* table;  // of the sequence's blocks
+  int64_t head, heads;          // the first of the key heads, and how many
+  int64_t from_step, to_step;   // from a query of one head to that of the next
+  const int64_t* table;         // of the sequence's blocks
   int64_t block_size;
   int64_t first, last;  // positions that any of them sees; `first` rounded down to whole registers
 
@@ -66,12 +82,18 @@ struct Tile {
 
   int64_t num_positions() const { return (last - first) / LANES * LANES + LANES; }
 
+  const float* from(int q, int64_t h) const { return queries[q].from + h * from_step; }
+  float* to(int q, int64_t h) const { return queries[q].to + h * to_step; }
+
+  // Calls `use(head, slots)` for each of the heads, then again for the next few slots.
   template <typename Use>
-  void for_each_slot(Use use) const {
+  void for_each_run(Use use) const {
     for (int64_t at = first; at <= last;) {
-      const int64_t block = at / block_size, end = std::min(last + 1, (block + 1) * block_size);
-      int64_t slot = table[block] * block_size + at % block_size;
-      for (; at < end; at++, slot++) use(at - first, slot);
+      const int64_t block = at / block_size, behind = at % block_size;
+      const int64_t size = std::min({last + 1 - at, block_size - behind, RUN});
+      const int64_t slot = table[block] * block_size + behind;
+      for (int64_t h = 0; h < heads; h++) use(h, Run{at - first, slot, size});
+      at += size;
     }
   }
 };
@@ -80,31 +102,35 @@ struct Tile {
 // another, which the processor does not foresee by itself.
 void fetch_ahead(const Layer& layer, const float* present, int64_t size) {
   const auto* next = reinterpret_cast<const char*>(present + AHEAD * layer.width);
-  for (int64_t byte = 0; byte < size * 4; byte += CACHE_LINE) __builtin_prefetch(next + byte);
+  for (int64_t byte = 0; byte < size * 4; byte += CACHE_LINE)
+    __builtin_prefetch(next + byte, 0, SECOND_CACHE);
 }
 
+// scores: [heads, COUNT, positions]
 template <int COUNT>
 void score(const Tile& tile, const Layer& layer, float scaling, float* scores) {
   const int64_t size = layer.key_dim, stride = tile.num_positions();
-  tile.for_each_slot([&](int64_t i, int64_t slot) {
-    const float* key = layer.key(slot, tile.head);
-    fetch_ahead(layer, key, size);
-    Floats sums[COUNT][2] = {};  // two, because a sum waits for its last addition
-    int64_t d = 0;
-    for (; d + 2 * LANES <= size; d += 2 * LANES)
-      for (int v = 0; v < 2; v++) {
-        const Floats part = load(key + d + v * LANES);
-        for (int q = 0; q < COUNT; q++)
-          sums[q][v] += load(tile.queries[q].from + d + v * LANES) * part;
+  tile.for_each_run([&](int64_t h, const Run& run) {
+    const float* queries[COUNT];
+    for (int q = 0; q < COUNT; q++) queries[q] = tile.from(q, h);
+    float* const results = scores + h * COUNT * stride + run.position;
+    for (int64_t i = 0; i < run.size; i++) {
+      const float* key = layer.key(run.slot + i, tile.head + h);
+      fetch_ahead(layer, key, size);
+      Floats sums[COUNT][2] = {};  // two, because a sum waits for its last addition
+      int64_t d = 0;
+      for (; d + 2 * LANES <= size; d += 2 * LANES)
+        for (int v = 0; v < 2; v++) {
+          const Floats part = load(key + d + v * LANES);
+          for (int q = 0; q < COUNT; q++) sums[q][v] += load(queries[q] + d + v * LANES) * part;
+        }
+      for (; d + LANES <= size; d += LANES)
+        for (int q = 0; q < COUNT; q++) sums[q][0] += load(queries[q] + d) * load(key + d);
+      for (int q = 0; q < COUNT; q++) {
+        float result = sum(sums[q][0] + sums[q][1]);
+        for (int64_t rest = d; rest < size; rest++) result += queries[q][rest] * key[rest];
+        results[q * stride + i] = result * scaling;
       }
-    for (; d + LANES <= size; d += LANES)
-      for (int q = 0; q < COUNT; q++)
-        sums[q][0] += load(tile.queries[q].from + d) * load(key + d);
-    for (int q = 0; q < COUNT; q++) {
-      float result = sum(sums[q][0] + sums[q][1]);
-      for (int64_t rest = d; rest < size; rest++)
-        result += tile.queries[q].from[rest] * key[rest];
-      scores[q * stride + i] = result * scaling;
     }
   });
 }
@@ -126,57 +152,64 @@ float exponentiate(const Tile& tile, const Query& query, float* scores) {
   return sum(total);
 }
 
-// Dimensions [from, from + SIZE * LANES) of the weighted sums of values: as many as registers hold.
+// Adds a run to dimensions [from, from + SIZE * LANES) of the weighted sums of values: as many as
+// registers hold. The sums wait where the results will be.
 template <int COUNT, int SIZE>
-void add_up(const Tile& tile, const Layer& layer, const float* weights, const float* totals,
+void add_up(const Tile& tile, const Layer& layer, const float* weights, int64_t h, const Run& run,
             int64_t from) {
   const int64_t stride = tile.num_positions();
-  Floats sums[COUNT][SIZE] = {};
-  tile.for_each_slot([&](int64_t i, int64_t slot) {
-    const float* value = layer.value(slot, tile.head) + from;
+  Floats sums[COUNT][SIZE];
+  for (int q = 0; q < COUNT; q++)
+    for (int v = 0; v < SIZE; v++) sums[q][v] = load(tile.to(q, h) + from + v * LANES);
+  for (int64_t i = 0; i < run.size; i++) {
+    const float* value = layer.value(run.slot + i, tile.head + h) + from;
     fetch_ahead(layer, value, SIZE * LANES);
     Floats parts[SIZE];
     for (int v = 0; v < SIZE; v++) parts[v] = load(value + v * LANES);
     for (int q = 0; q < COUNT; q++)
       for (int v = 0; v < SIZE; v++) sums[q][v] += parts[v] * weights[q * stride + i];
-  });
+  }
   for (int q = 0; q < COUNT; q++)
-    for (int v = 0; v < SIZE; v++)
-      store(tile.queries[q].to + from + v * LANES, sums[q][v] / totals[q]);
+    for (int v = 0; v < SIZE; v++) store(tile.to(q, h) + from + v * LANES, sums[q][v]);
 }
 
 // The rest of the dimensions, fewer than a register holds.
 template <int COUNT>
-void add_up_rest(const Tile& tile, const Layer& layer, const float* weights, const float* totals,
-                 int64_t from) {
+void add_up_rest(const Tile& tile, const Layer& layer, const float* weights, int64_t h,
+                 const Run& run, int64_t from) {
   const int64_t stride = tile.num_positions();
-  float sums[COUNT][LANES] = {};
-  tile.for_each_slot([&](int64_t i, int64_t slot) {
-    const float* value = layer.value(slot, tile.head);
+  for (int64_t i = 0; i < run.size; i++) {
+    const float* value = layer.value(run.slot + i, tile.head + h);
     for (int q = 0; q < COUNT; q++)
       for (int64_t d = from; d < layer.value_dim; d++)
-        sums[q][d - from] += value[d] * weights[q * stride + i];
-  });
-  for (int q = 0; q < COUNT; q++)
-    for (int64_t d = from; d < layer.value_dim; d++)
-      tile.queries[q].to[d] = sums[q][d - from] / totals[q];
+        tile.to(q, h)[d] += value[d] * weights[q * stride + i];
+  }
 }
 
 template <int COUNT>
 void attend_tile(const Tile& tile, const Layer& layer, float scaling, std::vector<float>& scratch) {
-  const int64_t stride = tile.num_positions();
-  scratch.resize(COUNT * stride);
+  const int64_t stride = tile.num_positions(), size = layer.value_dim;
+  scratch.resize(tile.heads * COUNT * stride);
   float* const scores = scratch.data();
   score<COUNT>(tile, layer, scaling, scores);
-  float totals[COUNT];
-  for (int q = 0; q < COUNT; q++)
-    totals[q] = exponentiate(tile, tile.queries[q], scores + q * stride);
-  int64_t from = 0;
-  for (; from + VECTORS * LANES <= layer.value_dim; from += VECTORS * LANES)
-    add_up<COUNT, VECTORS>(tile, layer, scores, totals, from);
-  for (; from + LANES <= layer.value_dim; from += LANES)
-    add_up<COUNT, 1>(tile, layer, scores, totals, from);
-  if (from < layer.value_dim) add_up_rest<COUNT>(tile, layer, scores, totals, from);
+  float totals[MAX_HEADS][COUNT];
+  for (int64_t h = 0; h < tile.heads; h++)
+    for (int q = 0; q < COUNT; q++) {
+      totals[h][q] = exponentiate(tile, tile.queries[q], scores + (h * COUNT + q) * stride);
+      std::fill_n(tile.to(q, h), size, 0.0f);
+    }
+  tile.for_each_run([&](int64_t h, const Run& run) {
+    const float* weights = scores + h * COUNT * stride + run.position;
+    int64_t from = 0;
+    for (; from + VECTORS * LANES <= size; from += VECTORS * LANES)
+      add_up<COUNT, VECTORS>(tile, layer, weights, h, run, from);
+    for (; from + LANES <= size; from += LANES)
+      add_up<COUNT, 1>(tile, layer, weights, h, run, from);
+    if (from < size) add_up_rest<COUNT>(tile, layer, weights, h, run, from);
+  });
+  for (int64_t h = 0; h < tile.heads; h++)
+    for (int q = 0; q < COUNT; q++)
+      for (int64_t d = 0; d < size; d++) tile.to(q, h)[d] /= totals[h][q];
 }
 
 using Attend = void (*)(const Tile&, const Layer&, float, std::vector<float>&);
@@ -195,6 +228,15 @@ void write(const Layer& layer, const at::Tensor& key, const at::Tensor& value,
       std::copy_n(values + head * value.stride(1) + row * value.stride(2), layer.value_dim,
                   layer.value(slots[row], head));
     }
+}
+
+// Of how many key heads to make a tile: all, unless threads would be left without one.
+int64_t heads_together(int64_t heads, int64_t sequences, int64_t queries, int64_t positions) {
+  const int64_t threads = at::get_num_threads();
+  int64_t parts = 1;
+  while (parts < heads && sequences * parts < 4 * threads && sequences * parts % threads) parts++;
+  const int64_t most = MAX_SCORES / (queries * (positions + LANES));
+  return std::clamp<int64_t>(std::min((heads + parts - 1) / parts, most), 1, MAX_HEADS);
 }
 
 at::Tensor with_dense_heads(const at::Tensor& x) { return x.stride(3) == 1 ? x : x.contiguous(); }
@@ -224,19 +266,26 @@ at::Tensor attend(const at::Tensor& query_, const at::Tensor& key_, const at::Te
   const int64_t* position_of = sequence_of + rows;
   std::vector<Tile> tiles;
   int64_t products = 0;
-  for (int64_t head = 0; head < layer.heads; head++) {
-    for (int64_t row = 0; row < rows; row++)
-      for (int64_t repeat = 0; repeat < repeats; repeat++) {
-        const bool same_sequence = row == 0 || sequence_of[row] == sequence_of[row - 1];
-        if ((row == 0 && repeat == 0) || tiles.back().count == QUERIES ||
-            (repeat == 0 && !same_sequence)) {
+  for (int64_t begin = 0, end; begin < rows; begin = end) {
+    for (end = begin + 1; end < rows && sequence_of[end] == sequence_of[begin];) end++;
+    const int64_t num_queries = (end - begin) * repeats;
+    const int64_t per_head = (num_queries + QUERIES - 1) / QUERIES;
+    int64_t together = 1;
+    if (per_head <= FEW_TILES)
+      together = heads_together(layer.heads, tables.size(0),
+                                std::min<int64_t>(num_queries, QUERIES), position_of[end - 1] + 1);
+    for (int64_t head = 0; head < layer.heads; head += together)
+      for (int64_t at = 0; at < num_queries; at++) {
+        if (at % QUERIES == 0) {
           Tile& tile = tiles.emplace_back();
-          tile.head = head;
-          tile.table = tables.const_data_ptr<int64_t>() + sequence_of[row] * tables.size(1);
+          tile.head = head, tile.heads = std::min(together, layer.heads - head);
+          tile.from_step = repeats * query.stride(1), tile.to_step = repeats * layer.value_dim;
+          tile.table = tables.const_data_ptr<int64_t>() + sequence_of[begin] * tables.size(1);
           tile.block_size = block_size;
         }
         Tile& tile = tiles.back();
-        const int64_t own = head * repeats + repeat, last = position_of[row];
+        const int64_t row = begin + at / repeats, own = head * repeats + at % repeats;
+        const int64_t last = position_of[row];
         tile.queries[tile.count++] = {
             query.const_data_ptr<float>() + own * query.stride(1) + row * query.stride(2),
             output.mutable_data_ptr<float>() + (row * heads + own) * layer.value_dim,
@@ -245,7 +294,7 @@ at::Tensor attend(const at::Tensor& query_, const at::Tensor& key_, const at::Te
   }
   for (Tile& tile : tiles) {
     tile.span();
-    products += tile.count * tile.num_positions() * layer.key_dim;
+    products += tile.heads * tile.count * tile.num_positions() * layer.key_dim;
   }
   const int64_t count = tiles.size(), grain = count * MIN_PRODUCTS / (products + 1) + 1;
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {

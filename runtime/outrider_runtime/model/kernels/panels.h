@@ -30,6 +30,7 @@ constexpr int VECTORS = 2;  // of 16 registers: 6 * 2 + 2 + 1
 constexpr int ROWS = 6;
 constexpr int WIDTH = LANES * VECTORS;
 constexpr int64_t CACHE_LINE = 64;  // bytes
+constexpr int SECOND_CACHE = 2;     // of __builtin_prefetch: the first one holds the rows
 constexpr int64_t MIN_ROWS_TO_FETCH = 3, MAX_ROWS_TO_FETCH = 4 * ROWS;
 constexpr int64_t MIN_MULTIPLICATIONS = 1 << 18;  // less is not worth waking a thread for
 
@@ -53,7 +54,7 @@ void multiply(const Tile<Weight>& tile) {
   const Weight* weights = tile.panel;
   for (int64_t i = 0; i < tile.k; i++, weights += WIDTH) {
     for (int line = 0; line < L; line++)
-      __builtin_prefetch(tile.ahead + i * tile.stride + line * CACHE_LINE);
+      __builtin_prefetch(tile.ahead + i * tile.stride + line * CACHE_LINE, 0, SECOND_CACHE);
     Floats row[VECTORS];
     for (int v = 0; v < VECTORS; v++) row[v] = load(weights + v * LANES);
     for (int r = 0; r < R; r++)
