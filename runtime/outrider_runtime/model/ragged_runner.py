@@ -6,7 +6,6 @@ Knows nothing of requests, sampling or drafts: token ids in, logits out, positio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 
 import structlog
 import torch
@@ -15,25 +14,23 @@ from transformers import PreTrainedModel
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model import paged_proof
 from outrider_runtime.model.attention import ATTENTION_NAME, Watcher, forward_context
-from outrider_runtime.model.attention_weights import AskingRows, AttentionWeights
-from outrider_runtime.model.batch import Places, RaggedBatch, SequenceRows
+from outrider_runtime.model.batch import RaggedBatch, SequenceRows
 from outrider_runtime.model.causal_bias import CausalBias
 from outrider_runtime.model.compiled.choice import StepChoice
 from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.compiled.proof import same_bits
 from outrider_runtime.model.compiled.recipe import Recipe
 from outrider_runtime.model.compiled.step import CompiledStep
-from outrider_runtime.model.decoder_layers import DecoderLayers
 from outrider_runtime.model.device import is_out_of_memory
 from outrider_runtime.model.forward_step import ForwardStep
 from outrider_runtime.model.kernels import choice
 from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.kv_storage import KVStorage
+from outrider_runtime.model.layer_reader import LayerReader
 from outrider_runtime.model.layer_reading import LayerReading
 from outrider_runtime.model.model_facts import (
     max_model_len,
-    num_attention_heads,
     num_input_ids,
     num_output_ids,
     ties_embeddings,
@@ -98,7 +95,7 @@ class RaggedRunner:
         self._bias = CausalBias(device=self.device, dtype=self.dtype)
         self._storage, self.pool = KVStorage(1, block_size), KVPool(1, block_size)
         self.layers: LayerShapes | None = None
-        self._layers: DecoderLayers | None = None
+        self._reader: LayerReader | None = None
         self._learn_shapes()
         if not self._windows:
             raise UnsupportedModel(
@@ -217,12 +214,12 @@ class RaggedRunner:
         """Runs one token, so that the storage has seen every layer and so have we."""
         handle = self.pool.create()
         try:
-            self._layers = DecoderLayers(self._model)
-            last = len(self._layers)
+            self._reader = LayerReader(self._model, group=self._group)
+            last = len(self._reader)
             reading = LayerReading(1, hidden_of=range(last + 1), weights=True)
             self.forward([SequenceRows(handle, [0], 0, [reading])])
         except Exception as why:  # what runs is served, whether or not it can be read
-            self._layers = None
+            self._reader = None
             self.forward([SequenceRows(handle, [0], 0)])
             _log.info("layers_unreadable", model=type(self._model).__name__, why=str(why))
             return
@@ -319,50 +316,18 @@ class RaggedRunner:
         return logits
 
     def _run_first_layers(self, batch: RaggedBatch, num_layers: int) -> torch.Tensor:
-        assert self._layers is not None
-        with self._layers.only_first(num_layers):
+        assert self._reader is not None
+        with self._reader.only_first(num_layers):
             return self._call_model(batch, self._storage)
 
     def _run_and_read(self, batch: RaggedBatch, step: ForwardStep) -> torch.Tensor:
         """As `_run`, and fills the readings."""
-        assert self._layers is not None
-        items = step.batch
-        asking = [
-            (reading, range(end - reading.num_rows, end), item.handle)
-            for item, end in zip(items, accumulate(len(i.token_ids) for i in items), strict=True)
-            for reading in item.readings
-        ]
-        weighed = [one for one in asking if one[0].weights]
-        weights = AttentionWeights(
-            [
-                AskingRows(rows.start, len(rows), self._slots(step.places, handle))
-                for _, rows, handle in weighed
-            ]
+        assert self._reader is not None
+        logits = self._reader.read(
+            step, lambda watcher: self._call_model(batch, self._storage, watcher)
         )
-        layers = {layer for reading, _, _ in asking for layer in reading.layers}
-        with self._layers.watched(layers) as hidden:
-            logits = self._call_model(batch, self._storage, weights if weighed else None)
         self._windows = batch.windows
-        for reading, rows, _ in asking:
-            states = {layer: hidden[layer][rows.start : rows.stop] for layer in reading.layers}
-            reading.hidden_states = {layer: states[layer] for layer in reading.hidden_of}
-            reading.logits = {
-                layer: self._layers.project(states[layer]) for layer in reading.logits_of
-            }
-        for (reading, _, _), found in zip(weighed, weights.by_rows, strict=True):
-            reading.attentions = [self._of_all_heads(layer) for layer in found]
         return logits
-
-    def _of_all_heads(self, weights: torch.Tensor) -> torch.Tensor:
-        """Of one layer: [heads of this rank, ...] -> [heads, ...]."""
-        if self._group is None or weights.shape[0] == num_attention_heads(self._model.config):
-            return weights
-        return self._group.gather_heads(weights)
-
-    def _slots(self, places: Places, handle: int) -> torch.Tensor:
-        """Of all positions of a sequence."""
-        slots = places.slots(handle, 0, places.length(handle))
-        return torch.tensor(slots, device=self.device)
 
     def _call_model(
         self, batch: RaggedBatch, storage: KVStorage, watcher: Watcher | None = None
@@ -390,7 +355,11 @@ class RaggedRunner:
                     f"sequence {handle}: {num_logits} logits wanted of {len(token_ids)} rows"
                 )
             for reading in readings:
-                self._check_reading(handle, reading, len(token_ids))
+                if self._reader is None:
+                    raise ValueError(
+                        f"sequence {handle}: nothing can be read of this model's layers"
+                    )
+                self._reader.check(reading, handle=handle, num_rows=len(token_ids))
             if min(token_ids) < 0 or max(token_ids) >= self._num_input_ids:
                 raise ValueError(f"sequence {handle}: token id out of range")
             length = first_positions.get(handle, 0) + self.pool.length(handle) + len(token_ids)
@@ -398,11 +367,3 @@ class RaggedRunner:
                 raise ValueError(
                     f"sequence {handle}: longer than the model's {self.max_model_len} positions"
                 )
-
-    def _check_reading(self, handle: int, reading: LayerReading, num_rows: int) -> None:
-        if self._layers is None:
-            raise ValueError(f"sequence {handle}: nothing can be read of this model's layers")
-        if not 1 <= reading.num_rows <= num_rows:
-            raise ValueError(f"sequence {handle}: {reading.num_rows} of {num_rows} rows to read")
-        if reading.layers - set(range(len(self._layers) + 1)):
-            raise ValueError(f"sequence {handle}: it has {len(self._layers)} layers to read")
