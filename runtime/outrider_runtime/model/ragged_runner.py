@@ -23,6 +23,9 @@ from outrider_runtime.model.compiled.recipe import Recipe
 from outrider_runtime.model.compiled.step import CompiledStep
 from outrider_runtime.model.device import is_out_of_memory
 from outrider_runtime.model.forward_step import ForwardStep
+from outrider_runtime.model.graphed import choice as graph_choice
+from outrider_runtime.model.graphed.graph import MakeGraph
+from outrider_runtime.model.graphed.step import GraphedStep
 from outrider_runtime.model.kernels import choice
 from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 from outrider_runtime.model.kv_pool import KVPool
@@ -55,14 +58,16 @@ class RaggedRunner:
         block_size: positions per block.
         cpu_kernels: whether to run on kernels of our own.
         quantization: how they hold the weights of its linear layers.
-        compiled: whether to have the model compiled, where it runs on them.
+        compiled: whether to run forwards as one program: compiled, where the model runs on those
+            kernels, as graphs, where it attends where keys lie.
         paged_kernel: attends where keys lie, in layers that it fits, if it gives the same.
+        new_graph: makes graphs of the device, if it has any.
         group: the processes that share the model; all of them make their runners alike. Then the
             one that leads runs forwards, and the others `follow`.
 
     Raises:
         StartupError: the KV cache does not fit into memory, or the kernels, the quantised weights
-            or the compiled model cannot be had.
+            or forwards as one program cannot be had.
         UnsupportedModel: the model kept its own attention.
     """
 
@@ -76,6 +81,7 @@ class RaggedRunner:
         quantization: Quantization = Quantization.NONE,
         compiled: Compile = Compile.OFF,
         paged_kernel: PagedKernel | None = None,
+        new_graph: MakeGraph | None = None,
         group: RankGroup | None = None,
     ) -> None:
         model.set_attn_implementation(ATTENTION_NAME)
@@ -88,6 +94,7 @@ class RaggedRunner:
         self._tells = False
         self._quantization = quantization
         self._step_choice: StepChoice | None = None
+        self._graphs: GraphedStep | None = None
         self.vocab_size = num_output_ids(model)
         self.max_model_len = max_model_len(model.config)
         self.dtype: torch.dtype = model.dtype
@@ -111,8 +118,19 @@ class RaggedRunner:
             self._adopt_kernels()
         elif paged_kernel is not None:
             self._paged = self._adopt_paged(paged_kernel)
-        self._storage, self.pool = self._allocate(num_blocks), KVPool(num_blocks, block_size)
+        if compiled is Compile.OFF or self._paged is None or group is not None:
+            new_graph = None
+        spare = 0 if new_graph is None else graph_choice.SPARE_BLOCKS
+        self._storage = self._allocate(num_blocks, spare=spare)
+        self.pool = KVPool(num_blocks, block_size)
         self._step_choice = self._choose_step(compiled)
+        if new_graph is not None:
+            self._graphs = self._adopt_graphs(new_graph)
+        if compiled is Compile.ON and self._step_choice is None and self._graphs is None:
+            raise StartupError(
+                "--compile on: only models on the CPU kernels, and on GPUs with paged attention, "
+                "run as one program; the log may say more"
+            )
         self._tells = group is not None and group.leads
 
     @property
@@ -131,6 +149,11 @@ class RaggedRunner:
     def compiled(self) -> bool:
         """Whether plain forwards run compiled by now."""
         return self._step_choice is not None and self._step_choice.step is not None
+
+    @property
+    def graphed(self) -> bool:
+        """Whether plain forwards of few rows run as graphs."""
+        return self._graphs is not None
 
     @property
     def paged(self) -> bool:
@@ -261,9 +284,9 @@ class RaggedRunner:
         return range(min(self._num_input_ids, 251))
 
     @torch.inference_mode()
-    def _allocate(self, num_blocks: int) -> KVStorage:
+    def _allocate(self, num_blocks: int, *, spare: int) -> KVStorage:
         try:
-            return self._storage.resized(num_blocks)
+            return self._storage.resized(num_blocks + spare)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -280,11 +303,7 @@ class RaggedRunner:
         Raises:
             StartupError: a compiled one is insisted on and cannot be had.
         """
-        if wanted is Compile.OFF:
-            return None
-        if not self._kernels:
-            if wanted is Compile.ON:
-                raise StartupError("--compile on: only models on the CPU kernels are compiled")
+        if wanted is Compile.OFF or not self._kernels:
             return None
         layers = self._storage.layers
         block_size = self.pool.block_size
@@ -306,7 +325,22 @@ class RaggedRunner:
 
         return StepChoice(self._model, recipe, wanted, proves_right=proves_right)
 
+    def _adopt_graphs(self, new_graph: MakeGraph) -> GraphedStep | None:
+        return graph_choice.adopt(
+            new_graph,
+            self._call_model,
+            storage=self._storage,
+            num_blocks=self.pool.num_blocks,
+            block_size=self.pool.block_size,
+            token_ids=self._some_ids,
+            bias=self._bias,
+            max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
+        )
+
     def _run(self, batch: RaggedBatch) -> torch.Tensor:
+        if self._graphs is not None and (logits := self._graphs.run(batch)) is not None:
+            return logits
         if self._step_choice is not None:
             self._step_choice.look()
             if (step := self._step_choice.step) is not None:
