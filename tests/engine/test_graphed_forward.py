@@ -443,6 +443,7 @@ def test_a_fault_in_mid_traffic_costs_graphs_and_no_request() -> None:
         actual += random_traffic(runner, turns=5)
     expected += random_traffic(plain, turns=5)
     assert rejections(logs) == ["CUDA error: an illegal instruction"]
+    assert not runner.graphed
     assert all(map(torch.equal, actual, expected))
 
 

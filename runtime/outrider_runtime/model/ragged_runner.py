@@ -16,11 +16,9 @@ from outrider_runtime.model import paged_proof
 from outrider_runtime.model.attention import ATTENTION_NAME, Watcher, forward_context
 from outrider_runtime.model.batch import RaggedBatch, SequenceRows
 from outrider_runtime.model.causal_bias import CausalBias
+from outrider_runtime.model.compiled import choice as step_choice
 from outrider_runtime.model.compiled.choice import StepChoice
 from outrider_runtime.model.compiled.mode import Compile
-from outrider_runtime.model.compiled.proof import same_bits
-from outrider_runtime.model.compiled.recipe import Recipe
-from outrider_runtime.model.compiled.step import CompiledStep
 from outrider_runtime.model.device import is_out_of_memory
 from outrider_runtime.model.forward_step import ForwardStep
 from outrider_runtime.model.graphed import choice as graph_choice
@@ -41,6 +39,7 @@ from outrider_runtime.model.model_facts import (
 from outrider_runtime.model.paged_attention import PagedAttention
 from outrider_runtime.model.paged_kernel import PagedKernel
 from outrider_runtime.model.rank_group import RankGroup
+from outrider_runtime.model.row_rules import RowRules
 from outrider_runtime.model.runner import LayerShapes
 from outrider_runtime.model.support import UnsupportedModel
 
@@ -86,7 +85,6 @@ class RaggedRunner:
     ) -> None:
         model.set_attn_implementation(ATTENTION_NAME)
         self._model = model.eval()
-        self._num_input_ids = num_input_ids(model)
         self._windows: frozenset[int | None] = frozenset()
         self._kernels = False
         self._paged: PagedAttention | None = None
@@ -97,6 +95,7 @@ class RaggedRunner:
         self._graphs: GraphedStep | None = None
         self.vocab_size = num_output_ids(model)
         self.max_model_len = max_model_len(model.config)
+        self._rules = RowRules(num_input_ids(model), self.max_model_len)
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self._bias = CausalBias(device=self.device, dtype=self.dtype)
@@ -123,7 +122,8 @@ class RaggedRunner:
         spare = 0 if new_graph is None else graph_choice.SPARE_BLOCKS
         self._storage = self._allocate(num_blocks, spare=spare)
         self.pool = KVPool(num_blocks, block_size)
-        self._step_choice = self._choose_step(compiled)
+        if self._kernels and compiled is not Compile.OFF:
+            self._step_choice = self._choose_step(compiled)
         if new_graph is not None:
             self._graphs = self._adopt_graphs(new_graph)
         if compiled is Compile.ON and self._step_choice is None and self._graphs is None:
@@ -153,7 +153,7 @@ class RaggedRunner:
     @property
     def graphed(self) -> bool:
         """Whether plain forwards of few rows run as graphs."""
-        return self._graphs is not None
+        return self._graphs is not None and bool(self._graphs.sizes)
 
     @property
     def paged(self) -> bool:
@@ -190,7 +190,9 @@ class RaggedRunner:
                 do; the same at every call.
         """
         first_positions = first_positions or {}
-        self._check(batch, first_positions)
+        self._rules.check(
+            batch, places=self.pool, first_positions=first_positions, reader=self._reader
+        )
         copies = self.pool.append_all((item.handle, len(item.token_ids)) for item in batch)
         step = ForwardStep(batch, num_layers, first_positions, copies, self.pool)
         try:
@@ -256,7 +258,7 @@ class RaggedRunner:
     @torch.inference_mode()
     def _adopt_kernels(self) -> None:
         """Puts the kernels in, if the model gives the same with them; then quantises, if wanted."""
-        token_ids = [i % self._num_input_ids for i in range(self.pool.block_size)]
+        token_ids = [i % self._rules.num_input_ids for i in range(self.pool.block_size)]
 
         def logits() -> torch.Tensor:
             self.pool = KVPool(1, self.pool.block_size)
@@ -281,7 +283,7 @@ class RaggedRunner:
     @property
     def _some_ids(self) -> range:
         """Token ids to make texts of."""
-        return range(min(self._num_input_ids, 251))
+        return range(min(self._rules.num_input_ids, 251))
 
     @torch.inference_mode()
     def _allocate(self, num_blocks: int, *, spare: int) -> KVStorage:
@@ -297,33 +299,17 @@ class RaggedRunner:
                 f"of {self.device}: make it smaller"
             ) from error
 
-    def _choose_step(self, wanted: Compile) -> StepChoice | None:
-        """What runs plain forwards, where there is a choice.
-
-        Raises:
-            StartupError: a compiled one is insisted on and cannot be had.
-        """
-        if wanted is Compile.OFF or not self._kernels:
-            return None
-        layers = self._storage.layers
-        block_size = self.pool.block_size
-        recipe = Recipe.of(
+    def _choose_step(self, wanted: Compile) -> StepChoice:
+        return step_choice.choose(
+            wanted,
             self._model,
+            self._call_model,
             quantization=self._quantization,
-            block_size=block_size,
-            kv_widths=[rows.shape[1] for rows in layers],
+            storage=self._storage,
+            block_size=self.pool.block_size,
+            token_ids=self._some_ids,
+            max_model_len=self.max_model_len,
         )
-
-        def proves_right(step: CompiledStep) -> bool:
-            return same_bits(
-                [self._call_model, lambda batch, storage: step.run(batch, storage.layers)],
-                storage=self._storage,
-                block_size=block_size,
-                token_ids=self._some_ids,
-                max_model_len=self.max_model_len,
-            )
-
-        return StepChoice(self._model, recipe, wanted, proves_right=proves_right)
 
     def _adopt_graphs(self, new_graph: MakeGraph) -> GraphedStep | None:
         return graph_choice.adopt(
@@ -377,27 +363,3 @@ class RaggedRunner:
             )
         logits: torch.Tensor = output.logits[0]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def _check(self, batch: Sequence[SequenceRows], first_positions: Mapping[int, int]) -> None:
-        if not batch:
-            raise ValueError("a batch holds at least one sequence")
-        for handle, token_ids, num_logits, readings in batch:
-            if not token_ids:
-                raise ValueError(f"sequence {handle}: no new tokens")
-            if not 0 <= num_logits <= len(token_ids):
-                raise ValueError(
-                    f"sequence {handle}: {num_logits} logits wanted of {len(token_ids)} rows"
-                )
-            for reading in readings:
-                if self._reader is None:
-                    raise ValueError(
-                        f"sequence {handle}: nothing can be read of this model's layers"
-                    )
-                self._reader.check(reading, handle=handle, num_rows=len(token_ids))
-            if min(token_ids) < 0 or max(token_ids) >= self._num_input_ids:
-                raise ValueError(f"sequence {handle}: token id out of range")
-            length = first_positions.get(handle, 0) + self.pool.length(handle) + len(token_ids)
-            if length > self.max_model_len:
-                raise ValueError(
-                    f"sequence {handle}: longer than the model's {self.max_model_len} positions"
-                )
