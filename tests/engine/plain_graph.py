@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -40,7 +41,8 @@ class TapeGraph:
 
     def record(self, run: Callable[[], None]) -> None:
         run()
-        with _Recorder(self._tape):
+        # The one way to wait that passes by operators on the CPU.
+        with _Recorder(self._tape), patch.object(torch.Tensor, "tolist", _refuse):
             run()
 
     def replay(self) -> None:
@@ -64,11 +66,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         repeats = func is _aten.repeat_interleave.Tensor
         if func.overloadpacket in _WAITS or masks or repeats:
-            raise RuntimeError(f"{func}: operation not permitted when stream is capturing\nat all")
+            _refuse(func)
         kwargs = kwargs or {}
         results = func(*args, **kwargs)
         self._tape.append((func, args, kwargs, list(_tensors(results))))
         return results
+
+
+def _refuse(what: object) -> NoReturn:
+    raise RuntimeError("operation not permitted when stream is capturing\nat all")
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:

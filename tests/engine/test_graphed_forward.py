@@ -16,7 +16,7 @@ import torch
 from engine.mixed_batches import expected_logits, run_mixed_batches
 from engine.plain_graph import RerunGraph, TapeGraph
 from engine.plain_model import largest_difference, plain_model, random_ids
-from engine.plain_varlen import StaticVarlen
+from engine.plain_varlen import PlainVarlen, StaticVarlen
 from engine.tiny_models import SUPPORTED, VOCAB_SIZE, build_tiny
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.attention_weights import ScoreRule
@@ -173,6 +173,17 @@ def test_any_traffic_has_the_bits_it_has_without_graphs(name: str) -> None:
     assert all(logits.dtype is torch.float32 for logits in actual)
 
 
+def test_sixteen_bit_models_give_scores_of_thirty_two() -> None:
+    graphs = Counted()
+    runner, plain = (
+        runner_of(row_wise("llama", dtype=torch.bfloat16), make) for make in (graphs, None)
+    )
+    assert runner.graphed
+    actual, expected = random_traffic(runner, turns=10), random_traffic(plain, turns=10)
+    assert all(map(torch.equal, actual, expected))
+    assert {logits.dtype for logits in actual} == {torch.float32}
+
+
 def test_a_smaller_batch_sees_nothing_of_a_larger_one_before() -> None:
     runner, fresh = (runner_of(row_wise("llama"), TapeGraph) for _ in range(2))
     many = [SequenceRows(runner.pool.create(), random_ids(3 + i, seed=i), 1) for i in range(9)]
@@ -318,6 +329,10 @@ class TestAtLoad:
         model = build_tiny("mixtral", dtype=torch.float64)
         assert "not permitted when stream is capturing" in self.rejected(model, TapeGraph)
         assert runner_of(model, RerunGraph).graphed
+
+    def test_a_kernel_that_waits_for_its_numbers_cannot_be_recorded(self) -> None:
+        why = self.rejected("llama", TapeGraph, attend=PlainVarlen())
+        assert "not permitted when stream is capturing" in why
 
     def test_what_a_graph_cannot_see_is_noticed(self) -> None:
         """Positions that pass through Python are those of the recording for ever."""
