@@ -9,6 +9,7 @@ import structlog
 import torch
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model import loader, paged_kernel
+from outrider_runtime.model.graphed import graph
 from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.tokenizer import fingerprint, load_tokenizer
 
@@ -51,6 +52,7 @@ def build(settings: ModelSettings, metrics: DraftMetrics) -> Drafter:
         quantization=settings.quantization,
         compiled=settings.compile,
         paged_kernel=paged_kernel.find(device=loaded.model.device, dtype=loaded.model.dtype),
+        new_graph=graph.find(loaded.model.device),
     )
     limits = [loaded.max_model_len, runner.max_model_len, num_blocks * settings.block_size]
     if settings.max_model_len is not None:

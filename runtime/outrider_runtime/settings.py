@@ -192,6 +192,7 @@ CompileModel = Annotated[
     flag(
         "--compile",
         "auto: a model on those kernels is compiled as a whole, once, in a process beside the "
-        "service; on: before it starts, or it does not start; off: Python runs the model.",
+        "service; on a GPU with paged attention, forwards of few rows become CUDA graphs at each "
+        "start. on: either before it serves, or it does not start; off: Python runs the model.",
     ),
 ]

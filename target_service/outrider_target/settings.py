@@ -46,7 +46,7 @@ class ModelSettings:
     """How those hold the weights of linear layers."""
 
     compile: Compile = Compile.AUTO
-    """Whether a model on those kernels is compiled as a whole."""
+    """Whether forwards run as one program: compiled on those kernels, as graphs on a GPU."""
 
     max_model_len: int | None = None
     """Longest prompt plus output; None: what the model's configuration says."""

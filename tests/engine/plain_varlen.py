@@ -64,6 +64,59 @@ class PlainVarlen:
         return out
 
 
+class StaticVarlen:
+    """The same without a look at any number, as a graph needs it. Remembers what it was told.
+
+    A row's bits depend on its own keys alone: sums run over as many as there may be, seen or not.
+    """
+
+    def __init__(self) -> None:
+        self.told: set[tuple[int, int]] = set()
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seq_q: torch.Tensor,
+        cu_seq_k: None,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float,
+        window_size: tuple[int, int],
+        enable_gqa: bool,
+        seqused_k: torch.Tensor,
+        block_table: torch.Tensor,
+        num_splits: int,
+    ) -> torch.Tensor:
+        self.told.add((max_q, max_k))
+        size, (num_rows, heads, _), key_heads = key.shape[1], query.shape, key.shape[2]
+        row = torch.arange(num_rows)
+        found = torch.searchsorted(cu_seq_q[1:].long(), row, right=True)
+        sequence = found.clamp(max=len(seqused_k) - 1)  # [rows]
+        length = seqused_k[sequence, None]
+        own = length - cu_seq_q[sequence + 1, None] + row[:, None]  # [rows, 1]
+        at = torch.arange(max_k)
+        tables = block_table[sequence].long()
+        block = tables.gather(1, (at // size).clamp(max=tables.shape[1] - 1).expand(num_rows, -1))
+        hidden = (at > own) | (found > sequence)[:, None]  # [rows, keys]
+        if window_size[0] >= 0:
+            hidden = hidden | (at < own - window_size[0])
+        slot = torch.where(hidden, 0, block * size + at % size)
+        shape = (num_rows, max_k, key_heads, heads // key_heads, -1)
+        keys, values = (
+            torch.where(hidden[:, :, None, None], 0, kv.flatten(0, 1)[slot])[:, :, :, None]
+            .expand(shape)
+            .flatten(2, 3)
+            .transpose(1, 2)  # [rows, heads, keys, dim]
+            for kv in (key, value)
+        )
+        scores = (query[:, :, None] * keys).sum(3) * scale
+        weights = scores.masked_fill(hidden[:, None], float("-inf")).softmax(2)
+        return (weights[..., None] * values).sum(2)
+
+
 def _attend(
     query: torch.Tensor,
     keys: torch.Tensor,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -78,10 +79,11 @@ class RaggedBatch:
         first_positions: by handle, the position of a sequence's first token where it is not 0.
 
     Attributes:
-        input_ids: int64 [1, rows].
-        position_ids: int64 [1, rows], counted within each sequence.
-        write_slots: int64 [rows], where each row's keys and values go.
-        logits_rows: int64 [wanted rows], or None: all rows.
+        num_rows: rows of all sequences.
+        table: int64 [5, rows], on the host: of each row its token, its position, the slot where its
+            keys and values go, its sequence in the batch and its place there.
+        wanted: the rows whose logits are wanted.
+        spans: of each sequence its rows and its blocks.
     """
 
     def __init__(
@@ -97,33 +99,55 @@ class RaggedBatch:
         self._groups: dict[int | None, list[AttentionGroup]] = {}
         self._pages: Pages | None = None
         self._paged_keys: PagedKeys | None = None
-        self._spans: list[Span] = []
+        self.spans: list[Span] = []
+        self.wanted: list[int] = []
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         sequences: list[int] = []
         indices: list[int] = []
-        wanted: list[int] = []
         for number, item in enumerate(items):
             count, length = len(item.token_ids), pool.length(item.handle)
             past, first = length - count, len(tokens)
-            self._spans.append(Span(first, count, past, pool.table(item.handle)))
+            self.spans.append(Span(first, count, past, pool.table(item.handle)))
             tokens += item.token_ids
             shift = first_positions.get(item.handle, 0)
             positions += range(shift + past, shift + length)
             slots += pool.slots(item.handle, past, length)
             sequences += [number] * count
             indices += range(past, length)
-            wanted += range(first + count - item.num_logits, first + count)
-        # One transfer for all of them.
-        rows = np.array([tokens, positions, slots, sequences, indices], dtype=np.int64)
-        table = torch.from_numpy(rows).to(device)
-        self.input_ids = table[:1]
-        self.position_ids = table[1:2]
-        self.write_slots = table[2]
-        self._rows_of = table[3:]
-        every = len(wanted) == len(tokens)
-        self.logits_rows = None if every else torch.tensor(wanted, dtype=torch.int64, device=device)
+            self.wanted += range(first + count - item.num_logits, first + count)
+        self.num_rows = len(tokens)
+        self.table: npt.NDArray[np.int64] = np.array(
+            [tokens, positions, slots, sequences, indices], dtype=np.int64
+        )
+
+    @cached_property
+    def input_ids(self) -> torch.Tensor:
+        """int64 [1, rows]."""
+        return self._sent[:1]
+
+    @cached_property
+    def position_ids(self) -> torch.Tensor:
+        """int64 [1, rows], counted within each sequence."""
+        return self._sent[1:2]
+
+    @cached_property
+    def write_slots(self) -> torch.Tensor:
+        """int64 [rows], where each row's keys and values go."""
+        return self._sent[2]
+
+    @cached_property
+    def logits_rows(self) -> torch.Tensor | None:
+        """int64 [wanted rows], or None: all rows."""
+        if len(self.wanted) == self.num_rows:
+            return None
+        return torch.tensor(self.wanted, dtype=torch.int64, device=self._where.device)
+
+    @cached_property
+    def _sent(self) -> torch.Tensor:
+        """The table where the model is: one transfer for all of it, once somebody asks."""
+        return torch.from_numpy(self.table).to(self._where.device)
 
     @property
     def windows(self) -> frozenset[int | None]:
@@ -135,7 +159,7 @@ class RaggedBatch:
         groups = self._groups.get(window)
         if groups is None:
             groups = self._groups[window] = group_spans(
-                self._spans, window=window, where=self._where
+                self.spans, window=window, where=self._where
             )
         return groups
 
@@ -143,10 +167,10 @@ class RaggedBatch:
     def pages(self) -> Pages:
         """Where everything is; computed once for all layers."""
         if self._pages is None:
-            tables = np.zeros((len(self._spans), self._widest), dtype=np.int64)
-            self._fill(tables)
+            tables = np.zeros((len(self.spans), self.widest), dtype=np.int64)
+            self.fill(tables)
             self._pages = Pages(
-                rows_of=self._rows_of,
+                rows_of=self._sent[3:],
                 tables=torch.from_numpy(tables).to(self._where.device),
                 block_size=self._where.block_size,
             )
@@ -156,11 +180,11 @@ class RaggedBatch:
     def paged_keys(self) -> PagedKeys:
         """Where everything is, for paged attention; computed once for all layers."""
         if self._paged_keys is None:
-            count = len(self._spans)
-            facts = np.zeros(2 * count + 1 + count * self._widest, dtype=np.int32)
-            facts[1 : count + 1] = [span.first_row + span.num_rows for span in self._spans]
-            facts[count + 1 : 2 * count + 1] = [span.length for span in self._spans]
-            self._fill(facts[2 * count + 1 :].reshape(count, -1))
+            count = len(self.spans)
+            facts = np.zeros(2 * count + 1 + count * self.widest, dtype=np.int32)
+            facts[1 : count + 1] = [span.first_row + span.num_rows for span in self.spans]
+            facts[count + 1 : 2 * count + 1] = [span.length for span in self.spans]
+            self.fill(facts[2 * count + 1 :].reshape(count, -1))
             # One transfer for all of them.
             sent = torch.from_numpy(facts).to(self._where.device)
             self._paged_keys = PagedKeys(
@@ -168,16 +192,16 @@ class RaggedBatch:
                 lengths=sent[count + 1 : 2 * count + 1],
                 tables=sent[2 * count + 1 :].view(count, -1),
                 block_size=self._where.block_size,
-                most_rows=max(span.num_rows for span in self._spans),
+                most_rows=max(span.num_rows for span in self.spans),
             )
         return self._paged_keys
 
     @property
-    def _widest(self) -> int:
+    def widest(self) -> int:
         """Blocks of the longest sequence."""
-        return max(len(span.table) for span in self._spans)
+        return max(len(span.table) for span in self.spans)
 
-    def _fill(self, tables: npt.NDArray[Any]) -> None:
-        """Writes the block tables to the rows of an array of zeros."""
-        for row, span in zip(tables, self._spans, strict=True):
+    def fill(self, tables: npt.NDArray[Any]) -> None:
+        """Writes the block tables to the first rows of an array [sequences or more, blocks]."""
+        for row, span in zip(tables, self.spans, strict=False):
             row[: len(span.table)] = span.table  # of a long text too: copied, not converted

@@ -6,7 +6,6 @@ Knows nothing of requests, sampling or drafts: token ids in, logits out, positio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 
 import structlog
 import torch
@@ -15,25 +14,24 @@ from transformers import PreTrainedModel
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model import paged_proof
 from outrider_runtime.model.attention import ATTENTION_NAME, Watcher, forward_context
-from outrider_runtime.model.attention_weights import AskingRows, AttentionWeights
-from outrider_runtime.model.batch import Places, RaggedBatch, SequenceRows
+from outrider_runtime.model.batch import RaggedBatch, SequenceRows
 from outrider_runtime.model.causal_bias import CausalBias
+from outrider_runtime.model.compiled import choice as step_choice
 from outrider_runtime.model.compiled.choice import StepChoice
 from outrider_runtime.model.compiled.mode import Compile
-from outrider_runtime.model.compiled.proof import same_bits
-from outrider_runtime.model.compiled.recipe import Recipe
-from outrider_runtime.model.compiled.step import CompiledStep
-from outrider_runtime.model.decoder_layers import DecoderLayers
 from outrider_runtime.model.device import is_out_of_memory
 from outrider_runtime.model.forward_step import ForwardStep
+from outrider_runtime.model.graphed import choice as graph_choice
+from outrider_runtime.model.graphed.graph import MakeGraph
+from outrider_runtime.model.graphed.step import GraphedStep
 from outrider_runtime.model.kernels import choice
 from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
 from outrider_runtime.model.kv_pool import KVPool
 from outrider_runtime.model.kv_storage import KVStorage
+from outrider_runtime.model.layer_reader import LayerReader
 from outrider_runtime.model.layer_reading import LayerReading
 from outrider_runtime.model.model_facts import (
     max_model_len,
-    num_attention_heads,
     num_input_ids,
     num_output_ids,
     ties_embeddings,
@@ -41,6 +39,7 @@ from outrider_runtime.model.model_facts import (
 from outrider_runtime.model.paged_attention import PagedAttention
 from outrider_runtime.model.paged_kernel import PagedKernel
 from outrider_runtime.model.rank_group import RankGroup
+from outrider_runtime.model.row_rules import RowRules
 from outrider_runtime.model.runner import LayerShapes
 from outrider_runtime.model.support import UnsupportedModel
 
@@ -58,14 +57,16 @@ class RaggedRunner:
         block_size: positions per block.
         cpu_kernels: whether to run on kernels of our own.
         quantization: how they hold the weights of its linear layers.
-        compiled: whether to have the model compiled, where it runs on them.
+        compiled: whether to run forwards as one program: compiled, where the model runs on those
+            kernels, as graphs, where it attends where keys lie.
         paged_kernel: attends where keys lie, in layers that it fits, if it gives the same.
+        new_graph: makes graphs of the device, if it has any.
         group: the processes that share the model; all of them make their runners alike. Then the
             one that leads runs forwards, and the others `follow`.
 
     Raises:
         StartupError: the KV cache does not fit into memory, or the kernels, the quantised weights
-            or the compiled model cannot be had.
+            or forwards as one program cannot be had.
         UnsupportedModel: the model kept its own attention.
     """
 
@@ -79,11 +80,11 @@ class RaggedRunner:
         quantization: Quantization = Quantization.NONE,
         compiled: Compile = Compile.OFF,
         paged_kernel: PagedKernel | None = None,
+        new_graph: MakeGraph | None = None,
         group: RankGroup | None = None,
     ) -> None:
         model.set_attn_implementation(ATTENTION_NAME)
         self._model = model.eval()
-        self._num_input_ids = num_input_ids(model)
         self._windows: frozenset[int | None] = frozenset()
         self._kernels = False
         self._paged: PagedAttention | None = None
@@ -91,14 +92,16 @@ class RaggedRunner:
         self._tells = False
         self._quantization = quantization
         self._step_choice: StepChoice | None = None
+        self._graphs: GraphedStep | None = None
         self.vocab_size = num_output_ids(model)
         self.max_model_len = max_model_len(model.config)
+        self._rules = RowRules(num_input_ids(model), self.max_model_len)
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self._bias = CausalBias(device=self.device, dtype=self.dtype)
         self._storage, self.pool = KVStorage(1, block_size), KVPool(1, block_size)
         self.layers: LayerShapes | None = None
-        self._layers: DecoderLayers | None = None
+        self._reader: LayerReader | None = None
         self._learn_shapes()
         if not self._windows:
             raise UnsupportedModel(
@@ -114,8 +117,20 @@ class RaggedRunner:
             self._adopt_kernels()
         elif paged_kernel is not None:
             self._paged = self._adopt_paged(paged_kernel)
-        self._storage, self.pool = self._allocate(num_blocks), KVPool(num_blocks, block_size)
-        self._step_choice = self._choose_step(compiled)
+        if compiled is Compile.OFF or self._paged is None or group is not None:
+            new_graph = None
+        spare = 0 if new_graph is None else graph_choice.SPARE_BLOCKS
+        self._storage = self._allocate(num_blocks, spare=spare)
+        self.pool = KVPool(num_blocks, block_size)
+        if self._kernels and compiled is not Compile.OFF:
+            self._step_choice = self._choose_step(compiled)
+        if new_graph is not None:
+            self._graphs = self._adopt_graphs(new_graph)
+        if compiled is Compile.ON and self._step_choice is None and self._graphs is None:
+            raise StartupError(
+                "--compile on: only models on the CPU kernels, and on GPUs with paged attention, "
+                "run as one program; the log may say more"
+            )
         self._tells = group is not None and group.leads
 
     @property
@@ -134,6 +149,11 @@ class RaggedRunner:
     def compiled(self) -> bool:
         """Whether plain forwards run compiled by now."""
         return self._step_choice is not None and self._step_choice.step is not None
+
+    @property
+    def graphed(self) -> bool:
+        """Whether plain forwards of few rows run as graphs."""
+        return self._graphs is not None and bool(self._graphs.sizes)
 
     @property
     def paged(self) -> bool:
@@ -170,7 +190,9 @@ class RaggedRunner:
                 do; the same at every call.
         """
         first_positions = first_positions or {}
-        self._check(batch, first_positions)
+        self._rules.check(
+            batch, places=self.pool, first_positions=first_positions, reader=self._reader
+        )
         copies = self.pool.append_all((item.handle, len(item.token_ids)) for item in batch)
         step = ForwardStep(batch, num_layers, first_positions, copies, self.pool)
         try:
@@ -217,12 +239,12 @@ class RaggedRunner:
         """Runs one token, so that the storage has seen every layer and so have we."""
         handle = self.pool.create()
         try:
-            self._layers = DecoderLayers(self._model)
-            last = len(self._layers)
+            self._reader = LayerReader(self._model, group=self._group)
+            last = len(self._reader)
             reading = LayerReading(1, hidden_of=range(last + 1), weights=True)
             self.forward([SequenceRows(handle, [0], 0, [reading])])
         except Exception as why:  # what runs is served, whether or not it can be read
-            self._layers = None
+            self._reader = None
             self.forward([SequenceRows(handle, [0], 0)])
             _log.info("layers_unreadable", model=type(self._model).__name__, why=str(why))
             return
@@ -236,7 +258,7 @@ class RaggedRunner:
     @torch.inference_mode()
     def _adopt_kernels(self) -> None:
         """Puts the kernels in, if the model gives the same with them; then quantises, if wanted."""
-        token_ids = [i % self._num_input_ids for i in range(self.pool.block_size)]
+        token_ids = [i % self._rules.num_input_ids for i in range(self.pool.block_size)]
 
         def logits() -> torch.Tensor:
             self.pool = KVPool(1, self.pool.block_size)
@@ -261,12 +283,12 @@ class RaggedRunner:
     @property
     def _some_ids(self) -> range:
         """Token ids to make texts of."""
-        return range(min(self._num_input_ids, 251))
+        return range(min(self._rules.num_input_ids, 251))
 
     @torch.inference_mode()
-    def _allocate(self, num_blocks: int) -> KVStorage:
+    def _allocate(self, num_blocks: int, *, spare: int) -> KVStorage:
         try:
-            return self._storage.resized(num_blocks)
+            return self._storage.resized(num_blocks + spare)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -277,39 +299,34 @@ class RaggedRunner:
                 f"of {self.device}: make it smaller"
             ) from error
 
-    def _choose_step(self, wanted: Compile) -> StepChoice | None:
-        """What runs plain forwards, where there is a choice.
-
-        Raises:
-            StartupError: a compiled one is insisted on and cannot be had.
-        """
-        if wanted is Compile.OFF:
-            return None
-        if not self._kernels:
-            if wanted is Compile.ON:
-                raise StartupError("--compile on: only models on the CPU kernels are compiled")
-            return None
-        layers = self._storage.layers
-        block_size = self.pool.block_size
-        recipe = Recipe.of(
+    def _choose_step(self, wanted: Compile) -> StepChoice:
+        return step_choice.choose(
+            wanted,
             self._model,
+            self._call_model,
             quantization=self._quantization,
-            block_size=block_size,
-            kv_widths=[rows.shape[1] for rows in layers],
+            storage=self._storage,
+            block_size=self.pool.block_size,
+            token_ids=self._some_ids,
+            max_model_len=self.max_model_len,
         )
 
-        def proves_right(step: CompiledStep) -> bool:
-            return same_bits(
-                [self._call_model, lambda batch, storage: step.run(batch, storage.layers)],
-                storage=self._storage,
-                block_size=block_size,
-                token_ids=self._some_ids,
-                max_model_len=self.max_model_len,
-            )
-
-        return StepChoice(self._model, recipe, wanted, proves_right=proves_right)
+    def _adopt_graphs(self, new_graph: MakeGraph) -> GraphedStep | None:
+        return graph_choice.adopt(
+            new_graph,
+            self._call_model,
+            storage=self._storage,
+            num_blocks=self.pool.num_blocks,
+            block_size=self.pool.block_size,
+            token_ids=self._some_ids,
+            bias=self._bias,
+            max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
+        )
 
     def _run(self, batch: RaggedBatch) -> torch.Tensor:
+        if self._graphs is not None and (logits := self._graphs.run(batch)) is not None:
+            return logits
         if self._step_choice is not None:
             self._step_choice.look()
             if (step := self._step_choice.step) is not None:
@@ -319,50 +336,18 @@ class RaggedRunner:
         return logits
 
     def _run_first_layers(self, batch: RaggedBatch, num_layers: int) -> torch.Tensor:
-        assert self._layers is not None
-        with self._layers.only_first(num_layers):
+        assert self._reader is not None
+        with self._reader.only_first(num_layers):
             return self._call_model(batch, self._storage)
 
     def _run_and_read(self, batch: RaggedBatch, step: ForwardStep) -> torch.Tensor:
         """As `_run`, and fills the readings."""
-        assert self._layers is not None
-        items = step.batch
-        asking = [
-            (reading, range(end - reading.num_rows, end), item.handle)
-            for item, end in zip(items, accumulate(len(i.token_ids) for i in items), strict=True)
-            for reading in item.readings
-        ]
-        weighed = [one for one in asking if one[0].weights]
-        weights = AttentionWeights(
-            [
-                AskingRows(rows.start, len(rows), self._slots(step.places, handle))
-                for _, rows, handle in weighed
-            ]
+        assert self._reader is not None
+        logits = self._reader.read(
+            step, lambda watcher: self._call_model(batch, self._storage, watcher)
         )
-        layers = {layer for reading, _, _ in asking for layer in reading.layers}
-        with self._layers.watched(layers) as hidden:
-            logits = self._call_model(batch, self._storage, weights if weighed else None)
         self._windows = batch.windows
-        for reading, rows, _ in asking:
-            states = {layer: hidden[layer][rows.start : rows.stop] for layer in reading.layers}
-            reading.hidden_states = {layer: states[layer] for layer in reading.hidden_of}
-            reading.logits = {
-                layer: self._layers.project(states[layer]) for layer in reading.logits_of
-            }
-        for (reading, _, _), found in zip(weighed, weights.by_rows, strict=True):
-            reading.attentions = [self._of_all_heads(layer) for layer in found]
         return logits
-
-    def _of_all_heads(self, weights: torch.Tensor) -> torch.Tensor:
-        """Of one layer: [heads of this rank, ...] -> [heads, ...]."""
-        if self._group is None or weights.shape[0] == num_attention_heads(self._model.config):
-            return weights
-        return self._group.gather_heads(weights)
-
-    def _slots(self, places: Places, handle: int) -> torch.Tensor:
-        """Of all positions of a sequence."""
-        slots = places.slots(handle, 0, places.length(handle))
-        return torch.tensor(slots, device=self.device)
 
     def _call_model(
         self, batch: RaggedBatch, storage: KVStorage, watcher: Watcher | None = None
@@ -378,31 +363,3 @@ class RaggedRunner:
             )
         logits: torch.Tensor = output.logits[0]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def _check(self, batch: Sequence[SequenceRows], first_positions: Mapping[int, int]) -> None:
-        if not batch:
-            raise ValueError("a batch holds at least one sequence")
-        for handle, token_ids, num_logits, readings in batch:
-            if not token_ids:
-                raise ValueError(f"sequence {handle}: no new tokens")
-            if not 0 <= num_logits <= len(token_ids):
-                raise ValueError(
-                    f"sequence {handle}: {num_logits} logits wanted of {len(token_ids)} rows"
-                )
-            for reading in readings:
-                self._check_reading(handle, reading, len(token_ids))
-            if min(token_ids) < 0 or max(token_ids) >= self._num_input_ids:
-                raise ValueError(f"sequence {handle}: token id out of range")
-            length = first_positions.get(handle, 0) + self.pool.length(handle) + len(token_ids)
-            if length > self.max_model_len:
-                raise ValueError(
-                    f"sequence {handle}: longer than the model's {self.max_model_len} positions"
-                )
-
-    def _check_reading(self, handle: int, reading: LayerReading, num_rows: int) -> None:
-        if self._layers is None:
-            raise ValueError(f"sequence {handle}: nothing can be read of this model's layers")
-        if not 1 <= reading.num_rows <= num_rows:
-            raise ValueError(f"sequence {handle}: {reading.num_rows} of {num_rows} rows to read")
-        if reading.layers - set(range(len(self._layers) + 1)):
-            raise ValueError(f"sequence {handle}: it has {len(self._layers)} layers to read")

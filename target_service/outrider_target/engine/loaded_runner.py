@@ -7,6 +7,7 @@ import signal
 import structlog
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model import paged_kernel, threads
+from outrider_runtime.model.graphed import graph
 from outrider_runtime.model.loader import LoadedModel, load
 from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.model.rank_group import RankGroup, RanksLost
@@ -49,6 +50,7 @@ def make_runner(
         quantization=settings.model.quantization,
         compiled=settings.model.compile,
         paged_kernel=paged_kernel.find(device=loaded.model.device, dtype=loaded.model.dtype),
+        new_graph=graph.find(loaded.model.device),
         group=group,
     )
     return runner, max_model_len

@@ -5,7 +5,7 @@ Owned by a runner. It asks before each forward; most of the time there is nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,14 +14,63 @@ from transformers import PreTrainedModel
 
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.compiled.mode import Compile
+from outrider_runtime.model.compiled.proof import same_bits
 from outrider_runtime.model.compiled.recipe import Recipe
 from outrider_runtime.model.compiled.step import CompiledStep, UnusableStep
 from outrider_runtime.model.compiled.workshop import CompilationFailed, Workshop
+from outrider_runtime.model.kernels.mode import Quantization
+from outrider_runtime.model.kv_storage import KVStorage
+from outrider_runtime.model.rehearsal import Run
 
 _log = structlog.get_logger(__name__)
 
 _FORWARDS_BEFORE = 256
 """Forwards after which a service has shown that it will be used: compiling takes processor time."""
+
+
+def choose(
+    wanted: Compile,
+    model: PreTrainedModel,
+    run_model: Run,
+    *,
+    quantization: Quantization,
+    storage: KVStorage,
+    block_size: int,
+    token_ids: Sequence[int],
+    max_model_len: int,
+) -> StepChoice:
+    """Returns the choice for a model on the CPU kernels.
+
+    Args:
+        wanted: whether; not `OFF`.
+        model: whose forward.
+        run_model: runs one in Python.
+        quantization: how the kernels hold its weights.
+        storage: whose layers are used; its content is not.
+        block_size: positions per block.
+        token_ids: at least one, to make texts of.
+        max_model_len: positions that the model has.
+
+    Raises:
+        StartupError: it is insisted on and cannot be had.
+    """
+    recipe = Recipe.of(
+        model,
+        quantization=quantization,
+        block_size=block_size,
+        kv_widths=[rows.shape[1] for rows in storage.layers],
+    )
+
+    def proves_right(step: CompiledStep) -> bool:
+        return same_bits(
+            [run_model, lambda batch, storage: step.run(batch, storage.layers)],
+            storage=storage,
+            block_size=block_size,
+            token_ids=token_ids,
+            max_model_len=max_model_len,
+        )
+
+    return StepChoice(model, recipe, wanted, proves_right=proves_right)
 
 
 class StepChoice:
