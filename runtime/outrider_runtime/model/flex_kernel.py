@@ -21,7 +21,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch.nn.functional import pad
 
 from outrider_runtime.model import flex_tiles
 from outrider_runtime.model.attention_weights import ScoreRule
@@ -100,25 +99,23 @@ class FlexAttention:
         Raises:
             ValueError: the GPU's inner blocks do not fit the blocks of the pool.
         """
-        shape = TileShape.of(query.shape[1] // kv.num_heads)
+        shape = TileShape.of(heads=query.shape[1], key_heads=kv.num_heads)
         layout = _layout(keys, kv, num_rows=query.shape[2], window=rule.window, shape=shape)
         _clear(kv, layout, block_size=keys.block_size)
-        # Contiguous: models bring queries in more than one layout, each of which would be compiled.
-        rows = query[0].transpose(0, 1).contiguous()
-        _let_vary(rows, kv.rows, layout)
-        out: torch.Tensor = self._run(
+        filled = layout.tiles.fill(query[0])
+        _let_vary(filled, kv.rows, layout)
+        attended = self._run(
             self._flex,
-            rows,
+            filled,
             kv.rows,
             layout,
-            shape=shape,
-            dims=(kv.num_heads, kv.key_dim, kv.value_dim),
+            dims=(kv.key_dim, kv.value_dim),
             block_size=keys.block_size,
             score=_Score(rule.scaling, rule.softcap),
             sinks=rule.sinks,
             options=_options(self._flex, kv, keys.block_size),
         )
-        return out[None]
+        return layout.tiles.take(attended)[None]
 
 
 def load(*, device: torch.device, dtype: torch.dtype) -> PagedKernel:
@@ -180,9 +177,7 @@ def _layout(
             )
         tiles: Any = known[recorded, shape]
         ends: Any = known[recorded]
-        known[name] = _Layout(
-            tiles, flex_tiles.look(tiles, keys, window=window, shape=shape), *ends
-        )
+        known[name] = _Layout(tiles, flex_tiles.look(tiles, keys, window=window), *ends)
     return cast("_Layout", known[name])
 
 
@@ -209,12 +204,10 @@ def _clear(kv: LayerKV, layout: _Layout, *, block_size: int) -> None:
     blocks.index_copy_(0, layout.last_blocks, last.masked_fill_(layout.unwritten, 0))
 
 
-def _let_vary(rows: torch.Tensor, stored: torch.Tensor, layout: _Layout) -> None:
+def _let_vary(query: torch.Tensor, stored: torch.Tensor, layout: _Layout) -> None:
     """Tells the compiler which sizes change, so that it compiles once for all of them."""
-    tiles, sight = layout.tiles, layout.sight
-    for tensor in (rows, stored, tiles.sequences, tiles.sources, tiles.places, sight.num_blocks):
-        torch._dynamo.maybe_mark_dynamic(tensor, 0)
-    for tensor in (sight.newest, sight.hidden):
+    sequences, sight = layout.tiles.sequences, layout.sight
+    for tensor in (query, stored, sequences, sight.num_blocks, sight.newest, sight.hidden):
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
     torch._dynamo.maybe_mark_dynamic(sight.blocks, [0, 3])
     torch._dynamo.maybe_mark_dynamic(layout.first_positions, [0, 1])
@@ -244,12 +237,11 @@ def _options(flex: Flex, kv: LayerKV, block_size: int) -> dict[str, Any] | None:
 
 def _attend(
     flex: Flex,
-    rows: torch.Tensor,
+    query: torch.Tensor,
     stored: torch.Tensor,
     layout: _Layout,
     *,
-    shape: TileShape,
-    dims: tuple[int, int, int],
+    dims: tuple[int, int],
     block_size: int,
     score: _Score,
     sinks: torch.Tensor | None,
@@ -259,43 +251,45 @@ def _attend(
 
     Args:
         flex: torch's functions.
-        rows: [rows, heads, key_dim].
+        query: [tiles, key heads, slots, key_dim].
         stored: [slots of the pool, width].
         layout: of the batch.
-        shape: of its tiles.
-        dims: key heads, key_dim and value_dim.
+        dims: key_dim and value_dim.
         block_size: positions per block.
         score: how scores are made.
         sinks: [heads], or None.
         options: of the kernel.
 
     Returns:
-        [rows, heads, value_dim].
+        [tiles, key heads, slots, value_dim].
     """
-    (tiles, sight), first_positions = layout[:2], layout.first_positions
-    key_heads, key_dim, value_dim = dims
+    sequences, sight, first_positions = layout.tiles.sequences, layout.sight, layout.first_positions
+    num_tiles, key_heads, slots, _ = query.shape
+    check: Any = torch._check  # so that there is one size that varies, not six
+    for tensor in (sequences, sight.num_blocks, sight.blocks, sight.newest, sight.hidden):
+        check(tensor.shape[0] == num_tiles)
 
     def sees(
         tile: torch.Tensor, _: torch.Tensor, slot: torch.Tensor, key: torch.Tensor
     ) -> torch.Tensor:
-        first = first_positions[tiles.sequences[tile], key // block_size]
+        first = first_positions[sequences[tile], key // block_size]
         position = first + key % block_size
         return (position <= sight.newest[tile, slot]) & (position > sight.hidden[tile, slot])
 
-    softcap = score.softcap
+    bound = 1.0 if score.softcap is None else score.softcap
 
     def capped(value: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(value / softcap) * softcap
+        return torch.tanh(value / bound) * bound
 
     # A slot's row holds the keys of all heads, then the values. One batch of them for all tiles.
-    keys, values = stored.split([key_heads * key_dim, key_heads * value_dim], 1)
+    keys, values = stored[:, : key_heads * dims[0]], stored[:, key_heads * dims[0] :]
     found = flex.attend(
-        _into_tiles(rows, tiles, shape, key_heads),
-        keys.view(1, -1, key_heads, key_dim).transpose(1, 2),
-        values.view(1, -1, key_heads, value_dim).transpose(1, 2),
-        score_mod=None if softcap is None else capped,
+        query,
+        keys.view(1, -1, key_heads, dims[0]).transpose(1, 2),
+        values.view(1, -1, key_heads, dims[1]).transpose(1, 2),
+        score_mod=None if score.softcap is None else capped,
         block_mask=flex.block_mask(
-            seq_lengths=(shape.slots, stored.shape[0]),
+            seq_lengths=(slots, stored.shape[0]),
             kv_num_blocks=sight.num_blocks,
             kv_indices=sight.blocks,
             full_kv_num_blocks=None,
@@ -304,41 +298,18 @@ def _attend(
             q_indices=None,
             full_q_num_blocks=None,
             full_q_indices=None,
-            BLOCK_SIZE=(shape.slots, block_size),
+            BLOCK_SIZE=(slots, block_size),
             mask_mod=sees,
         ),
         scale=score.scaling,
         kernel_options=options,
         **(flex.lse_request if sinks is not None else {}),
     )
-    if sinks is not None:
-        found, told = found
-        lse = told if isinstance(told, torch.Tensor) else told.lse
-        # As if one more key took its share of the weights: exp(lse) / (exp(lse) + exp(sink)).
-        share = torch.sigmoid(lse - _of_slots(sinks, shape, key_heads))
-        found = (found * share[..., None]).to(rows.dtype)
-    return _out_of_tiles(found, tiles, shape)
-
-
-def _of_slots(numbers: torch.Tensor, shape: TileShape, key_heads: int) -> torch.Tensor:
-    """[heads] -> [key heads, slots]."""
-    out = numbers.view(key_heads, 1, shape.repeats).expand(-1, shape.rows, -1)
-    out = out.reshape(key_heads, shape.rows * shape.repeats)
-    return pad(out, (0, shape.slots - out.shape[1]))
-
-
-def _into_tiles(rows: torch.Tensor, tiles: Tiles, shape: TileShape, key_heads: int) -> torch.Tensor:
-    """[rows, heads, dim] -> [tiles, key heads, slots, dim]."""
-    used = shape.rows * shape.repeats
-    out = rows.index_select(0, tiles.sources)
-    out = out.view(-1, shape.rows, key_heads, shape.repeats, rows.shape[2]).transpose(1, 2)
-    out = out.reshape(-1, key_heads, used, rows.shape[2])
-    return pad(out, (0, 0, 0, shape.slots - used))
-
-
-def _out_of_tiles(out: torch.Tensor, tiles: Tiles, shape: TileShape) -> torch.Tensor:
-    """[tiles, key heads, slots, dim] -> [rows, heads, dim]."""
-    key_heads, dim = out.shape[1], out.shape[3]
-    out = out[:, :, : shape.rows * shape.repeats]
-    out = out.reshape(-1, key_heads, shape.rows, shape.repeats, dim).transpose(1, 2)
-    return out.reshape(-1, key_heads * shape.repeats, dim).index_select(0, tiles.places)
+    if sinks is None:
+        attended: torch.Tensor = found
+        return attended
+    attended, told = found
+    lse = told if isinstance(told, torch.Tensor) else told.lse
+    # As if one more key took its share of the weights: exp(lse) / (exp(lse) + exp(sink)).
+    share = torch.sigmoid(lse - sinks[layout.tiles.heads])
+    return (attended * share[..., None]).to(query.dtype)

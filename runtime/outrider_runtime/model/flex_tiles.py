@@ -25,17 +25,19 @@ _FAR = 1 << 30
 class TileShape(NamedTuple):
     """How rows fill a tile."""
 
-    rows: int
+    key_heads: int
     repeats: int
-    """Slots of a row, one after the other: the query heads of a key head."""
+    """Query heads of a key head: slots of a row, one after the other."""
+    rows: int
     slots: int
     """Of a tile, a power of two; behind those of all rows come unused ones."""
 
     @classmethod
-    def of(cls, repeats: int) -> TileShape:
-        """Returns the shape for so many query heads for each key head."""
+    def of(cls, *, heads: int, key_heads: int) -> TileShape:
+        """Returns the shape for a layer with so many heads."""
+        repeats = heads // key_heads
         slots = max(_SLOTS, 1 << (repeats - 1).bit_length())
-        return cls(slots // repeats, repeats, slots)
+        return cls(key_heads, repeats, slots // repeats, slots)
 
 
 class Tiles(NamedTuple):
@@ -44,11 +46,21 @@ class Tiles(NamedTuple):
     sequences: torch.Tensor
     """int64 [tiles], whose rows they hold; the number of sequences: nobody's."""
     positions: torch.Tensor
-    """int32 [tiles, rows of a tile], of each row within its sequence; -1: none."""
-    sources: torch.Tensor
-    """int64 [tiles * rows of a tile], the batch's row that is put there."""
+    """int32 [tiles, slots], within its sequence, of the row in each slot; -1: none."""
+    rows: torch.Tensor
+    """int64 [tiles, 1, slots], which of the batch's rows that is; any, if it is none."""
+    heads: torch.Tensor
+    """int64 [key heads, slots], and which of the query heads."""
     places: torch.Tensor
-    """int64 [rows], where in the tiles each of the batch's rows is."""
+    """int64 [rows, heads], where all of these are in [tiles * key heads * slots]."""
+
+    def fill(self, query: torch.Tensor) -> torch.Tensor:
+        """[heads, rows, dim] -> [tiles, key heads, slots, dim]."""
+        return query[self.heads, self.rows]
+
+    def take(self, attended: torch.Tensor) -> torch.Tensor:
+        """[tiles, key heads, slots, dim] -> [rows, heads, dim]."""
+        return attended.flatten(0, 2)[self.places]
 
 
 class Sight(NamedTuple):
@@ -80,23 +92,29 @@ def lay_out(keys: PagedKeys, *, num_rows: int, shape: TileShape) -> Tiles:
     tiles = torch.arange(_most_tiles(last + 1, num_rows, shape), device=device)
     sequences = torch.searchsorted(ends, tiles, right=True)
     of = sequences.clamp(max=last)
-    within = torch.arange(shape.rows, device=device)
+    within = torch.arange(shape.slots, device=device) // shape.repeats
     nth = (tiles - firsts[of])[:, None] * shape.rows + within
-    real = (nth < counts[of, None]) & (sequences <= last)[:, None]
-    sources = torch.where(real, starts[of, None] + nth, 0)
-    positions = torch.where(real, (keys.lengths - counts)[of, None] + nth, -1)
+    real = (nth < counts[of, None]) & (within < shape.rows) & (sequences <= last)[:, None]
     rows = torch.arange(num_rows, dtype=starts.dtype, device=device)
     whose = torch.searchsorted(starts[1:].contiguous(), rows, right=True).clamp(max=last)
-    places = firsts[whose] * shape.rows + rows - starts[whose]
+    before = rows - starts[whose]
+    whole = torch.div(before, shape.rows, rounding_mode="floor")
+    # Rows of no sequence lie anywhere.
+    tile = (firsts[whose] + whole).clamp(max=len(tiles) - 1)
+    first_slot = (before - whole * shape.rows) * shape.repeats
+    heads = torch.arange(shape.key_heads * shape.repeats, device=device)
+    places = (tile[:, None] * shape.key_heads + heads // shape.repeats) * shape.slots
     return Tiles(
         sequences=sequences,
-        positions=positions.int(),
-        sources=sources.view(-1),
-        places=places.clamp(max=sources.numel() - 1),
+        positions=torch.where(real, (keys.lengths - counts)[of, None] + nth, -1).int(),
+        rows=torch.where(real, starts[of, None] + nth, 0).long()[:, None],
+        heads=heads[:: shape.repeats, None]
+        + torch.arange(shape.slots, device=device) % shape.repeats,
+        places=places + first_slot[:, None] + heads % shape.repeats,
     )
 
 
-def look(tiles: Tiles, keys: PagedKeys, *, window: int | None, shape: TileShape) -> Sight:
+def look(tiles: Tiles, keys: PagedKeys, *, window: int | None) -> Sight:
     """Finds the blocks that tiles need, and what of them is hidden from which row."""
     size, width = keys.block_size, keys.tables.shape[1]
     newest = tiles.positions.amax(1).long()
@@ -108,13 +126,11 @@ def look(tiles: Tiles, keys: PagedKeys, *, window: int | None, shape: TileShape)
     of = tiles.sequences.clamp(max=keys.tables.shape[0] - 1)
     blocks = keys.tables[of].gather(1, (first[:, None] + index).clamp(max=width - 1))
     blocks = torch.where(index < num_blocks[:, None], blocks, 0)
-    slots = tiles.positions.repeat_interleave(shape.repeats, 1)
-    slots = pad(slots, (0, shape.slots - slots.shape[1]), value=-1)
     return Sight(
         num_blocks=num_blocks.int()[:, None, None],
         blocks=blocks.int()[:, None, None],
-        newest=slots,
-        hidden=slots - (_FAR if window is None else window),
+        newest=tiles.positions,
+        hidden=tiles.positions - (_FAR if window is None else window),
     )
 
 
