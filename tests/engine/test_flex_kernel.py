@@ -87,7 +87,7 @@ class Sequences:
             most_rows=max(counts),
         )
         query = torch.cat([self.queries[number][:, -count:] for number, count in rows], 1)
-        out = attention.attend(query[None], self.kv, keys, rule)[0]
+        out: Any = attention.attend(query[None], self.kv, keys, rule)[0]
         return list(out.split(counts))
 
     def expected(self, number: int, count: int, rule: ScoreRule) -> torch.Tensor:
@@ -263,7 +263,11 @@ class TestTorch:
         actual = run_mixed_batches(runner)
         assert largest_difference(actual, expected_logits(plain_model(name))) < TOLERANCE
 
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, in its compiler
+    @torch.inference_mode()
     def test_is_compiled_once_for_all_shapes_windows_and_pools(self) -> None:
+        # First of all: what transformers registers with torch once would be a reason to compile.
+        of_model = expected_logits(plain_model("mistral"))
         torch._dynamo.reset()
         sequences = Sequences(LENGTHS)
         flex = kernel_module.functions()._replace(attend=_with_wide_tables)
@@ -288,23 +292,38 @@ class TestTorch:
                 paged_kernel=PagedKernel(attention),
             )
             assert runner.paged
-            expected = expected_logits(plain_model("mistral"))
-            assert largest_difference(run_mixed_batches(runner), expected) < TOLERANCE
+            assert largest_difference(run_mixed_batches(runner), of_model) < TOLERANCE
 
 
 def _with_wide_tables(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, block_mask: Any, **others: Any
 ) -> Any:
     """Torch's function. Compiled for the CPU, it wants tables as wide as the pool."""
-    mask = block_mask
+    mask: BlockMask = block_mask
     further = mask.kv_indices.new_zeros(query.shape[0], 1, 1, key.shape[2] // mask.BLOCK_SIZE[1])
-    wide = BlockMask(
-        *(mask.seq_lengths, mask.kv_num_blocks, torch.cat([mask.kv_indices, further], 3)),
-        *([None] * 6),
-        BLOCK_SIZE=mask.BLOCK_SIZE,
-        mask_mod=mask.mask_mod,
+    wide = _changed(
+        mask, mask.kv_num_blocks, torch.cat([mask.kv_indices, further], 3), mask.mask_mod
     )
     return flex_attention(query, key, value, block_mask=wide, **others)
+
+
+def _changed(
+    mask: BlockMask, num_blocks: torch.Tensor, blocks: torch.Tensor, sees: Any
+) -> BlockMask:
+    """A mask like another, but for what is given."""
+    return BlockMask(
+        mask.seq_lengths,
+        num_blocks,
+        blocks,
+        full_kv_num_blocks=None,
+        full_kv_indices=None,
+        q_num_blocks=None,
+        q_indices=None,
+        full_q_num_blocks=None,
+        full_q_indices=None,
+        BLOCK_SIZE=mask.BLOCK_SIZE,
+        mask_mod=sees,
+    )
 
 
 class TestAtLoad:
@@ -314,7 +333,7 @@ class TestAtLoad:
     def test_other_results_are_noticed(self, fault: str) -> None:
         plain = PlainFlex()
 
-        def attend(query: torch.Tensor, *kv: torch.Tensor, **options: Any) -> Any:
+        def attend(query: torch.Tensor, *kv: Any, **options: Any) -> Any:
             mask: BlockMask = options["block_mask"]
             sees, num_blocks, blocks = mask.mask_mod, mask.kv_num_blocks, mask.kv_indices
             if fault == "scale":
@@ -327,9 +346,7 @@ class TestAtLoad:
                 num_blocks = (num_blocks - 1).clamp(min=1)
             elif fault == "few":
                 num_blocks = num_blocks.clamp(max=3)
-            options["block_mask"] = BlockMask(
-                *(mask.seq_lengths, num_blocks, blocks, *([None] * 6), mask.BLOCK_SIZE, sees)
-            )
+            options["block_mask"] = _changed(mask, num_blocks, blocks, sees)
             found = plain(query, *kv, **options)
             return (found[0], found[1] + 1) if fault == "lse" else found
 
