@@ -32,8 +32,6 @@ _NEEDED = {"score_mod", "block_mask", "scale", "kernel_options"}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _LEAST_CAPABILITY = 7
-
-_INNER_ROWS = 32
 _FEWEST_KEYS = 16
 """Of an inner block, as of any product that Triton makes of tiles."""
 _MOST_KEYS = 64
@@ -227,11 +225,11 @@ def _options(flex: Flex, kv: LayerKV, block_size: int) -> dict[str, Any] | None:
         width * kv.rows.element_size() for width in (kv.key_dim, kv.key_dim + kv.value_dim)
     )
     keys = min(_MOST_KEYS, block_size & -block_size)  # a power of two that divides it
-    room = _SHARED_MEMORY - _INNER_ROWS * query
+    room = _SHARED_MEMORY - flex_tiles.SLOTS * query
     while keys > _FEWEST_KEYS and 2 * keys * key_and_value > room:
         keys //= 2
     stages = 2 if 2 * keys * key_and_value <= room else 1
-    blocks = {"BLOCK_M": _INNER_ROWS, "BLOCK_N": keys, "num_stages": stages, "num_warps": 4}
+    blocks = {"BLOCK_M": flex_tiles.SLOTS, "BLOCK_N": keys, "num_stages": stages, "num_warps": 4}
     return {**flex.one_kernel, **blocks}
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from outrider_runtime.model.paged_attention import PagedKeys
 
-_SLOTS = 32
+SLOTS = 32
 """Query slots of a tile, unless a key head has more query heads: enough for the verified drafts of
 a usual model with grouped heads, few enough that a row alone is not mostly padding."""
 
@@ -36,7 +36,7 @@ class TileShape(NamedTuple):
     def of(cls, *, heads: int, key_heads: int) -> TileShape:
         """Returns the shape for a layer with so many heads."""
         repeats = heads // key_heads
-        slots = max(_SLOTS, 1 << (repeats - 1).bit_length())
+        slots = max(SLOTS, 1 << (repeats - 1).bit_length())
         return cls(key_heads, repeats, slots // repeats, slots)
 
 
