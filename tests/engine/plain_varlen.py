@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from outrider_runtime.model.paged_attention import PagedKernel
+from outrider_runtime.model.varlen_kernel import Varlen, VarlenAttention
 
 
 class Call(NamedTuple):
@@ -17,7 +20,10 @@ class Call(NamedTuple):
 
 
 class PlainVarlen:
-    """A stand-in for the kernel that remembers its calls. Rows of no sequence become NaN."""
+    """A stand-in for the kernel that remembers its calls. Rows of no sequence become NaN.
+
+    Each row is computed by itself, so that its bits do not depend on the others.
+    """
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -60,7 +66,11 @@ class PlainVarlen:
             if count:
                 used = block_table[i, : -(-length // key.shape[1])].long()
                 keys, values = (kv[used].flatten(0, 1)[:length] for kv in (key, value))
-                out[rows] = _attend(query[rows], keys, values, scale=scale, window=window_size)
+                for row in range(rows.start, rows.stop):
+                    own = length - rows.stop + row
+                    out[row] = _attend(
+                        query[row], keys, values, own=own, scale=scale, window=window_size
+                    )
         return out
 
 
@@ -122,21 +132,26 @@ def _attend(
     keys: torch.Tensor,
     values: torch.Tensor,
     *,
+    own: int,
     scale: float | None,
     window: tuple[int, int],
 ) -> torch.Tensor:
-    """One sequence, its rows aligned at its end: a row at i sees i - left to i + right."""
-    repeats = query.shape[1] // keys.shape[1]
+    """One row, at position `own`: it sees from `own` - left to `own` + right."""
+    repeats = query.shape[0] // keys.shape[1]
     keys, values = (kv.repeat_interleave(repeats, 1) for kv in (keys, values))
-    scores = torch.einsum("qhd,khd->hqk", query, keys)
+    scores = torch.einsum("hd,khd->hk", query, keys)
     scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
-    own = torch.arange(len(keys) - len(query), len(keys))[:, None]
     at = torch.arange(len(keys))
     left, right = window
-    hidden = torch.zeros(len(query), len(keys), dtype=torch.bool)
+    hidden = torch.zeros(len(keys), dtype=torch.bool)
     if left >= 0:
         hidden |= at < own - left
     if right >= 0:
         hidden |= at > own + right
     weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-    return torch.einsum("hqk,khd->qhd", weights, values)
+    return torch.einsum("hk,khd->hd", weights, values)
+
+
+def varlen_kernel(varlen: Varlen, release: Callable[[], None] = lambda: None) -> PagedKernel:
+    """A kernel on a stand-in."""
+    return PagedKernel(VarlenAttention(varlen), release)

@@ -1,102 +1,95 @@
 """Attention through a kernel that reads block tables gives what attention gives without one.
 
-The kernel is torch's on a GPU; here a plain function stands in for it.
+The kernels are torch's on a GPU; here plain functions stand in for them.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import structlog
 import torch
 from engine.mixed_batches import expected_logits, run_mixed_batches
+from engine.plain_flex import PlainFlex, flex_kernel
 from engine.plain_model import PlainModel, largest_difference, plain_model, random_ids
-from engine.plain_varlen import PlainVarlen
+from engine.plain_varlen import PlainVarlen, varlen_kernel
 from engine.tiny_models import SUPPORTED, VOCAB_SIZE, WINDOW, build_tiny
-from outrider_runtime.model import paged_kernel
 from outrider_runtime.model.batch import RaggedBatch, SequenceRows
 from outrider_runtime.model.layer_reading import LayerReading
-from outrider_runtime.model.paged_attention import Attend
-from outrider_runtime.model.paged_kernel import PagedKernel
+from outrider_runtime.model.paged_attention import PagedKernel
 from outrider_runtime.model.ragged_runner import RaggedRunner
 
 TOLERANCE = 1e-5
 """Of logits of size 2 to 5, in float32."""
 
-OTHER_LAYERS = ["gemma2", "gpt_oss", "deepseek_v3"]
-"""Soft cap, sinks, keys wider than values: nothing for the kernel."""
+NOT_FOR_VARLEN = ["gemma2", "gpt_oss", "deepseek_v3"]
+"""Soft cap, sinks, keys wider than values."""
+
+KERNELS: Mapping[str, Callable[[], PagedKernel]] = {
+    "varlen": lambda: varlen_kernel(PlainVarlen()),
+    "flex": lambda: flex_kernel(PlainFlex()),
+}
+
+
+@pytest.fixture(params=list(KERNELS))
+def kernel(request: pytest.FixtureRequest) -> PagedKernel:
+    return KERNELS[request.param]()
 
 
 def paged_runner(
-    name: str, attend: Attend, *, num_blocks: int = 64, block_size: int = 4, **overrides: Any
+    name: str, kernel: PagedKernel, *, num_blocks: int = 64, block_size: int = 4, **overrides: Any
 ) -> RaggedRunner:
     return RaggedRunner(
         build_tiny(name, **overrides),
         num_blocks=num_blocks,
         block_size=block_size,
-        paged_kernel=PagedKernel(attend, lambda: None),
+        paged_kernel=kernel,
     )
 
 
-@pytest.mark.parametrize("name", [name for name in SUPPORTED if name not in OTHER_LAYERS])
-def test_mixed_batches_give_the_logits_of_one_sequence_at_a_time(name: str) -> None:
-    attend = PlainVarlen()
-    runner = paged_runner(name, attend)
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_mixed_batches_give_the_logits_of_one_sequence_at_a_time(
+    name: str, kernel: PagedKernel
+) -> None:
+    if name in NOT_FOR_VARLEN and kernel.attention.name == "varlen":
+        pytest.skip("no layer of this model can use it")
+    runner = paged_runner(name, kernel)
     assert runner.paged
-    attend.calls.clear()
     actual = run_mixed_batches(runner)
-    assert len(attend.calls) == 3 * runner.layers.num_layers if runner.layers else attend.calls
+    assert not runner.windows  # nothing was gathered
     assert largest_difference(actual, expected_logits(plain_model(name))) < TOLERANCE
 
 
 @pytest.mark.parametrize("block_size", [1, 5, 16, 64])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
-def test_any_size_of_blocks_will_do(name: str, block_size: int) -> None:
-    runner = paged_runner(name, PlainVarlen(), num_blocks=400 // block_size, block_size=block_size)
+def test_any_size_of_blocks_will_do(name: str, block_size: int, kernel: PagedKernel) -> None:
+    runner = paged_runner(name, kernel, num_blocks=400 // block_size, block_size=block_size)
     expected = expected_logits(plain_model(name))
     assert largest_difference(run_mixed_batches(runner), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", OTHER_LAYERS)
-def test_layers_that_ask_for_more_stay_as_they_were(name: str) -> None:
-    attend = PlainVarlen()
-    with structlog.testing.capture_logs() as logs:
-        runner = paged_runner(name, attend)
-    assert not runner.paged
-    assert not attend.calls
-    assert [log["why"] for log in logs] == ["no layer of this model can use it"]
-    expected = expected_logits(plain_model(name))
-    assert largest_difference(run_mixed_batches(runner), expected) < TOLERANCE
-
-
-def test_the_kernel_is_told_the_same_of_every_batch_but_for_what_is_in_it() -> None:
-    attend = PlainVarlen()
-    runner = paged_runner("gemma3_text", attend)
-    attend.calls.clear()
-    run_mixed_batches(runner)
-    assert {(call.max_q, call.max_k, call.num_splits) for call in attend.calls} == {(256, 256, 1)}
-    # The row itself is no part of the kernel's window.
-    assert {call.window_size for call in attend.calls} == {(-1, 0), (WINDOW - 1, 0)}
-
-
-def test_tables_wider_than_needed_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = paged_runner("mistral", PlainVarlen())
+def test_tables_wider_than_needed_do_no_harm(
+    kernel: PagedKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = paged_runner("mistral", kernel)
     keys = RaggedBatch.paged_keys.fget  # type: ignore[attr-defined]
 
     def wider(batch: RaggedBatch) -> Any:
         found = keys(batch)
         others = torch.full((len(found.tables), 9), 2**30, dtype=torch.int32)
-        return found._replace(tables=torch.cat([found.tables, others], 1))
+        return replace(found, tables=torch.cat([found.tables, others], 1))
 
     monkeypatch.setattr(RaggedBatch, "paged_keys", property(wider))
     expected = expected_logits(plain_model("mistral"))
     assert largest_difference(run_mixed_batches(runner), expected) < TOLERANCE
 
 
-def test_sequences_may_share_blocks_and_lie_in_any_order() -> None:
-    runner = paged_runner("mistral", PlainVarlen())
+def test_sequences_may_share_blocks_and_lie_in_any_order(kernel: PagedKernel) -> None:
+    runner = paged_runner("mistral", kernel)
     pool = runner.pool
     singles = [pool.create() for _ in range(pool.num_blocks)]
     pool.append_all([(handle, pool.block_size) for handle in singles])
@@ -120,10 +113,9 @@ def test_sequences_may_share_blocks_and_lie_in_any_order() -> None:
     assert largest_difference(logits, torch.cat(expected)) < TOLERANCE
 
 
-def test_a_long_prefill_beside_short_rows() -> None:
+def test_a_long_prefill_beside_short_rows(kernel: PagedKernel) -> None:
     settings: dict[str, Any] = {"max_position_embeddings": 2048, "num_hidden_layers": 2}
-    attend = PlainVarlen()
-    runner = paged_runner("mistral", attend, num_blocks=100, block_size=16, **settings)
+    runner = paged_runner("mistral", kernel, num_blocks=100, block_size=16, **settings)
     plain = PlainModel("mistral", **settings)
     texts = [random_ids(n, seed=n) for n in (700, 2, 31)]
     handles = [runner.pool.create() for _ in texts]
@@ -134,20 +126,17 @@ def test_a_long_prefill_beside_short_rows() -> None:
                 for h, t in zip(handles, texts, strict=True)
             ]
         )
-    assert attend.calls[-1].max_q >= 350
     logits = runner.forward([SequenceRows(h, [7, 8], 2) for h in handles])
     expected = torch.cat([plain.logits([*text, 7, 8], last=2) for text in texts])
     assert largest_difference(logits, expected) < TOLERANCE
 
 
-def test_a_sequence_of_nan_harms_nobody_else() -> None:
+def test_a_sequence_of_nan_harms_nobody_else(kernel: PagedKernel) -> None:
     poison = VOCAB_SIZE - 1
     model = build_tiny("llama", tie_word_embeddings=False)
     with torch.no_grad():
         model.get_input_embeddings().weight[poison] = float("nan")
-    runner = RaggedRunner(
-        model, num_blocks=32, block_size=4, paged_kernel=PagedKernel(PlainVarlen(), lambda: None)
-    )
+    runner = RaggedRunner(model, num_blocks=32, block_size=4, paged_kernel=kernel)
     assert runner.paged
     gone = runner.pool.create()
     runner.forward([SequenceRows(gone, [poison] * 60, 0)])
@@ -160,13 +149,11 @@ def test_a_sequence_of_nan_harms_nobody_else() -> None:
     assert largest_difference(logits[1:], expected) < TOLERANCE
 
 
-def test_readings_and_first_layers_work_as_without_it() -> None:
+def test_readings_and_first_layers_work_as_without_it(kernel: PagedKernel) -> None:
     text = random_ids(20)
     found: list[list[torch.Tensor]] = []
-    for kernel in (None, PagedKernel(PlainVarlen(), lambda: None)):
-        runner = RaggedRunner(
-            build_tiny("mistral"), num_blocks=64, block_size=4, paged_kernel=kernel
-        )
+    for used in (None, kernel):
+        runner = RaggedRunner(build_tiny("mistral"), num_blocks=64, block_size=4, paged_kernel=used)
         reading = LayerReading(3, hidden_of=[1, 3], logits_of=[2], weights=True)
         handle, early = runner.pool.create(), runner.pool.create()
         logits = runner.forward([SequenceRows(handle, text, 2, [reading])])
@@ -196,14 +183,12 @@ class TestAtLoad:
     )
     def test_other_results_are_noticed(self, changed: dict[str, Any]) -> None:
         plain, released = PlainVarlen(), []
-        kernel = PagedKernel(
+        kernel = varlen_kernel(
             lambda *tensors, **options: plain(*tensors, **{**options, **changed}),
             lambda: released.append(True),
         )
         with structlog.testing.capture_logs() as logs:
-            runner = RaggedRunner(
-                build_tiny("mistral"), num_blocks=64, block_size=4, paged_kernel=kernel
-            )
+            runner = paged_runner("mistral", kernel)
         assert not runner.paged
         assert released == [True]
         (rejected,) = [log for log in logs if log["event"] == "paged_attention_rejected"]
@@ -220,8 +205,8 @@ class TestAtLoad:
         def attend(*tensors: Any, window_size: tuple[int, int], **options: Any) -> torch.Tensor:
             return plain(*tensors, window_size=(window_size[0] + off_by, 0), **options)
 
-        assert paged_runner("mistral", plain, sliding_window=100).paged
-        assert not paged_runner("mistral", attend, sliding_window=100).paged
+        assert paged_runner("mistral", varlen_kernel(plain), sliding_window=100).paged
+        assert not paged_runner("mistral", varlen_kernel(attend), sliding_window=100).paged
 
     def test_garbage_and_errors_are_noticed(self) -> None:
         calls: list[int] = []
@@ -231,17 +216,18 @@ class TestAtLoad:
             raise NotImplementedError("no block tables here\nat all")
 
         with structlog.testing.capture_logs() as logs:
-            assert not paged_runner("llama", refuse).paged
-            assert not paged_runner(
-                "llama", lambda query, *_, **__: torch.full_like(query, float("nan"))
-            ).paged
+            assert not paged_runner("llama", varlen_kernel(refuse)).paged
+            garbage = varlen_kernel(lambda query, *_, **__: torch.full_like(query, float("nan")))
+            assert not paged_runner("llama", garbage).paged
         whys = [log["why"] for log in logs if log["event"] == "paged_attention_rejected"]
         assert len(calls) == 1
         assert whys == ["no block tables here", "a row is off by inf of its largest number"]
 
     @pytest.mark.parametrize(("positions", "paged"), [(9, False), (13, False), (14, True)])
-    def test_a_model_of_few_positions_does_without(self, positions: int, paged: bool) -> None:
-        runner = paged_runner("gpt2", PlainVarlen(), max_position_embeddings=positions)
+    def test_a_model_of_few_positions_does_without(
+        self, positions: int, paged: bool, kernel: PagedKernel
+    ) -> None:
+        runner = paged_runner("gpt2", kernel, max_position_embeddings=positions)
         assert runner.paged is paged
 
     def test_tables_are_followed_over_the_end_of_large_blocks(self) -> None:
@@ -251,95 +237,44 @@ class TestAtLoad:
             first = block_table[:, :1].expand_as(block_table)
             return plain(*tensors, block_table=first, **options)
 
-        assert not paged_runner("llama", attend, num_blocks=4, block_size=64).paged
+        assert not paged_runner("llama", varlen_kernel(attend), num_blocks=4, block_size=64).paged
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_rounding_of_sixteen_bit_is_let_pass(self, dtype: torch.dtype) -> None:
-        assert paged_runner("llama", PlainVarlen(), dtype=dtype).paged
+    def test_rounding_of_sixteen_bit_is_let_pass(
+        self, dtype: torch.dtype, kernel: PagedKernel
+    ) -> None:
+        assert paged_runner("llama", kernel, dtype=dtype).paged
         plain = PlainVarlen()
 
         def attend(*tensors: Any, scale: float, **options: Any) -> torch.Tensor:
             return plain(*tensors, scale=scale * 1.1, **options)
 
-        assert not paged_runner("llama", attend, dtype=dtype).paged
+        assert not paged_runner("llama", varlen_kernel(attend), dtype=dtype).paged
 
+    def test_rows_whose_bits_depend_on_their_company_are_noticed(self) -> None:
+        plain = PlainVarlen()
 
-class TestWhichKernel:
-    """What of torch is asked for, and what the log says where there is nothing."""
+        def attend(query: torch.Tensor, *tensors: Any, **options: Any) -> torch.Tensor:
+            return plain(query, *tensors, **options) * (1 + len(query) * 2**-22)
 
-    cuda = torch.device("cuda", 0)
-
-    @pytest.fixture(autouse=True)
-    def _torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A GPU of the right kind, and a torch that has its kernels."""
-        self.activated: list[str | None] = []
-        self.active: str | None = None
-        choice = torch.nn.attention
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-        monkeypatch.setattr(
-            choice, "activate_flash_attention_impl", self.activated.append, raising=False
-        )
-        monkeypatch.setattr(
-            choice,
-            "restore_flash_attention_impl",
-            lambda: self.activated.append(None),
-            raising=False,
-        )
-        monkeypatch.setattr(
-            choice, "current_flash_attention_impl", lambda: self.active, raising=False
-        )
-        varlen = pytest.importorskip("torch.nn.attention.varlen")
-        monkeypatch.setattr(varlen, "varlen_attn", PlainVarlen.__call__)
-        self.varlen = varlen
-
-    def find(self, dtype: torch.dtype = torch.bfloat16) -> tuple[PagedKernel | None, str]:
         with structlog.testing.capture_logs() as logs:
-            found = paged_kernel.find(device=self.cuda, dtype=dtype)
-        return found, logs[0]["why"] if logs else ""
+            assert not paged_runner("llama", varlen_kernel(attend)).paged
+        assert "depend on what else is in the batch" in logs[-1]["why"]
 
-    def test_on_hopper_it_is_flash_attention_3_until_it_is_released(self) -> None:
-        found, _ = self.find()
-        assert found is not None
-        assert self.activated == ["FA3"]
-        found.release()
-        assert self.activated == ["FA3", None]
+    def test_the_next_choice_is_tried_where_the_first_is_not_used(self) -> None:
+        released: list[str] = []
 
-    def test_what_somebody_else_activated_is_left(self) -> None:
-        self.active = "FA4"
-        found, _ = self.find()
-        assert found is not None
-        found.release()
-        assert self.activated == []
+        def first() -> PagedKernel:
+            kernel = varlen_kernel(PlainVarlen(), lambda: released.append("varlen"))
+            return kernel._replace(otherwise=lambda: flex_kernel(PlainFlex()))
 
-    def test_on_the_cpu_there_is_none_and_nothing_is_said(self) -> None:
         with structlog.testing.capture_logs() as logs:
-            assert paged_kernel.find(device=torch.device("cpu"), dtype=torch.bfloat16) is None
-        assert logs == []
-
-    def test_float32_is_not_for_it(self) -> None:
-        found, why = self.find(torch.float32)
-        assert found is None
-        assert "bfloat16" in why
-
-    def test_other_gpus_have_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
-        found, why = self.find()
-        assert found is None
-        assert "8.9" in why
-
-    def test_without_its_package_there_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def missing(name: str) -> None:
-            raise ModuleNotFoundError("No module named 'flash_attn_interface'")
-
-        monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", missing)
-        found, why = self.find()
-        assert found is None
-        assert why == "FA3 cannot be had: No module named 'flash_attn_interface'"
-
-    def test_an_older_torch_has_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(self.varlen, "varlen_attn", lambda query, key, *, scale=None: query)
-        found, why = self.find()
-        assert found is None
-        assert "reads no block tables" in why
-        monkeypatch.delattr(self.varlen, "varlen_attn")
-        assert self.find() == (None, "this torch has no attention for ragged batches")
+            assert paged_runner("llama", first()).paged
+            assert released == []
+            assert paged_runner("gemma2", first()).paged
+        assert released == ["varlen"]
+        assert [(log["event"].rsplit("_")[-1], log["kernel"]) for log in logs] == [
+            ("adopted", "varlen"),
+            ("rejected", "varlen"),
+            ("adopted", "flex"),
+        ]

@@ -1,27 +1,22 @@
 """Attention over keys and values where they lie in the pool, one call a layer: for GPUs.
 
-Knows nothing of models, of how batches are made, or of which kernel does the work.
+Which kernel does the work is behind a port. Knows nothing of models, or of how batches are made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import torch
 
 from outrider_runtime.model.attention_weights import ScoreRule
 from outrider_runtime.model.kv_storage import LayerKV
 
-Attend = Callable[..., torch.Tensor]
-"""What `torch.nn.attention.varlen.varlen_attn` takes and returns, pages included."""
 
-_FEW_ROWS = 256
-"""Kernels choose other tiles for few rows, for a single one above all. They are told of at least so
-many, more than any such rule looks at: the choice, and with it a row's bits, is then always one."""
-
-
-class PagedKeys(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PagedKeys:
     """Whose rows are whose, and where the keys of each sequence are: the same for all layers."""
 
     row_starts: torch.Tensor
@@ -33,56 +28,50 @@ class PagedKeys(NamedTuple):
     block_size: int
     most_rows: int
     """At least the rows of any sequence."""
+    worked_out: dict[object, object] = field(default_factory=dict, init=False, compare=False)
+    """What a kernel made of the others for one layer and needs in the next. So there is one object
+    for each forward, even if its tensors are those of another with new numbers in them."""
 
 
-class PagedAttention:
-    """Lets rows attend through a kernel that reads block tables.
+class PagedAttention(Protocol):
+    """Lets rows attend through a kernel that reads block tables."""
 
-    Args:
-        attend: the kernel.
-    """
+    name: str
+    """Of the kernel, for the log."""
 
-    def __init__(self, attend: Attend) -> None:
-        self._attend = attend
-
-    @staticmethod
-    def fits(kv: LayerKV, rule: ScoreRule) -> bool:
+    def fits(self, kv: LayerKV, rule: ScoreRule) -> bool:
         """Returns whether the kernel can do what this layer asks for."""
-        return rule.softcap is None and rule.sinks is None and kv.key_dim == kv.value_dim
+        ...
 
     def attend(
         self, query: torch.Tensor, kv: LayerKV, keys: PagedKeys, rule: ScoreRule
     ) -> torch.Tensor:
         """Attention of a batch's rows, their own keys and values already in storage.
 
+        Does not wait for the device, and looks at nothing but the shapes of `keys`, its block size
+        and its bound of rows.
+
         Args:
-            query: [1, heads, rows, dim].
+            query: [1, heads, rows, key_dim].
             kv: a layer that `fits`.
             keys: whose rows they are.
             rule: how it scores keys.
 
         Returns:
-            [1, rows, heads, dim]. Rows that belong to no sequence hold anything.
+            [1, rows, heads, value_dim]. Rows that belong to no sequence hold anything.
         """
-        # A slot's row holds the keys of all heads, then the values.
-        stored = kv.rows.view(-1, keys.block_size, 2, kv.num_heads, kv.key_dim)
-        out = self._attend(
-            query[0].transpose(0, 1),
-            stored[:, :, 0],
-            stored[:, :, 1],
-            keys.row_starts,
-            None,  # where keys begin, the tables say
-            max(keys.most_rows, _FEW_ROWS),
-            kv.rows.shape[0],  # of any sequence: one bound for all batches, see `_FEW_ROWS`
-            scale=rule.scaling,
-            # Of the kernel's window the row itself is no part. Rows and keys are aligned at the
-            # end of a sequence, so the last row sees up to the last key.
-            window_size=(-1 if rule.window is None else rule.window - 1, 0),
-            enable_gqa=query.shape[1] > kv.num_heads,
-            seqused_k=keys.lengths,
-            block_table=keys.tables,
-            # Split keys are summed up in parts whose number follows from the whole batch: a row's
-            # bits would depend on its company, and drafts could change a text.
-            num_splits=1,
-        )
-        return out[None]
+        ...
+
+
+class PagedKernel(NamedTuple):
+    """A kernel that is there; whether it is used, its answers decide (`paged_proof`)."""
+
+    attention: PagedAttention
+    release: Callable[[], None] = lambda: None
+    """What to call if it is not used after all."""
+    otherwise: Callable[[], PagedKernel | None] = lambda: None
+    """The next choice, to be asked for if it is not used."""
+
+
+class KernelUnavailable(Exception):
+    """There is no such kernel; says why in one line."""

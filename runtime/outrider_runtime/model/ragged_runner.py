@@ -36,8 +36,7 @@ from outrider_runtime.model.model_facts import (
     num_output_ids,
     ties_embeddings,
 )
-from outrider_runtime.model.paged_attention import PagedAttention
-from outrider_runtime.model.paged_kernel import PagedKernel
+from outrider_runtime.model.paged_attention import PagedAttention, PagedKernel
 from outrider_runtime.model.rank_group import RankGroup
 from outrider_runtime.model.row_rules import RowRules
 from outrider_runtime.model.runner import LayerShapes
