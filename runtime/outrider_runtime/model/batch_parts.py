@@ -6,7 +6,7 @@ Knows nothing of tensors.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from outrider_runtime.model.candidates import window
@@ -65,7 +65,7 @@ class Part:
         rows, groups = [self.rows[i] for i in indices], [self.groups[i] for i in indices]
         return Part(kind, rows, groups, [self.positions[i] for i in indices])
 
-    def again(self, complete: Sequence[bool]) -> list[Part]:
+    def again(self, complete: Iterable[bool]) -> list[Part]:
         """The rows whose candidates are not complete, to be done again on the whole vocabulary."""
         missing = [index for index, done in enumerate(complete) if not done]
         return [self._some(missing, Kind.TRUNCATED)] if missing else []

@@ -8,7 +8,7 @@ rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -56,11 +56,11 @@ class PendingScores:
             self.complete: list[Array] = []
             self._process(parts, inputs)
 
-    def finish(self, *complete: Sequence[bool]) -> bool:
+    def finish(self, *complete: Iterable[bool]) -> bool:
         """Do what is missing over again, in place.
 
         Args:
-            complete: `complete`, as lists.
+            complete: `complete`, as the host sees it.
 
         Returns:
             Whether anything was: what was made of the scores has to be made again.
@@ -139,7 +139,7 @@ def place(logits: torch.Tensor, groups: Sequence[RowGroup]) -> list[PlacedGroup]
 
 def rows_at_once(xp: Arrays, scores: Array) -> int:
     """Most rows of a part in which every score has to be worked on repeatedly."""
-    return max(1, xp.at_once // scores.shape[-1])
+    return max(1, xp.at_once // int(scores.shape[-1]))
 
 
 def rows_of(scores: Array, inputs: PartInputs) -> Array:

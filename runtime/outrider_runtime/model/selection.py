@@ -82,7 +82,7 @@ class _Choice(NamedTuple):
     @classmethod
     def of(cls, columns: Sequence[Array]) -> _Choice:
         """From what `columns` gives."""
-        return cls(*columns[:5], columns[5:])
+        return cls._make([*columns[:5], columns[5:]])
 
     def columns(self) -> list[Array]:
         """All arrays, in a row."""

@@ -1,7 +1,7 @@
 """Processors that look at the tokens before a row: biases, penalties and bans of what was said.
 
-Knows nothing of sampling, noise or acceptance, nor of where the scores live. Every function gives an
-`Edit` of the batch's scores, or None, which changes a row only by the tokens that row sees: so a
+Knows nothing of sampling, noise or acceptance, nor of where the scores live. Every function gives
+an `Edit` of the batch's scores, or None, which changes a row only by the tokens that row sees: so a
 verification of k draft tokens gives each position what one-by-one decoding would have given it.
 """
 

@@ -1,7 +1,7 @@
 """Processors that depend on how long the text is, not on what it says; and the fixed bans.
 
-Knows nothing of sampling, noise or acceptance, nor of where the scores live. Every function gives an
-`Edit` of the batch's scores, or None. A row's length is the number of tokens it sees, prompt
+Knows nothing of sampling, noise or acceptance, nor of where the scores live. Every function gives
+an `Edit` of the batch's scores, or None. A row's length is the number of tokens it sees, prompt
 included.
 """
 

@@ -26,7 +26,7 @@ class _Plugged(NamedTuple):
     masks: list[Array | None]
     """For each row bool [vocab], what it may choose; None is all."""
 
-    def apply(self, xp: Arrays, scores: Array) -> None:  # noqa: ARG002 - an edit's form
+    def apply(self, xp: Arrays, scores: Array) -> None:
         """See `Edit`."""
         for row, run, mask in zip(self.rows, self.runs, self.masks, strict=True):
             # A copy: a plug-in may keep what it gets, and the scores' memory is used again.
