@@ -139,9 +139,7 @@ class _Operators(TorchDispatchMode):
             self._record.waits.append(f"{name} to the device")
 
     def _look(self, function: Any, name: str, args: Any, kwargs: Any, leaves: Any) -> None:
-        if name in _WAITS:
-            self._record.waits.append(name)
-        elif name == "repeat_interleave" and kwargs.get("output_size") is None:
+        if name in _WAITS or (name == "repeat_interleave" and kwargs.get("output_size") is None):
             self._record.waits.append(name)
         elif name in ("index", "index_put", "index_put_", "_index_put_impl_"):
             masks = [one for one in args[1] if one is not None and one.dtype in _TRUTHS]

@@ -14,6 +14,7 @@ from outrider_runtime.model.arrays.parcel import Packed, Parcel, T
 from outrider_runtime.model.arrays.protocol import Array, Arrays
 
 _DTYPES = {
+    np.dtype(np.int32): torch.int32,
     np.dtype(np.int64): torch.int64,
     np.dtype(np.float32): torch.float32,
     np.dtype(np.float64): torch.float64,

@@ -25,7 +25,7 @@ class Arrays(Protocol):
         In one transfer, without a wait for the device: what is sent together costs once.
 
         Args:
-            value: a numpy array (int64, float32, float64, uint8 or bool), or tuples, named tuples
+            value: a numpy array (int32, int64, float32, float64, uint8 or bool), or tuples, named tuples
                 and lists of such; whatever else is in them stays as it is.
         """
 
