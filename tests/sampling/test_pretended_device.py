@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ WAITS: dict[str, Callable[[torch.Tensor], object]] = {
     "to": lambda x: torch.ones(3).to(x.device),
     "copy_": lambda x: x.copy_(torch.ones(3, 4)),
     "repeat_interleave": lambda x: x[0].repeat_interleave(x[0].long()),
-    "unique": lambda x: x.unique(),
+    "unique_consecutive": lambda x: torch.unique_consecutive(x),
     "bincount": lambda x: x[0].long().bincount(),
     "equal": lambda x: torch.equal(x, x),
     "both sides": lambda x: torch.where(x > 1, x, torch.tensor(0.0)),
@@ -94,7 +95,8 @@ def test_all_arrays_of_a_value_are_sent_at_once_and_fetched_at_once() -> None:
     masks = np.random.default_rng(1).random((3, 1001)) < 0.3
     numbers = np.array([[1.5, -2.5]], np.float32)
     with pretended_device() as record:
-        ids, (there, name, nothing) = side.send([np.arange(5), (masks, "name", None)])
+        everything: Any = [np.arange(5), (masks, "name", None)]
+        ids, (there, name, nothing) = side.send(everything)
         more = side.send(numbers)
         assert (name, nothing) == ("name", None)
         assert len(record.sent) == 2
@@ -102,7 +104,7 @@ def test_all_arrays_of_a_value_are_sent_at_once_and_fetched_at_once() -> None:
         fetched = side.fetch(ids, there, more)
     assert len(record.fetched) == 1
     assert not record.waits
-    for ours, theirs in zip((np.arange(5), masks, numbers), fetched, strict=True):
+    for ours, theirs in zip([np.arange(5), masks, numbers], fetched, strict=True):
         assert ours.shape == theirs.shape
         assert np.array_equal(ours, theirs)
 

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from outrider_runtime.model.arrays import on_device
 
@@ -77,8 +76,8 @@ class Choices:
         widest = max(map(len, members))
         if widest == 1:
             return [some[0] for some in members]
-        # All at once: a device is asked one question. What is padded ties with the first, and loses.
-        padded = np.array([[*some, *some[:1] * (widest - len(some))] for some in members], np.int64)
+        # A device is asked one question. What is padded ties with the first, and loses.
+        padded = [[*some, *some[:1] * (widest - len(some))] for some in members]
         side = on_device(logits.device)
-        (best,) = side.lists(logits.gather(1, side.send(padded)).argmax(-1))
+        (best,) = side.lists(logits.gather(1, side.integers(padded)).argmax(-1))
         return [some[place] for some, place in zip(members, best, strict=True)]

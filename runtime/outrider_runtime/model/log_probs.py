@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from outrider_runtime.model.arrays import on_device
@@ -63,7 +62,7 @@ def token_log_probs(
     side = on_device(logits.device)
     pending = PendingScores(logits, [group])
     raw = (logits if model_logits is None else model_logits).double().log_softmax(-1)
-    chosen = side.send(np.array(token_ids, np.int64)[:, None])
+    chosen = side.integers(token_ids)[:, None]
     while True:
         scores = pending.scores
         processed = scores.double().log_softmax(-1)

@@ -120,7 +120,7 @@ def judge(logits: torch.Tensor, wanted: Sequence[DrawnRows]) -> Verdicts:
 
 def _log_norms(scores: torch.Tensor, step: int) -> torch.Tensor:
     """Float64 [rows]: the logarithm of what each row's probabilities add up to."""
-    return torch.cat([rows.double().logsumexp(-1) for rows in scores.split(step)])
+    return torch.cat([rows.double().logsumexp(-1) for rows in torch.split(scores, step)])
 
 
 def _judge(

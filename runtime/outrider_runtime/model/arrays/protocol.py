@@ -16,6 +16,9 @@ Array: TypeAlias = Any
 class Arrays(Protocol):
     """What `Numpy` and `Torch` both offer. Shapes are [rows, n] unless said otherwise."""
 
+    def __hash__(self) -> int:
+        """By identity: there is one object for each place where scores can live."""
+
     at_once: int
     """Number of scores to work on in one go: bounds the memory that takes."""
 
@@ -25,8 +28,8 @@ class Arrays(Protocol):
         In one transfer, without a wait for the device: what is sent together costs once.
 
         Args:
-            value: a numpy array (int32, int64, float32, float64, uint8 or bool), or tuples, named tuples
-                and lists of such; whatever else is in them stays as it is.
+            value: a numpy array (int32, int64, float32, float64, uint8 or bool), or tuples, named
+                tuples and lists of such; whatever else is in them stays as it is.
         """
 
     def integers(self, values: Any) -> Array:
