@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from outrider_runtime.model.arrays import NUMPY, Array, Arrays
-from outrider_runtime.model.processors.cells import CellEdit, Cells
+from outrider_runtime.model.processors.cells import CellEdit
 
 
 class SeenEdit(NamedTuple):
@@ -33,25 +33,21 @@ class SeenEdit(NamedTuple):
     def apply(self, xp: Arrays, scores: Array) -> None:
         """See `Edit`."""
         if xp is NUMPY:  # few of a row's tokens were seen: those alone cost less than the row
-            if (edit := self._cells(scores.shape[-1])) is not None:
-                edit.apply(xp, scores)
+            self._cells(scores.shape[-1]).apply(xp, scores)
             return
         seen = self.seen[self.sequences]
         xp.fill_rows(seen.reshape(-1), self.later, True)
         before = scores[self.rows]
         scores[self.rows] = xp.where(seen, _penalised(xp, before, self.penalties), before)
 
-    def _cells(self, vocab_size: int) -> CellEdit | None:
-        cells = Cells(vocab_size)
+    def _cells(self, vocab_size: int) -> CellEdit:
         tokens = [np.flatnonzero(one) for one in self.seen]
-        for row, sequence, penalty in zip(
-            self.rows.tolist(), self.sequences.tolist(), self.penalties[:, 0], strict=True
-        ):
-            cells.add(row, tokens[sequence], penalty)
+        of_rows = [tokens[sequence] for sequence in self.sequences.tolist()]
         places, later = np.divmod(self.later, vocab_size)
-        for place, token in zip(places.tolist(), later.tolist(), strict=True):
-            cells.add(int(self.rows[place]), [token], self.penalties[place, 0])
-        return cells.edit(_penalised)
+        counts = [len(one) for one in of_rows]
+        place_of = np.concatenate([np.repeat(np.arange(len(counts)), counts), places])
+        cells = self.rows[place_of] * vocab_size + np.concatenate([*of_rows, later])
+        return CellEdit(cells, self.penalties[place_of, 0], _penalised)
 
 
 class SeenTokens:
@@ -88,12 +84,11 @@ class SeenTokens:
         """
         seen = np.zeros(self._vocab_size, np.bool_)
         seen[token_ids[token_ids < self._vocab_size]] = True
-        first, added = len(self._rows), set[int]()
-        for place, token in enumerate(later.tolist(), start=1):
-            if token < self._vocab_size and not seen[token] and token not in added:
-                added.add(token)
-                places = range(first + place, first + len(rows))
-                self._later += [place * self._vocab_size + token for place in places]
+        size, first = self._vocab_size, len(self._rows)
+        end = (first + len(rows)) * size
+        for place, token in enumerate(later.tolist(), start=first + 1):
+            if token < size and not seen[token]:  # for this row and all behind it
+                self._later += range(place * size + token, end, size)
         self._sequences += [len(self._seen)] * len(rows)
         self._seen.append(seen)
         self._rows += rows
