@@ -165,7 +165,9 @@ class ModelProposer:
             alike[share.session.request.vocab_size, share.session.request.draws].append(row)
         chosen: dict[SessionKey, Outcome] = {}
         for (vocab_size, draws), rows in alike.items():
-            own = logits if len(rows) == len(shares) else logits[rows]
+            own = logits
+            if len(rows) < len(shares):  # a device would have to be waited for with `logits[rows]`
+                own = torch.cat([logits[row : row + 1] for row in rows])
             members = [shares[row] for row in rows]
             choose = _draw_alike if draws else _choose_alike
             chosen |= choose(members, _as_wide_as(own, vocab_size))

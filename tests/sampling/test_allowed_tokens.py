@@ -34,8 +34,13 @@ def test_it_is_transformers_own_and_leaves_other_rows_alone(seed: int) -> None:
         PlacedGroup(group(None, 1), 5),
     ]
     on_numpy, on_torch = scores.copy(), torch.from_numpy(scores.copy())
-    keep_allowed(NUMPY, on_numpy, placed)
-    keep_allowed(on_device(torch.device("cpu")), on_torch, placed)
+    for side, scores_there in (
+        (NUMPY, on_numpy),
+        (on_device(torch.device("cpu")), on_torch),
+    ):
+        edit = side.send(keep_allowed(placed, VOCAB_SIZE))
+        assert edit is not None
+        edit.apply(side, scores_there)
     wanted = torch.from_numpy(scores.copy())
     for row in range(3):
         processor = PrefixConstrainedLogitsProcessor(

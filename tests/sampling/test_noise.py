@@ -11,6 +11,7 @@ import pytest
 import torch
 from outrider_runtime.model.arrays import NUMPY, Arrays, on_device
 from outrider_runtime.model.noise import (
+    MULTIPLIERS,
     NoiseRow,
     Stream,
     gumbel_of,
@@ -63,7 +64,8 @@ def test_known_answers_of_random123(
 ) -> None:
     c0, c1, c2, c3 = counter
     keys = xp.integers(round_keys([key[0] | key[1] << 32]))
-    even, odd = philox(xp, xp.integers([[c0], [c2]]), xp.integers([[c1], [c3]]), keys)
+    multipliers = xp.integers(MULTIPLIERS[:, None])
+    even, odd = philox(xp, xp.integers([[c0], [c2]]), xp.integers([[c1], [c3]]), keys, multipliers)
     assert (even[0, 0], odd[0, 0], even[1, 0], odd[1, 0]) == words
     assert reference_philox(counter, key) == words
 
@@ -114,10 +116,9 @@ def test_numpy_and_torch_compute_equal_words() -> None:
     even, odd = rng.integers(0, 2**32, (2, 2, 4, 100))
     keys = round_keys([int(seed) for seed in rng.integers(0, 2**63, 4)])[..., None]
     torch_side = on_device(torch.device("cpu"))
-    in_numpy = philox(NUMPY, even, odd, keys)
-    in_torch = philox(
-        torch_side, torch.from_numpy(even), torch.from_numpy(odd), torch.from_numpy(keys)
-    )
+    words = even, odd, keys, MULTIPLIERS[:, None, None]
+    in_numpy = philox(NUMPY, *words)
+    in_torch = philox(torch_side, *map(torch.from_numpy, words))
     for ours, theirs in zip(in_numpy, in_torch, strict=True):
         np.testing.assert_array_equal(ours, theirs.numpy())
         assert ours.min() >= 0

@@ -23,11 +23,8 @@ from outrider_runtime.model.row_group import RowGroup
 from outrider_runtime.sampling_parameters import SamplingParameters
 from outrider_target.decoding import speculative_sampling
 from outrider_target.decoding.block_verification import Place, Verdict, weigh
-from outrider_target.decoding.speculative_sampling import (
-    DrawnRows,
-    DrawnToken,
-    decide_by_ratio,
-)
+from outrider_target.decoding.drawn_rows import DrawnRows, DrawnToken
+from outrider_target.decoding.speculative_sampling import decide_by_ratio
 from outrider_target.drafting.drafter import Draft
 from outrider_target.drafting.remote.remote_session import RemoteSession
 from outrider_target.engine.statistics import SpeculationCounters

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from outrider_runtime.model.arrays import on_device
 
 from outrider_draft.translation.shared_items import SharedItems
 
@@ -71,9 +72,12 @@ class Choices:
             logits: [rows, draft vocabulary].
             chosen: For each row one of the choices, of a finite score.
         """
-        found = []
-        for row, column in enumerate(chosen):
-            members = self._members[column]
-            best = 0 if len(members) == 1 else int(logits[row, members].argmax())
-            found.append(members[best])
-        return found
+        members = [self._members[column] for column in chosen]
+        widest = max(map(len, members))
+        if widest == 1:
+            return [some[0] for some in members]
+        # A device is asked one question. What is padded ties with the first, and loses.
+        padded = [[*some, *some[:1] * (widest - len(some))] for some in members]
+        side = on_device(logits.device)
+        (best,) = side.lists(logits.gather(1, side.integers(padded)).argmax(-1))
+        return [some[place] for some, place in zip(members, best, strict=True)]

@@ -6,10 +6,10 @@ Knows nothing of tensors.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from outrider_runtime.model.candidates import Candidates, window
+from outrider_runtime.model.candidates import window
 from outrider_runtime.model.noise import NoiseRow
 from outrider_runtime.model.processors.warpers import TOP_H_CANDIDATES
 from outrider_runtime.model.row_group import PlacedGroup, RowGroup
@@ -40,6 +40,8 @@ class Part:
     """Whose row it is."""
     positions: list[int] = field(default_factory=list)
     """Absolute index of the token the row predicts."""
+    window: int = 0
+    """How many of the highest scores a device gathers, where the kind is `WINDOWED`."""
 
     def add(self, place: PlacedGroup) -> None:
         """Take in all rows of a group."""
@@ -63,12 +65,10 @@ class Part:
         rows, groups = [self.rows[i] for i in indices], [self.groups[i] for i in indices]
         return Part(kind, rows, groups, [self.positions[i] for i in indices])
 
-    def unfinished(self, found: Candidates) -> list[Part]:
+    def again(self, complete: Iterable[bool]) -> list[Part]:
         """The rows whose candidates are not complete, to be done again on the whole vocabulary."""
-        if found.complete is None or all(complete := found.complete.tolist()):
-            return []
-        again = [index for index, done in enumerate(complete) if not done]
-        return [self._some(again, Kind.TRUNCATED)]
+        missing = [index for index, done in enumerate(complete) if not done]
+        return [self._some(missing, Kind.TRUNCATED)] if missing else []
 
     def noise_rows(self) -> list[NoiseRow]:
         """What keys the noise of each row."""
@@ -97,7 +97,7 @@ def split(placed: Sequence[PlacedGroup], *, rows_at_once: int) -> list[Part]:
         key = _key(place.group.parameters)
         part = parts.get(key)
         if part is None:
-            part = parts[key] = Part(key[0])
+            part = parts[key] = Part(key[0], window=key[1])
         part.add(place)
     return [block for part in parts.values() for block in part.blocks(rows_at_once)]
 

@@ -41,8 +41,8 @@ def window(number: int) -> int:
     return max(_SMALLEST_WINDOW, 1 << number.bit_length())
 
 
-def highest(xp: Arrays, scores: Array, numbers: Sequence[int]) -> Candidates:
-    """At least the `numbers[r]` highest scores of row r, and all that tie with the last of them.
+def highest(xp: Arrays, scores: Array, last_wanted: Array, *, width: int) -> Candidates:
+    """At least the `last_wanted[r] + 1` highest scores of row r, and all that tie with the last.
 
     On CPU every row gets what it needs. On a device, where every row gets one window, `complete`
     says which rows did: one with more ties than places did not.
@@ -50,20 +50,21 @@ def highest(xp: Arrays, scores: Array, numbers: Sequence[int]) -> Candidates:
     Args:
         xp: where the scores live.
         scores: [rows, vocab].
-        numbers: at least 1 each, of equal `window`.
+        last_wanted: int64 [rows]: numbers of scores less one, below the size of the vocabulary.
+        width: their `window`, equal for all.
     """
     vocab_size = scores.shape[-1]
     if xp is NUMPY:
-        return _from(scores, _lower_bound(scores, [min(n, vocab_size) for n in numbers]))
-    width = min(window(max(numbers)), vocab_size)
+        return _from(scores, _lower_bound(scores, (last_wanted + 1).tolist()))
+    width = min(width, vocab_size)
     found = scores.topk(width)
     token_ids = found.indices.sort(dim=-1).values
     complete = None
     if width < vocab_size:
-        last_wanted = xp.pick(found.values, xp.integers([n - 1 for n in numbers]))
-        bound = last_wanted - abs(last_wanted) * _SLACK
+        last = xp.pick(found.values, last_wanted)
+        least = last - abs(last) * _SLACK
         # Nothing is missing behind a score of minus infinity either.
-        complete = (found.values[:, -1] < bound) | (last_wanted == -math.inf)
+        complete = (found.values[:, -1] < least) | (last == -math.inf)
     return Candidates(xp.take(scores, token_ids), token_ids, complete)
 
 

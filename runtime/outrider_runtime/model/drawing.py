@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from outrider_runtime.model.arrays import NUMPY
+from outrider_runtime.model.arrays import NUMPY, on_device
 from outrider_runtime.model.noise import NoiseRow, Stream, gumbel_of
 from outrider_runtime.model.row_group import RowGroup
-from outrider_runtime.model.scores import processed_scores
+from outrider_runtime.model.scores import PendingScores
 from outrider_runtime.sparse_distribution import MAX_SUPPORT, MAX_WEIGHT, SparseDistribution
 
 
@@ -48,9 +48,8 @@ def draw_tokens(
     Returns:
         The draws; None for a row from which nothing can be drawn.
     """
-    scores = processed_scores(logits, groups)
-    best = scores.topk(min(MAX_SUPPORT, scores.shape[-1]))
-    values, token_ids = best.values.double().cpu().numpy(), best.indices.cpu().numpy()
+    pending = PendingScores(logits, groups)
+    values, token_ids = _most_probable(pending)
     temperatures = np.array([group.draft_temperature for group in groups])
     rows = [
         NoiseRow(group.seed, group.sample_index, group.first_length, base)
@@ -64,6 +63,20 @@ def draw_tokens(
         _drawn(token_ids[row], weights[row], noisy[row]) if math.isfinite(values[row, 0]) else None
         for row in range(len(rows))
     ]
+
+
+def _most_probable(pending: PendingScores) -> tuple[np.ndarray, np.ndarray]:
+    """Scores, float64, and ids of each row's most probable tokens, the best first.
+
+    All of them go to the host: the target is told them.
+    """
+    number = min(MAX_SUPPORT, pending.scores.shape[-1])
+    side = on_device(pending.scores.device)
+    while True:
+        best = pending.scores.topk(number)
+        values, token_ids, *complete = side.fetch(best.values, best.indices, *pending.complete)
+        if not pending.finish(*complete):
+            return values, token_ids
 
 
 def _drawn(token_ids: np.ndarray, weights: np.ndarray, noisy: np.ndarray) -> Drawn:

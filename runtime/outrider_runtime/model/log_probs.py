@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import torch
 
+from outrider_runtime.model.arrays import on_device
 from outrider_runtime.model.row_group import RowGroup
-from outrider_runtime.model.scores import processed_scores
+from outrider_runtime.model.scores import PendingScores
 
 
 class TokenLogProb(NamedTuple):
@@ -58,19 +59,32 @@ def token_log_probs(
     Returns:
         One entry a row. Normalised in float64: a vocabulary of 150,000 terms costs float32 digits.
     """
-    chosen = torch.tensor(token_ids, device=logits.device)[:, None]
-    scores = processed_scores(logits, [group])
+    side = on_device(logits.device)
+    pending = PendingScores(logits, [group])
     raw = (logits if model_logits is None else model_logits).double().log_softmax(-1)
-    processed = scores.double().log_softmax(-1)
-    of_chosen = (column.gather(1, chosen)[:, 0].tolist() for column in (raw, processed, scores))
-    columns = zip(*of_chosen, _top(raw, num_top), _top(processed, num_top), strict=True)
-    return [TokenLogProbs(*column) for column in columns]
+    chosen = side.integers(token_ids)[:, None]
+    while True:
+        scores = pending.scores
+        processed = scores.double().log_softmax(-1)
+        of_chosen = (column.gather(1, chosen)[:, 0] for column in (raw, processed, scores))
+        tops = (one for column in (raw, processed) for one in _top(column, num_top))
+        found = side.lists(*of_chosen, *tops, *pending.complete)
+        if not pending.finish(*found[7:]):
+            columns = zip(*found[:3], _named(*found[3:5]), _named(*found[5:7]), strict=True)
+            return [TokenLogProbs(*column) for column in columns]
 
 
-def _top(log_probs: torch.Tensor, number: int) -> list[list[TokenLogProb]]:
-    """The `number` most probable tokens of each row, without those that cannot be chosen."""
+def _top(log_probs: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `number` most probable tokens of each row, and their log-probabilities."""
     found = log_probs.topk(min(number, log_probs.shape[-1]), dim=-1)
+    return found.indices, found.values
+
+
+def _named(
+    token_ids: Sequence[Sequence[int]], log_probs: Sequence[Sequence[float]]
+) -> list[list[TokenLogProb]]:
+    """Without those that cannot be chosen."""
     return [
         [TokenLogProb(t, p) for t, p in zip(tokens, values, strict=True) if p > -math.inf]
-        for tokens, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        for tokens, values in zip(token_ids, log_probs, strict=True)
     ]

@@ -30,8 +30,8 @@ from outrider_runtime.model.arrays import Array, Arrays
 
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
-# Constants of the published algorithm; the multipliers act on counter words 0 and 2.
-_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.int64)
+MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.int64)
+"""Constants of the published algorithm, of counter words 0 and 2."""
 _KEY_STEPS = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.int64)
 _ROUND_NUMBERS = np.arange(_ROUNDS, dtype=np.int64)
 _WORDS = 4
@@ -73,7 +73,34 @@ class NoiseRow(NamedTuple):
     became of a rejected draft depends on all its draws, so none of them may be met twice."""
 
 
-def philox(xp: Arrays, even: Array, odd: Array, keys: Array) -> tuple[Array, Array]:
+class NoiseWords(NamedTuple):
+    """What of the generator's input depends on the row alone, as the generator takes it."""
+
+    keys: Array
+    """Int64 [10, 2, rows, 1]: the keys of all rounds."""
+    odd: Array
+    """Int64 [2, rows, 1]: counter words 1 and 3, the position and the base."""
+    streams: Array
+    """Int64 [rows, 1]: counter word 2, stream and sample."""
+    multipliers: Array
+    """Int64 [2, 1, 1]: the algorithm's own, which have to be where the rest is."""
+
+    @classmethod
+    def of(cls, rows: Sequence[NoiseRow], stream: Stream = Stream.TARGET) -> NoiseWords:
+        """Those of some rows, in numpy: to be sent to where they are needed."""
+        words = [
+            [row.position for row in rows],
+            [row.base for row in rows],
+            [stream | row.sample_index << 8 for row in rows],
+        ]
+        counters = np.array(words, np.int64)[..., None]
+        keys = round_keys([row.seed for row in rows])[..., None]
+        return cls(keys, counters[:2], counters[2], MULTIPLIERS[:, None, None])
+
+
+def philox(
+    xp: Arrays, even: Array, odd: Array, keys: Array, multipliers: Array
+) -> tuple[Array, Array]:
     """The ten rounds of Philox4x32-10, elementwise.
 
     Args:
@@ -81,11 +108,11 @@ def philox(xp: Arrays, even: Array, odd: Array, keys: Array) -> tuple[Array, Arr
         even: int64 [2, ...], counter words 0 and 2.
         odd: int64 [2, ...], counter words 1 and 3.
         keys: int64, broadcastable to [10, 2, ...]: the key words of every round (`round_keys`).
+        multipliers: int64, broadcastable to [2, ...]: `NoiseWords.multipliers`.
 
     Returns:
         Output words 0 and 2, and output words 1 and 3, in the same form.
     """
-    multipliers = xp.integers(_MULTIPLIERS.reshape(2, *[1] * (even.ndim - 1)))
     for key in keys:
         product = xp.swap(even * multipliers)
         # The mask comes last: it also clears what an arithmetic shift and the unmasked low words
@@ -106,50 +133,42 @@ def gumbel_of(
     xp: Arrays, token_ids: Array, rows: Sequence[NoiseRow], *, stream: Stream = Stream.TARGET
 ) -> Array:
     """Noise of the given tokens: float64 like `token_ids`, int64 [rows, n]."""
-    keys, odd, streams = _row_words(xp, rows, stream)
-    even, odd = philox(xp, xp.pairs(token_ids >> 2, streams), odd, keys)
-    words = xp.where(token_ids & 1 == 1, odd, even)  # [2, rows, n]
-    return _gumbel(xp, xp.where(token_ids & 2 == 2, words[1], words[0]))
+    return gumbel_from(xp, token_ids, xp.send(NoiseWords.of(rows, stream)))
+
+
+def gumbel_from(xp: Arrays, token_ids: Array, words: NoiseWords) -> Array:
+    """`gumbel_of`, where the rows' words are already."""
+    even = xp.pairs(token_ids >> 2, words.streams)
+    even, odd = philox(xp, even, words.odd, words.keys, words.multipliers)
+    found = xp.where(token_ids & 1 == 1, odd, even)  # [2, rows, n]
+    return _gumbel(xp, xp.where(token_ids & 2 == 2, found[1], found[0]))
 
 
 def gumbel_of_all(
     xp: Arrays, vocab_size: int, rows: Sequence[NoiseRow], *, stream: Stream = Stream.TARGET
 ) -> Array:
     """Noise of the whole vocabulary: float64 [rows, vocab_size], each id's as in `gumbel_of`."""
+    return gumbel_from_all(xp, vocab_size, xp.send(NoiseWords.of(rows, stream)))
+
+
+def gumbel_from_all(xp: Arrays, vocab_size: int, words: NoiseWords) -> Array:
+    """`gumbel_of_all`, where the rows' words are already."""
+    keys, odd, streams, multipliers = words
     counters = xp.arange((vocab_size + _WORDS - 1) // _WORDS)
-    keys, odd, streams = _row_words(xp, rows, stream)
-    step = max(1, xp.at_once // (_WORDS * len(rows)))
+    step = max(1, xp.at_once // (_WORDS * len(streams)))
     pieces = []
     for start in range(0, len(counters), step):
         some = counters[start : start + step] + streams * 0
-        evens, odds = philox(xp, xp.pairs(some, streams), odd, keys)
-        words = xp.interleave([evens[0], odds[0], evens[1], odds[1]])
-        pieces.append(_gumbel(xp, words))
+        evens, odds = philox(xp, xp.pairs(some, streams), odd, keys, multipliers)
+        pieces.append(_gumbel(xp, xp.interleave([evens[0], odds[0], evens[1], odds[1]])))
     return xp.concatenate(pieces)[:, :vocab_size]
 
 
 def uniforms(xp: Arrays, rows: Sequence[NoiseRow], *, stream: Stream) -> Array:
     """One uniform number in (0, 1) a row: float64 [rows]."""
-    keys, odd, streams = _row_words(xp, rows, stream)
-    even, _ = philox(xp, xp.pairs(streams * 0, streams), odd, keys)
+    keys, odd, streams, multipliers = xp.send(NoiseWords.of(rows, stream))
+    even, _ = philox(xp, xp.pairs(streams * 0, streams), odd, keys, multipliers)
     return _uniform(xp, even[0, :, 0])
-
-
-def _row_words(xp: Arrays, rows: Sequence[NoiseRow], stream: Stream) -> tuple[Array, Array, Array]:
-    """What of the generator's input depends on the row alone.
-
-    Returns:
-        The keys of all rounds [10, 2, rows, 1]; counter words 1 and 3, the position and the base,
-        [2, rows, 1]; counter word 2, stream and sample, [rows, 1].
-    """
-    words = [
-        [row.position for row in rows],
-        [row.base for row in rows],
-        [stream | row.sample_index << 8 for row in rows],
-    ]
-    counters = xp.integers(np.array(words, np.int64)[..., None])
-    keys = xp.integers(round_keys([row.seed for row in rows])[..., None])
-    return keys, counters[:2], counters[2]
 
 
 def _gumbel(xp: Arrays, words: Array) -> Array:

@@ -8,19 +8,97 @@ rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
-from outrider_runtime.model.arrays import Array, Arrays, arrays_of
-from outrider_runtime.model.batch_parts import Kind, Part, bound, split
+from outrider_runtime.model.arrays import Array, Arrays, arrays_of, on_device
+from outrider_runtime.model.batch_parts import Kind, Part, split
 from outrider_runtime.model.candidates import Candidates, highest, possible
-from outrider_runtime.model.processors import edit_scores
+from outrider_runtime.model.part_inputs import PartInputs, Truncation
+from outrider_runtime.model.processors import edit_scores, edits_of
 from outrider_runtime.model.processors.warpers import WARPERS
 from outrider_runtime.model.processors.watermarking import add_watermarks
 from outrider_runtime.model.row_group import PlacedGroup, RowGroup
-from outrider_runtime.sampling_parameters import SamplingParameters
+
+
+class PendingScores:
+    """Processed scores, of which it is not known yet whether all are final.
+
+    On a device the most probable tokens of a row are gathered into a window. Where more of them tie
+    than it has places for, the row has to be done again; whether there is such a row is told along
+    with whatever else the device is asked for. On a CPU scores are final at once.
+
+    Args:
+        logits: [rows, vocab], the rows of all groups in order; not changed.
+        groups: whose rows they are.
+
+    Raises:
+        ValueError: the groups do not add up to the rows.
+
+    Attributes:
+        scores: float32 [rows, vocab] on the device of the logits; minus infinity where a token is
+            dropped.
+        complete: bool arrays, one entry for each row that may have to be done again; often none.
+    """
+
+    def __init__(self, logits: torch.Tensor, groups: Sequence[RowGroup]) -> None:
+        placed = place(logits, groups)
+        self._xp, scores = arrays_of(logits)
+        self.scores = torch.empty(scores.shape, dtype=torch.float32, device=logits.device)
+        with torch.no_grad(), np.errstate(all="ignore"):
+            parts = split(placed, rows_at_once=rows_at_once(self._xp, scores))
+            edits = edits_of(placed, scores.shape[-1])
+            edits, inputs = self._xp.send((edits, self._inputs_of(parts)))
+            self._edited = edit_scores(self._xp, scores, edits)
+            self._windowed: list[Part] = []
+            self.complete: list[Array] = []
+            self._process(parts, inputs)
+
+    def finish(self, *complete: Iterable[bool]) -> bool:
+        """Do what is missing over again, in place.
+
+        Args:
+            complete: `complete`, as the host sees it.
+
+        Returns:
+            Whether anything was: what was made of the scores has to be made again.
+        """
+        with torch.no_grad(), np.errstate(all="ignore"):
+            parts = [
+                again
+                for part, done in zip(self._windowed, complete, strict=True)
+                for again in part.again(done)
+            ]
+            self._windowed, self.complete = [], []
+            self._process(parts, self._xp.send(self._inputs_of(parts)))
+        return bool(parts)
+
+    def _inputs_of(self, parts: Sequence[Part]) -> list[PartInputs]:
+        num_rows, vocab_size = self.scores.shape
+        return [
+            PartInputs.of(part, num_rows=num_rows, vocab_size=vocab_size, with_noise=False)
+            for part in parts
+        ]
+
+    def _process(self, parts: Sequence[Part], inputs: Sequence[PartInputs]) -> None:
+        for part, one in zip(parts, inputs, strict=True):
+            rows = rows_of(self._edited, one)
+            found = part_candidates(self._xp, rows, part, one)
+            values = torch.as_tensor(found.values)
+            if found.token_ids is not None:
+                whole = values.new_full((len(values), self.scores.shape[-1]), -math.inf)
+                # Padding is minus infinity at id 0; the maximum leaves a real id 0 alone.
+                token_ids = torch.as_tensor(found.token_ids)
+                values = whole.scatter_reduce(1, token_ids, values, reduce="amax")
+            if one.rows is None:
+                self.scores.copy_(values)
+            else:
+                self.scores[torch.as_tensor(one.rows)] = values
+            if found.complete is not None:
+                self._windowed.append(part)
+                self.complete.append(found.complete)
 
 
 def processed_scores(logits: torch.Tensor, groups: Sequence[RowGroup]) -> torch.Tensor:
@@ -38,24 +116,10 @@ def processed_scores(logits: torch.Tensor, groups: Sequence[RowGroup]) -> torch.
     Raises:
         ValueError: the groups do not add up to the rows.
     """
-    placed = place(logits, groups)
-    xp, scores = arrays_of(logits)
-    result = torch.full(scores.shape, -math.inf, dtype=torch.float32, device=logits.device)
-    with torch.no_grad(), np.errstate(all="ignore"):
-        scores = edit_scores(xp, scores, placed)
-        parts = split(placed, rows_at_once=max(1, xp.at_once // scores.shape[-1]))
-        while parts:
-            part = parts.pop()
-            found = part_candidates(xp, rows_of(xp, scores, part), part)
-            values = torch.as_tensor(found.values)
-            if found.token_ids is not None:
-                whole = values.new_full((len(values), scores.shape[-1]), -math.inf)
-                # Padding is minus infinity at id 0; the maximum leaves a real id 0 alone.
-                token_ids = torch.as_tensor(found.token_ids)
-                values = whole.scatter_reduce(1, token_ids, values, reduce="amax")
-            result[part.rows] = values
-            parts += part.unfinished(found)
-    return result
+    pending = PendingScores(logits, groups)
+    if pending.complete:
+        pending.finish(*on_device(logits.device).lists(*pending.complete))
+    return pending.scores
 
 
 def place(logits: torch.Tensor, groups: Sequence[RowGroup]) -> list[PlacedGroup]:
@@ -73,61 +137,50 @@ def place(logits: torch.Tensor, groups: Sequence[RowGroup]) -> list[PlacedGroup]
     return placed
 
 
-def rows_of(xp: Arrays, scores: Array, part: Part) -> Array:
+def rows_at_once(xp: Arrays, scores: Array) -> int:
+    """Most rows of a part in which every score has to be worked on repeatedly."""
+    return max(1, xp.at_once // int(scores.shape[-1]))
+
+
+def rows_of(scores: Array, inputs: PartInputs) -> Array:
     """The part's rows of the batch: `scores` itself if that is all of them, else a copy."""
-    return scores if len(part.rows) == len(scores) else scores[xp.integers(part.rows)]
+    return scores if inputs.rows is None else scores[inputs.rows]
 
 
-def part_candidates(xp: Arrays, scores: Array, part: Part) -> Candidates:
+def part_candidates(xp: Arrays, scores: Array, part: Part, inputs: PartInputs) -> Candidates:
     """The part's possible tokens after temperature, truncations, watermark and normalisation.
 
     Args:
         xp: where the scores live.
         scores: [rows of the part, vocab], edited; not changed.
         part: whose rows they are.
+        inputs: the part's, where the scores live.
     """
-    parameters = [group.parameters for group in part.groups]
     if part.kind is Kind.WINDOWED:
-        found = highest(xp, scores, [bound(one) for one in parameters])
+        found = highest(xp, scores, inputs.last_wanted, width=part.window)
     else:
         found = Candidates(scores, None)
-    if part.kind is not Kind.GREEDY:
-        found = found._replace(values=_truncate(xp, found.values, parameters))
+    values = found.values
+    if inputs.temperatures is not None:
+        values = values / inputs.temperatures
+    for truncation in inputs.truncations:
+        values = _truncate(xp, values, truncation)
+    found = found._replace(values=values)
     if part.kind is Kind.TRUNCATED:
         found = possible(xp, found.values)
-    marked = add_watermarks(
-        xp,
-        found.values,
-        found.token_ids,
-        groups=part.groups,
-        lengths=part.positions,
-        vocab_size=scores.shape[-1],
-    )
-    found = found._replace(values=marked)
-    normalised = [i for i, one in enumerate(parameters) if one.renormalize_logits]
-    if normalised:
-        values = xp.copy(found.values)
-        values[normalised] = xp.log_softmax(values[normalised])
-        found = found._replace(values=values)
-    return found
+    values = add_watermarks(xp, found.values, found.token_ids, inputs.markings)
+    if inputs.normalised is not None:
+        values = xp.copy(values)
+        values[inputs.normalised] = xp.log_softmax(values[inputs.normalised])
+    return found._replace(values=values)
 
 
-def _truncate(xp: Arrays, values: Array, parameters: Sequence[SamplingParameters]) -> Array:
-    """Temperature and every warper, each once over the rows that want it."""
-    if any(one.temperature != 1.0 for one in parameters):
-        values = values / xp.floats([one.temperature for one in parameters])[:, None]
-    wanted = {name for one in parameters for name in one.truncations}
-    leasts = [one.min_tokens_to_keep for one in parameters]
-    more_than_one = any(least > 1 for least in leasts)
-    for name, warper in WARPERS.items():
-        if name not in wanted:
-            continue
-        on = [i for i, one in enumerate(parameters) if name in one.truncations]
-        column = xp.floats([warper.parameter(parameters[i]) for i in on])[:, None]
-        least = xp.integers([leasts[i] for i in on])[:, None] if more_than_one else None
-        if len(on) == len(parameters):
-            values = warper.apply(xp, values, column, least)
-        else:  # the other rows stay as they are, bit for bit
-            values = xp.copy(values)
-            values[on] = warper.apply(xp, values[on], column, least)
+def _truncate(xp: Arrays, values: Array, truncation: Truncation) -> Array:
+    """A warper, over the rows that want it."""
+    name, rows, parameter, least = truncation
+    warper = WARPERS[name]
+    if rows is None:
+        return warper.apply(xp, values, parameter, least)
+    values = xp.copy(values)
+    values[rows] = warper.apply(xp, values[rows], parameter, least)
     return values

@@ -20,10 +20,11 @@ import torch
 from outrider_runtime.model.arrays import Array, Arrays, arrays_of
 from outrider_runtime.model.batch_parts import Kind, Part, split
 from outrider_runtime.model.candidates import Candidates
-from outrider_runtime.model.noise import gumbel_of, gumbel_of_all
-from outrider_runtime.model.processors import edit_scores
+from outrider_runtime.model.noise import gumbel_from, gumbel_from_all
+from outrider_runtime.model.part_inputs import PartInputs
+from outrider_runtime.model.processors import edit_scores, edits_of
 from outrider_runtime.model.row_group import PlacedGroup, RowGroup
-from outrider_runtime.model.scores import part_candidates, place, rows_of
+from outrider_runtime.model.scores import part_candidates, place, rows_at_once, rows_of
 
 __all__ = ["InvalidScores", "RowGroup", "Selection", "select_tokens"]
 
@@ -66,15 +67,32 @@ class Selection(NamedTuple):
 
 
 class _Choice(NamedTuple):
-    """What is learned about the rows of a part; the lists run over them."""
+    """What is learned about the rows of a part: arrays where the scores live, then lists."""
 
-    token_ids: list[int]
-    log_probs: list[float]
-    highest_before: list[float]
+    token_ids: Array
+    log_probs: Array
+    highest_before: Array
     """Highest score before temperature and truncation; NaN counts as highest."""
-    highest_after: list[float]
-    runners_up: list[list[RunnerUp]]
-    """Empty lists if not asked for."""
+    highest_after: Array
+    complete: Array
+    """Whether all candidates were there (`Candidates.complete`); empty where they always are."""
+    runners_up: Sequence[Array] = ()
+    """Token ids and margins, alternately, the best first; empty if not asked for."""
+
+    @classmethod
+    def of(cls, columns: Sequence[Array]) -> _Choice:
+        """From what `columns` gives."""
+        return cls._make([*columns[:5], columns[5:]])
+
+    def columns(self) -> list[Array]:
+        """All arrays, in a row."""
+        return [*self[:5], *self.runners_up]
+
+    def runners_up_of(self, index: int) -> list[RunnerUp]:
+        """Those of a row that could be chosen."""
+        pairs = zip(self.runners_up[::2], self.runners_up[1::2], strict=True)
+        found = (RunnerUp(ids[index], margins[index]) for ids, margins in pairs)
+        return [one for one in found if math.isfinite(one.margin)]
 
 
 def select_tokens(
@@ -108,29 +126,49 @@ def select_tokens(
     runners_up: list[list[RunnerUp]] = [[] for _ in range(len(scores) if num_runners_up else 0)]
     # numpy would warn of the NaNs and infinities that `_check` looks for.
     with torch.no_grad(), np.errstate(all="ignore"):
-        scores = edit_scores(xp, scores, placed)
-        parts = split(placed, rows_at_once=max(1, xp.at_once // scores.shape[-1]))
+        parts = split(placed, rows_at_once=rows_at_once(xp, scores))
+        edits, inputs = xp.send((edits_of(placed, scores.shape[-1]), _inputs_of(parts, scores)))
+        scores = edit_scores(xp, scores, edits)
         while parts:
-            part = parts.pop()
-            rows = rows_of(xp, scores, part)
-            found = part_candidates(xp, rows, part)
-            choice = _choose(
-                xp,
-                rows,
-                found,
-                part,
-                with_log_probs=with_log_probs,
-                num_runners_up=num_runners_up,
-            )
-            _check(part, choice, placed)
-            for index, row in enumerate(part.rows):
-                token_ids[row] = choice.token_ids[index]
-                if with_log_probs:
-                    log_probs[row] = choice.log_probs[index]
-                if num_runners_up:
-                    runners_up[row] = choice.runners_up[index]
-            parts += part.unfinished(found)
+            choices = [
+                _choose(
+                    xp,
+                    rows_of(scores, one),
+                    part,
+                    one,
+                    with_log_probs=with_log_probs,
+                    num_runners_up=num_runners_up,
+                )
+                for part, one in zip(parts, inputs, strict=True)
+            ]
+            again: list[Part] = []
+            for part, choice in zip(parts, _told(xp, choices), strict=True):
+                _check(part, choice, placed)
+                for index, row in enumerate(part.rows):
+                    token_ids[row] = choice.token_ids[index]
+                    if with_log_probs:
+                        log_probs[row] = choice.log_probs[index]
+                    if num_runners_up:
+                        runners_up[row] = choice.runners_up_of(index)
+                again += part.again(choice.complete)
+            parts = again
+            inputs = xp.send(_inputs_of(parts, scores))
     return Selection(token_ids, log_probs, runners_up if num_runners_up else ())
+
+
+def _inputs_of(parts: Sequence[Part], scores: Array) -> list[PartInputs]:
+    num_rows, vocab_size = scores.shape
+    return [
+        PartInputs.of(part, num_rows=num_rows, vocab_size=vocab_size, with_noise=True)
+        for part in parts
+    ]
+
+
+def _told(xp: Arrays, choices: Sequence[_Choice]) -> list[_Choice]:
+    """All choices as lists, fetched at once."""
+    columns = [choice.columns() for choice in choices]
+    lists = iter(xp.lists(*(column for some in columns for column in some)))
+    return [_Choice.of([next(lists) for _ in some]) for some in columns]
 
 
 def _is_bare(group: RowGroup) -> bool:
@@ -155,57 +193,55 @@ def _highest(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> Select
 def _choose(
     xp: Arrays,
     scores: Array,
-    found: Candidates,
     part: Part,
+    inputs: PartInputs,
     *,
     with_log_probs: bool,
     num_runners_up: int,
 ) -> _Choice:
+    found = part_candidates(xp, scores, part, inputs)
     values, padded = found.values, found.token_ids is not None
     best = xp.argmax(values)
     after = xp.pick(values, best)
-    noisy = values if part.kind is Kind.GREEDY else _noisy(xp, found, part)
-    places = best if part.kind is Kind.GREEDY else xp.argmax(noisy)
+    noisy = values if inputs.noise is None else _noisy(xp, found, inputs)
+    places = best if inputs.noise is None else xp.argmax(noisy)
     token_ids = xp.pick(found.token_ids, places) if padded else places
     # Truncation can hide a NaN, so the scores before it are looked at as well.
     before = after if values is scores else xp.pick(scores, xp.argmax(scores))
     log_probs = xp.log_prob(values, places, after, padded=padded) if with_log_probs else after
-    runners_up: list[list[RunnerUp]] = []
-    if num_runners_up:
-        runners_up = _runners_up(xp, noisy, found, places, num_runners_up)
-    lists = xp.lists(token_ids, log_probs, before, after)
-    return _Choice(lists[0], lists[1], lists[2], lists[3], runners_up)
+    runners_up = _runners_up(xp, noisy, found, places, num_runners_up)
+    complete = best[:0] if found.complete is None else found.complete
+    return _Choice(token_ids, log_probs, before, after, complete, runners_up)
 
 
 def _runners_up(
     xp: Arrays, noisy: Array, found: Candidates, places: Array, number: int
-) -> list[list[RunnerUp]]:
+) -> list[Array]:
     """The next best tokens of each row. Few are wanted: looking again beats sorting a row."""
+    if not number:
+        return []
     tops = xp.pick(noisy, places)
     columns = xp.arange(noisy.shape[-1])
-    runners_up: list[list[RunnerUp]] = [[] for _ in range(len(noisy))]
+    runners_up = []
     for _ in range(number):
         noisy = xp.where(columns == places[:, None], -math.inf, noisy)
         places = xp.argmax(noisy)
         token_ids = places if found.token_ids is None else xp.pick(found.token_ids, places)
-        for row, (token_id, margin) in enumerate(
-            zip(*xp.lists(token_ids, tops - xp.pick(noisy, places)), strict=True)
-        ):
-            if math.isfinite(margin):
-                runners_up[row].append(RunnerUp(token_id, margin))
+        runners_up += [token_ids, tops - xp.pick(noisy, places)]
     return runners_up
 
 
-def _noisy(xp: Arrays, found: Candidates, part: Part) -> Array:
+def _noisy(xp: Arrays, found: Candidates, inputs: PartInputs) -> Array:
     """Scores plus noise; float64, in which a tie between two tokens does not happen."""
-    rows = part.noise_rows()
+    words = inputs.noise
+    assert words is not None
     if found.token_ids is None:
-        noise = gumbel_of_all(xp, found.values.shape[-1], rows)
+        noise = gumbel_from_all(xp, found.values.shape[-1], words)
     else:
-        noise = gumbel_of(xp, found.token_ids, rows)
-    if any(group.draft_temperature != 1.0 for group in part.groups):
+        noise = gumbel_from(xp, found.token_ids, words)
+    if inputs.draft_temperatures is not None:
         # argmax(s / tau + g) is argmax(s + tau g), which has a meaning at 0 as well.
-        noise = noise * xp.floats([group.draft_temperature for group in part.groups])[:, None]
+        noise = noise * inputs.draft_temperatures
     return xp.doubles(found.values) + noise
 
 

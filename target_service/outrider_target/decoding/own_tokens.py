@@ -15,11 +15,8 @@ from outrider_runtime.model.row_group import RowGroup
 from outrider_runtime.model.scores import processed_scores
 from outrider_runtime.model.selection import select_tokens
 
-from outrider_target.decoding.speculative_sampling import (
-    DrawnRows,
-    DrawnToken,
-    decide_by_ratio,
-)
+from outrider_target.decoding.drawn_rows import DrawnRows, DrawnToken
+from outrider_target.decoding.speculative_sampling import decide_by_ratio
 from outrider_target.decoding.strategy import BranchRows
 from outrider_target.requests.request import TensorKind
 

@@ -9,7 +9,6 @@ such key: each position is drawn for once. Knows nothing of gRPC or scheduling.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,36 +21,8 @@ from outrider_runtime.sparse_distribution import SparseDistribution
 
 from outrider_target.decoding.acceptance import Acceptance
 from outrider_target.decoding.block_verification import Place, verify_block
-
-
-class DrawnToken(NamedTuple):
-    """A draft token.
-
-    Attributes:
-        token_id: The token.
-        distribution: What it was drawn from. A token that nobody drew counts as certain.
-    """
-
-    token_id: int
-    distribution: SparseDistribution
-
-    @classmethod
-    def of(cls, token_id: int, distribution: SparseDistribution | None) -> DrawnToken:
-        """With the distribution that a drafter told, if it told one."""
-        return cls(token_id, distribution or SparseDistribution((token_id,), (1,)))
-
-
-class DrawnRows(NamedTuple):
-    """The rows of one sequence, and the draft they verify.
-
-    Attributes:
-        group: One row for each token of the draft, and one behind it. The last may be missing where
-            the last token is impossible.
-        draft: The draft.
-    """
-
-    group: RowGroup
-    draft: Sequence[DrawnToken]
+from outrider_target.decoding.device_ratios import judge
+from outrider_target.decoding.drawn_rows import DrawnRows, DrawnToken
 
 
 def decide_by_ratio(logits: torch.Tensor, wanted: Sequence[DrawnRows]) -> list[Acceptance]:
@@ -68,6 +39,22 @@ def decide_by_ratio(logits: torch.Tensor, wanted: Sequence[DrawnRows]) -> list[A
     Raises:
         InvalidScores: From a sequence's first row no token can be chosen.
     """
+    if arrays_of(logits[:0])[0] is not NUMPY:
+        verdicts = judge(logits, wanted)
+        if not any(verdicts.doubtful):
+            decided = zip(wanted, verdicts.num_accepted, verdicts.token_ids, strict=True)
+            return [_acceptance(*one) for one in decided]
+    return _decide_one_by_one(logits, wanted)
+
+
+def _acceptance(rows: DrawnRows, num_accepted: int, own: int) -> Acceptance:
+    token_ids = [token.token_id for token in rows.draft[:num_accepted]]
+    own_ids = [own] if num_accepted < rows.group.num_rows else []
+    return Acceptance([*token_ids, *own_ids], num_accepted)
+
+
+def _decide_one_by_one(logits: torch.Tensor, wanted: Sequence[DrawnRows]) -> list[Acceptance]:
+    """On a CPU; and on a device for what has to be looked at row by row, which waits for it."""
     scores = processed_scores(logits, [rows.group for rows in wanted])
     log_norms = scores.double().logsumexp(-1)
     # Truncation can hide a NaN: such rows are looked at again, one by one.

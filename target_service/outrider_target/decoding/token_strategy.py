@@ -13,8 +13,8 @@ from outrider_target.constraints.constraint import Constraint
 from outrider_target.decoding.acceptance import accept_furthest
 from outrider_target.decoding.branch import Branch
 from outrider_target.decoding.committed import Committed
+from outrider_target.decoding.drawn_rows import DrawnToken
 from outrider_target.decoding.own_tokens import OwnTokens, TokenRows, select_own_tokens
-from outrider_target.decoding.speculative_sampling import DrawnToken
 from outrider_target.decoding.strategy import BranchRows, Decision, Selector
 from outrider_target.decoding.tensors import TensorReport, TokenTensor
 from outrider_target.drafting.drafter import Draft

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
+import torch
 from outrider_runtime.model.runner import Runner
 
 from outrider_target.decoding.strategy import Rows, Selector
@@ -47,7 +48,8 @@ class Verifier:
             wanted = [wanted for _, wanted, _ in members]
             rows = logits
             if len(by_selector) > 1:
-                rows = logits[[row for _, _, span in members for row in span]]
+                # Not by a list of rows, which a device would have to be waited for with.
+                rows = torch.cat([logits[span.start : span.stop] for _, _, span in members])
             selected = selector(rows, wanted)
             for (index, _, _), choice in zip(members, selected, strict=True):
                 decided[index] = choice

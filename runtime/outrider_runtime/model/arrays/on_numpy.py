@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from outrider_runtime.model.arrays.parcel import T
 from outrider_runtime.model.arrays.protocol import Array, Arrays
 
 _CACHED = 1 << 15
@@ -21,17 +22,17 @@ class _Numpy:
     log: Callable[[Array], Array] = staticmethod(np.log)
     log1p: Callable[[Array], Array] = staticmethod(np.log1p)
 
+    def send(self, value: T) -> T:
+        return value
+
     def integers(self, values: Any) -> Array:
         return np.asarray(values, dtype=np.int64)
 
-    def floats(self, values: Any) -> Array:
-        return np.asarray(values, dtype=np.float32)
+    def to_floats(self, x: Array) -> Array:
+        return x.astype(np.float32)
 
-    def bytes(self, values: Any) -> Array:
-        return np.asarray(values, dtype=np.uint8)
-
-    def booleans(self, values: npt.NDArray[np.bool_]) -> Array:
-        return values
+    def fill_rows(self, x: Array, rows: Array, value: float) -> None:
+        x[rows] = value
 
     def make_finite(self, x: Array) -> None:
         np.nan_to_num(x, copy=False)
@@ -63,8 +64,11 @@ class _Numpy:
             totals[start : start + step] = total
         return self.pick(x, indices) - tops - np.log(totals)
 
-    def lists(self, integers: Array, *floats: Array) -> tuple[list[Any], ...]:
-        return integers.tolist(), *(one.tolist() for one in floats)
+    def fetch(self, *arrays: Array) -> tuple[npt.NDArray[Any], ...]:
+        return arrays
+
+    def lists(self, *arrays: Array) -> tuple[list[Any], ...]:
+        return tuple([one.tolist() for one in arrays])
 
     def sort(self, x: Array) -> Array:
         return np.sort(x, axis=-1)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from outrider_runtime.model.arrays.parcel import Packed, Parcel, T
 from outrider_runtime.model.arrays.protocol import Array, Arrays
+
+_DTYPES = {
+    np.dtype(np.int32): torch.int32,
+    np.dtype(np.int64): torch.int64,
+    np.dtype(np.float32): torch.float32,
+    np.dtype(np.float64): torch.float64,
+    np.dtype(np.uint8): torch.uint8,
+}
+"""What travels, beside truth values."""
 
 
 class _Torch:
@@ -21,18 +32,37 @@ class _Torch:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # From and to other memory, a copy makes the host wait for all that the device has to do.
+        self._pinned = device.type == "cuda"
+
+    def send(self, value: T) -> T:
+        parcel = Parcel(value)
+        if not parcel:
+            return value
+        block = torch.empty(parcel.num_bytes, dtype=torch.uint8, pin_memory=self._pinned)
+        parcel.write(block.numpy())
+        # The block may go as soon as it is sent: torch keeps pinned memory until it was read.
+        there = block.to(self.device, non_blocking=True)
+        sent: T = parcel.unpacked(lambda packed: self._unpack(there, packed))
+        return sent
+
+    def _unpack(self, block: torch.Tensor, packed: Packed) -> torch.Tensor:
+        part = block[packed.start : packed.stop]
+        if packed.dtype != np.bool_:
+            return part.view(_DTYPES[packed.dtype]).view(packed.shape)
+        *rows, length = packed.shape
+        shifts = torch.arange(8, dtype=torch.uint8, device=self.device)
+        bits = (part.view(*rows, -(-length // 8), 1) >> shifts) & 1
+        return bits.flatten(-2)[..., :length].bool()
 
     def integers(self, values: Any) -> Array:
-        return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(self.device)
+        return self.send(np.asarray(values, dtype=np.int64))
 
-    def floats(self, values: Any) -> Array:
-        return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(self.device)
+    def to_floats(self, x: Array) -> Array:
+        return x.float()
 
-    def bytes(self, values: Any) -> Array:
-        return torch.from_numpy(np.asarray(values, dtype=np.uint8)).to(self.device)
-
-    def booleans(self, values: npt.NDArray[np.bool_]) -> Array:
-        return torch.from_numpy(values).to(self.device)
+    def fill_rows(self, x: Array, rows: Array, value: float) -> None:
+        x.index_fill_(0, rows, value)
 
     def make_finite(self, x: Array) -> None:
         torch.nan_to_num_(x)
@@ -52,10 +82,26 @@ class _Torch:
     def log_prob(self, x: Array, indices: Array, tops: Array, *, padded: bool) -> Array:
         return self.pick(x.log_softmax(dim=-1), indices)
 
-    def lists(self, integers: Array, *floats: Array) -> tuple[list[Any], ...]:
+    def fetch(self, *arrays: Array) -> tuple[npt.NDArray[Any], ...]:
         # Float64 holds every token id.
-        first, *others = torch.stack([one.double() for one in (integers, *floats)]).tolist()
-        return [int(value) for value in first], *others
+        told = self._to_host(torch.cat([one.reshape(-1).double() for one in arrays]))
+        ends = np.cumsum([one.numel() for one in arrays])[:-1]
+        return tuple(
+            (part if one.is_floating_point() else part.astype(np.int64)).reshape(one.shape)
+            for one, part in zip(arrays, np.split(told, ends), strict=True)
+        )
+
+    def lists(self, *arrays: Array) -> tuple[list[Any], ...]:
+        return tuple(one.tolist() for one in self.fetch(*arrays))
+
+    def _to_host(self, x: torch.Tensor) -> npt.NDArray[np.float64]:
+        """The one wait for the device."""
+        if not self._pinned:
+            return x.cpu().numpy()
+        here = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        here.copy_(x, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+        return here.numpy()
 
     def sort(self, x: Array) -> Array:
         return x.sort(dim=-1).values
@@ -109,6 +155,7 @@ class _Torch:
         return torch.cat(tuple(pieces), dim=-1)
 
 
+@lru_cache
 def on_device(device: torch.device) -> Arrays:
-    """The operations on tensors of `device`."""
+    """The operations on tensors of `device`; the same object for the same device."""
     return _Torch(device)

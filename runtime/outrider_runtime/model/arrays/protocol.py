@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
+
+from outrider_runtime.model.arrays.parcel import T
 
 Array: TypeAlias = Any
 """A numpy array or a torch tensor: the two share the operators, not a type."""
@@ -15,20 +16,30 @@ Array: TypeAlias = Any
 class Arrays(Protocol):
     """What `Numpy` and `Torch` both offer. Shapes are [rows, n] unless said otherwise."""
 
+    def __hash__(self) -> int:
+        """By identity: there is one object for each place where scores can live."""
+
     at_once: int
     """Number of scores to work on in one go: bounds the memory that takes."""
 
+    def send(self, value: T) -> T:
+        """`value` with the numpy arrays in it where the scores live.
+
+        In one transfer, without a wait for the device: what is sent together costs once.
+
+        Args:
+            value: a numpy array (int32, int64, float32, float64, uint8 or bool), or tuples, named
+                tuples and lists of such; whatever else is in them stays as it is.
+        """
+
     def integers(self, values: Any) -> Array:
-        """Int64 array of `values` (nested lists or a numpy array)."""
+        """Int64 array of `values` (nested lists or a numpy array): a transfer of its own."""
 
-    def floats(self, values: Any) -> Array:
-        """Float32 array of `values`."""
+    def to_floats(self, x: Array) -> Array:
+        """Float32 copy of truth values: 1 and 0."""
 
-    def bytes(self, values: Any) -> Array:
-        """Uint8 array of `values`."""
-
-    def booleans(self, values: npt.NDArray[np.bool_]) -> Array:
-        """`values`, where the scores live."""
+    def fill_rows(self, x: Array, rows: Array, value: float) -> None:
+        """In place: all entries of some rows. Torch would have to wait for `x[rows] = value`."""
 
     def make_finite(self, x: Array) -> None:
         """In place: NaN becomes 0, infinities the largest finite values."""
@@ -100,8 +111,14 @@ class Arrays(Protocol):
             padded: whether rows differ in real length.
         """
 
-    def lists(self, integers: Array, *floats: Array) -> tuple[list[Any], ...]:
-        """Arrays [rows] as lists, the first of ints: fetched from a device at once."""
+    def fetch(self, *arrays: Array) -> tuple[npt.NDArray[Any], ...]:
+        """Arrays of any shapes in numpy, of a device's as int64 (truth values too) or float64.
+
+        In one transfer, and with `lists` the only operation here that waits for a device.
+        """
+
+    def lists(self, *arrays: Array) -> tuple[list[Any], ...]:
+        """The same as lists."""
 
     def doubles(self, x: Array) -> Array:
         """Float64 copy."""

@@ -23,13 +23,14 @@ Knows nothing of how a token is then chosen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from outrider_runtime.model.arrays import Array, Arrays
 from outrider_runtime.model.processors import allowed, diversity, history, length, plugged
+from outrider_runtime.model.processors.edit import Edit
 from outrider_runtime.model.row_group import PlacedGroup
 
-_EDITS = (
+_PROCESSORS: Sequence[Callable[[Sequence[PlacedGroup], int], Edit | None]] = (
     history.add_sequence_bias,
     diversity.subtract_penalties,
     history.reward_prompt_tokens,
@@ -47,21 +48,31 @@ _EDITS = (
 )
 
 
-def edit_scores(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> Array:
-    """Apply all that precedes the warpers.
+def edits_of(placed: Sequence[PlacedGroup], vocab_size: int) -> list[Edit]:
+    """All that precedes the warpers, in order: to be sent to where the scores live, then applied.
 
-    Args:
-        xp: where the scores live.
-        scores: [rows, vocab]; never changed.
-        placed: the batch's groups.
-
-    Returns:
-        The edited scores: a copy, or `scores` itself where no group asks for anything.
+    Empty where no group asks for anything.
     """
     edited = [place for place in placed if place.group.edits_scores]
     if not edited:
-        return scores
-    scores = xp.copy(scores)
-    for edit in _EDITS:
-        edit(xp, scores, edited)
+        return []
+    found = (processor(edited, vocab_size) for processor in _PROCESSORS)
+    return [edit for edit in found if edit is not None]
+
+
+def edit_scores(xp: Arrays, scores: Array, edits: Sequence[Edit]) -> Array:
+    """Apply the edits.
+
+    Args:
+        xp: where the scores live, and the edits' arrays.
+        scores: [rows, vocab]; never changed.
+        edits: those of the batch's groups.
+
+    Returns:
+        The edited scores: a copy, or `scores` itself where there are no edits.
+    """
+    if edits:
+        scores = xp.copy(scores)
+        for edit in edits:
+            edit.apply(xp, scores)
     return scores

@@ -5,12 +5,35 @@ Knows nothing of what the change means.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from outrider_runtime.model.arrays import Array, Arrays
+
+Change: TypeAlias = Callable[[Arrays, Array, Array], Array]
+"""From where the scores live, the cells' scores and their values to what they become: float32."""
+
+
+class CellEdit(NamedTuple):
+    """Cells and what becomes of them: an `Edit`."""
+
+    indices: Array
+    """Int64: into the flattened scores, each once, or always with the same value."""
+    values: Array
+    """Float32, one a cell."""
+    change: Change | None
+    """None: the values take their place."""
+
+    def apply(self, xp: Arrays, scores: Array) -> None:
+        """See `Edit`."""
+        flat = scores.reshape(-1)
+        values = self.values
+        if self.change is not None:
+            values = self.change(xp, flat[self.indices], values)
+        flat[self.indices] = values
 
 
 class Cells:
@@ -28,9 +51,6 @@ class Cells:
         self._tokens: list[npt.NDArray[np.int64]] = []
         self._values: list[npt.NDArray[np.float32]] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._rows)
-
     def add(
         self,
         row: int,
@@ -43,18 +63,14 @@ class Cells:
         self._rows.append(np.full(tokens.shape, row))
         self._values.append(np.broadcast_to(np.asarray(value, np.float32), tokens.shape))
 
-    def gather(self, xp: Arrays) -> tuple[Array, Array]:
-        """Indices into the flattened scores (int64), and the values (float32), in order."""
+    def edit(self, change: Change | None = None) -> CellEdit | None:
+        """What is to be done to the cells; None where there are none."""
+        if not self._rows:
+            return None
         rows, tokens = np.concatenate(self._rows), np.concatenate(self._tokens)
         values = np.concatenate(self._values)
         indices = rows * self._vocab_size + tokens
         inside = tokens < self._vocab_size
         if not inside.all():
             indices, values = indices[inside], values[inside]
-        return xp.integers(indices), xp.floats(values)
-
-    def put(self, xp: Arrays, scores: Array) -> None:
-        """Set the cells to their values, in place."""
-        if self:
-            indices, values = self.gather(xp)
-            scores.reshape(-1)[indices] = values
+        return CellEdit(indices, values, change)

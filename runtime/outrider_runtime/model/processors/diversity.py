@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from outrider_runtime.model.arrays import Array, Arrays
+from outrider_runtime.model.processors.cells import CellEdit, Cells
 from outrider_runtime.model.row_group import PlacedGroup
 
 
-def subtract_penalties(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
-    """Take each group's penalties off the scores of its rows, in place."""
+def subtract_penalties(placed: Sequence[PlacedGroup], vocab_size: int) -> CellEdit | None:
+    """Take each group's penalties off the scores of its rows."""
+    cells = Cells(vocab_size)
     for group, first_row in placed:
         if group.penalties:
-            token_ids = xp.integers(np.fromiter(group.penalties.keys(), np.int64))
-            values = xp.floats(np.fromiter(group.penalties.values(), np.float64))
-            scores[first_row : first_row + group.num_rows, token_ids] -= values
+            token_ids, values = list(group.penalties), list(group.penalties.values())
+            for row in range(first_row, first_row + group.num_rows):
+                cells.add(row, token_ids, values)
+    return cells.edit(lambda _xp, before, values: before - values)

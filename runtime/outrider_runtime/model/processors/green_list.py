@@ -9,7 +9,9 @@ the scores live on: its detector then finds the watermark. Kirchenbauer et al., 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,70 +27,89 @@ _TABLE_SIZE = 1_000_003
 _SEEDS = (1 << 64) - 1
 
 
-def add_green_list(
-    xp: Arrays,
-    values: Array,
-    token_ids: Array | None,
-    rows: Sequence[MarkedRow],
-    mark: GreenList,
-    *,
-    vocab_size: int,
-) -> None:
-    """Raise the scores of green tokens, in place. See `watermarking.add_watermarks`."""
+class _Green(NamedTuple):
+    """Rows and who is green in them (algorithm 2: the token before decides)."""
+
+    rows: Array
+    """Int64 [marked rows]."""
+    green: Array
+    """Bool [marked rows, vocab]."""
+    bias: float
+
+    def apply(self, xp: Arrays, values: Array, token_ids: Array | None) -> None:
+        """See `watermarking.Marking`."""
+        biases = xp.to_floats(self.green) * self.bias
+        if token_ids is not None:
+            biases = xp.take(biases, token_ids[self.rows])
+        values[self.rows] += biases
+
+
+class _OwnGreen(NamedTuple):
+    """Rows whose candidates each seed a green list of their own (algorithm 3).
+
+    A seed cannot be turned into a colour but by a generator on the host, and there are too many
+    tokens to do so before the candidates are known: so a device is waited for here.
+    """
+
+    rows: Array
+    """Int64 [marked rows]."""
+    colours: _OwnColours
+
+    def apply(self, xp: Arrays, values: Array, token_ids: Array | None) -> None:
+        """See `watermarking.Marking`."""
+        # Of equal scores the lower id goes first. What is dropped stays so, green or not.
+        order = xp.argsort(-values[self.rows], stable=True)[:, :CANDIDATES]
+        possible = xp.take(values[self.rows], order) > -np.inf
+        named = order if token_ids is None else xp.take(token_ids[self.rows], order)
+        marked = self.colours.marked(*xp.lists(*(x.reshape(-1) for x in (order, named, possible))))
+        if marked:
+            rows, places = xp.send(np.array(marked, np.int64).T)
+            values[rows, places] += self.colours.mark.bias
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnColours:
+    """Who is green among the candidates of some rows."""
+
+    rows: Sequence[MarkedRow]
+    mark: GreenList
+    vocab_size: int
+
+    def marked(
+        self, places: Sequence[int], token_ids: Sequence[int], possible: Sequence[bool]
+    ) -> list[tuple[int, int]]:
+        """Row and place of the green ones; all lists are the rows' candidates, row by row."""
+        number = int(self.vocab_size * self.mark.greenlist_ratio)
+        width = len(places) // len(self.rows)
+        marked = []
+        for index, one in enumerate(self.rows):
+            span = slice(index * width, (index + 1) * width)
+            ids = token_ids[span]
+            seeds = _own_seeds(np.array(ids), one, self.mark)
+            for place, token_id, seed, is_alive in zip(
+                places[span], ids, seeds, possible[span], strict=True
+            ):
+                if is_alive and _is_green(token_id, seed, self.vocab_size, number):
+                    marked.append((one.row, place))
+        return marked
+
+
+def green_list_of(
+    rows: Sequence[MarkedRow], mark: GreenList, vocab_size: int
+) -> _Green | _OwnGreen | None:
+    """What raises the scores of green tokens, as a `watermarking.Marking`."""
     seeded = [one for one in rows if one.length >= mark.context_width]
     if not seeded:
-        return
+        return None
+    indices = np.array([one.row for one in seeded], np.int64)
     if mark.seeding_scheme == "selfhash":
-        _add_by_own_hash(xp, values, token_ids, seeded, mark, vocab_size)
-    else:
-        _add_by_last_token(xp, values, token_ids, seeded, mark, vocab_size)
-
-
-def _add_by_last_token(
-    xp: Arrays,
-    values: Array,
-    token_ids: Array | None,
-    rows: Sequence[MarkedRow],
-    mark: GreenList,
-    vocab_size: int,
-) -> None:
-    """Algorithm 2: the token before decides who is green."""
+        return _OwnGreen(indices, _OwnColours(seeded, mark, vocab_size))
     number = int(vocab_size * mark.greenlist_ratio)
     green = [
         _green(mark.hashing_key * int(group.token_ids[length - 1]) % _SEEDS, vocab_size, number)
-        for _, group, length in rows
+        for _, group, length in seeded
     ]
-    indices = xp.integers([one.row for one in rows])
-    biases = xp.floats(np.stack(green)) * mark.bias  # [rows, vocab]
-    if token_ids is not None:
-        biases = xp.take(biases, token_ids[indices])
-    values[indices] += biases
-
-
-def _add_by_own_hash(
-    xp: Arrays,
-    values: Array,
-    token_ids: Array | None,
-    rows: Sequence[MarkedRow],
-    mark: GreenList,
-    vocab_size: int,
-) -> None:
-    """Algorithm 3: each candidate is in or out of the green list that it seeds itself."""
-    number = int(vocab_size * mark.greenlist_ratio)
-    indices = xp.integers([one.row for one in rows])
-    # Of equal scores the lower id goes first. What is dropped stays so, green or not.
-    order = xp.argsort(-values[indices], stable=True)[:, :CANDIDATES]
-    possible = (xp.take(values[indices], order) > -np.inf).tolist()
-    named = order if token_ids is None else xp.take(token_ids[indices], order)
-    marked: list[tuple[int, int]] = []  # (row, place)
-    for one, places, ids, alive in zip(rows, order.tolist(), named.tolist(), possible, strict=True):
-        seeds = _own_seeds(np.array(ids), one, mark)
-        for place, token_id, seed, is_alive in zip(places, ids, seeds, alive, strict=True):
-            if is_alive and _is_green(token_id, seed, vocab_size, number):
-                marked.append((one.row, place))
-    if marked:
-        cells = xp.integers(marked)
-        values[cells[:, 0], cells[:, 1]] += mark.bias
+    return _Green(indices, np.stack(green), mark.bias)
 
 
 def _own_seeds(candidates: npt.NDArray[np.int64], one: MarkedRow, mark: GreenList) -> list[int]:

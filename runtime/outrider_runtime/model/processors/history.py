@@ -1,8 +1,8 @@
 """Processors that look at the tokens before a row: biases, penalties and bans of what was said.
 
-Knows nothing of sampling, noise or acceptance. Every function changes `scores` [rows, vocab] in
-place, and a row only through the tokens that row sees, so a verification of k draft tokens gives
-each position what one-by-one decoding would have given it.
+Knows nothing of sampling, noise or acceptance, nor of where the scores live. Every function gives
+an `Edit` of the batch's scores, or None, which changes a row only by the tokens that row sees: so a
+verification of k draft tokens gives each position what one-by-one decoding would have given it.
 """
 
 from __future__ import annotations
@@ -12,75 +12,55 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from outrider_runtime.model.arrays import Array, Arrays
-from outrider_runtime.model.processors.cells import Cells
+from outrider_runtime.model.processors.cells import CellEdit, Cells
+from outrider_runtime.model.processors.seen_tokens import SeenEdit, SeenTokens
 from outrider_runtime.model.row_group import PlacedGroup
 from outrider_runtime.sampling_parameters import PhraseIndex, SamplingParameters
 
 
-def add_sequence_bias(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
+def add_sequence_bias(placed: Sequence[PlacedGroup], vocab_size: int) -> CellEdit | None:
     """Bias the last token of a phrase where the text ends with the tokens before it."""
-    _add_phrases(xp, scores, placed, lambda parameters: parameters.bias_index)
+    return _add_phrases(placed, vocab_size, lambda parameters: parameters.bias_index)
 
 
-def ban_bad_words(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
+def ban_bad_words(placed: Sequence[PlacedGroup], vocab_size: int) -> CellEdit | None:
     """The same with minus infinity: a bad word is never completed."""
-    _add_phrases(xp, scores, placed, lambda parameters: parameters.bad_words_index)
+    return _add_phrases(placed, vocab_size, lambda parameters: parameters.bad_words_index)
 
 
-def reward_prompt_tokens(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
+def reward_prompt_tokens(placed: Sequence[PlacedGroup], vocab_size: int) -> SeenEdit | None:
     """encoder_repetition_penalty: `penalise_repetition` of the prompt's tokens by its reciprocal.
 
     transformers takes a decoder-only model's prompt for what an encoder was given.
     """
-    cells = Cells(scores.shape[-1])
+    seen = SeenTokens(vocab_size)
     for group, first_row in placed:
         penalty = group.parameters.encoder_repetition_penalty
         if penalty != 1.0:
-            tokens = _array(group.token_ids[: group.num_prompt_tokens])
-            seen = np.zeros(int(tokens.max(initial=0)) + 1, dtype=np.bool_)
-            seen[tokens] = True
-            repeated = np.flatnonzero(seen)
-            for row in range(group.num_rows):
-                cells.add(first_row + row, repeated, np.float64(1) / penalty)
-    _penalise(xp, scores, cells)
+            prompt = _array(group.token_ids[: group.num_prompt_tokens])
+            rows = range(first_row, first_row + group.num_rows)
+            seen.add(rows, prompt, 1 / penalty, later=prompt[:0])
+    return seen.edit()
 
 
-def penalise_repetition(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
+def penalise_repetition(placed: Sequence[PlacedGroup], vocab_size: int) -> SeenEdit | None:
     """Divide positive and multiply negative scores of tokens seen before, prompt included.
 
     Keskar et al., "CTRL", 2019, arXiv 1909.05858, section 4.1.
     """
-    vocab_size = scores.shape[-1]
-    cells = Cells(vocab_size)
+    seen = SeenTokens(vocab_size)
     for group, first_row in placed:
         penalty = group.parameters.repetition_penalty
-        if penalty == 1.0:
-            continue
-        tokens = _array(group.token_ids)
-        seen = np.zeros(max(vocab_size, int(tokens.max(initial=0)) + 1), dtype=np.bool_)
-        seen[tokens[: group.first_length]] = True
-        repeated = np.flatnonzero(seen)
-        cells.add(first_row, repeated, penalty)
-        for row, token in enumerate(tokens[group.first_length :].tolist(), start=1):
-            if not seen[token]:
-                seen[token] = True
-                repeated = np.append(repeated, token)
-            cells.add(first_row + row, repeated, penalty)
-    _penalise(xp, scores, cells)
+        if penalty != 1.0:
+            tokens, first = _array(group.token_ids), group.first_length
+            rows = range(first_row, first_row + group.num_rows)
+            seen.add(rows, tokens[:first], penalty, later=tokens[first:])
+    return seen.edit()
 
 
-def _penalise(xp: Arrays, scores: Array, cells: Cells) -> None:
-    if cells:
-        flat = scores.reshape(-1)
-        indices, penalties = cells.gather(xp)
-        before = flat[indices]
-        flat[indices] = xp.where(before < 0, before * penalties, before / penalties)
-
-
-def ban_repeated_ngrams(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
+def ban_repeated_ngrams(placed: Sequence[PlacedGroup], vocab_size: int) -> CellEdit | None:
     """Ban every token that would complete an n-gram already there."""
-    cells = Cells(scores.shape[-1])
+    cells = Cells(vocab_size)
     for group, first_row in placed:
         size = group.parameters.no_repeat_ngram_size
         if size == 0:
@@ -91,12 +71,12 @@ def ban_repeated_ngrams(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]
             if length >= size:
                 banned = _followers(tokens[:length], tokens[length - size + 1 : length])
                 cells.add(first_row + row, banned, -np.inf)
-    cells.put(xp, scores)
+    return cells.edit()
 
 
-def ban_prompt_ngrams(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
+def ban_prompt_ngrams(placed: Sequence[PlacedGroup], vocab_size: int) -> CellEdit | None:
     """Ban every token that would complete an n-gram of the prompt."""
-    cells = Cells(scores.shape[-1])
+    cells = Cells(vocab_size)
     for group, first_row in placed:
         size = group.parameters.encoder_no_repeat_ngram_size
         prompt = _array(group.token_ids[: group.num_prompt_tokens])
@@ -106,7 +86,7 @@ def ban_prompt_ngrams(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) 
             length = group.first_length + row
             suffix = _array(group.token_ids[length - size + 1 : length])
             cells.add(first_row + row, _followers(prompt, suffix), -np.inf)
-    cells.put(xp, scores)
+    return cells.edit()
 
 
 def _followers(text: npt.NDArray[np.int64], phrase: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -123,12 +103,11 @@ def _followers(text: npt.NDArray[np.int64], phrase: npt.NDArray[np.int64]) -> np
 
 
 def _add_phrases(
-    xp: Arrays,
-    scores: Array,
     placed: Sequence[PlacedGroup],
+    vocab_size: int,
     index_of: Callable[[SamplingParameters], PhraseIndex | None],
-) -> None:
-    cells = Cells(scores.shape[-1])
+) -> CellEdit | None:
+    cells = Cells(vocab_size)
     for group, first_row in placed:
         index = index_of(group.parameters)
         if index is None:
@@ -137,11 +116,9 @@ def _add_phrases(
             biases = _phrase_biases(index, group.token_ids, group.first_length + row)
             if biases:
                 cells.add(first_row + row, list(biases), list(biases.values()))
-    if cells:
-        # Added even where it is minus infinity, as in transformers: a NaN stays one, for
-        # remove_invalid_values or for the error that names it.
-        indices, values = cells.gather(xp)
-        scores.reshape(-1)[indices] += values
+    # Added even where it is minus infinity, as in transformers: a NaN stays one, for
+    # remove_invalid_values or for the error that names it.
+    return cells.edit(lambda _xp, before, biases: before + biases)
 
 
 def _phrase_biases(index: PhraseIndex, token_ids: Sequence[int], length: int) -> dict[int, float]:

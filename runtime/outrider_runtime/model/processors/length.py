@@ -1,25 +1,29 @@
 """Processors that depend on how long the text is, not on what it says; and the fixed bans.
 
-Knows nothing of sampling, noise or acceptance. Every function changes `scores` [rows, vocab] in
-place. A row's length is the number of tokens it sees, prompt included.
+Knows nothing of sampling, noise or acceptance, nor of where the scores live. Every function gives
+an `Edit` of the batch's scores, or None. A row's length is the number of tokens it sees, prompt
+included.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from outrider_runtime.model.arrays import Array, Arrays
-from outrider_runtime.model.processors.cells import Cells
+from outrider_runtime.model.processors.cells import CellEdit, Cells
 from outrider_runtime.model.row_group import PlacedGroup
 
 _LARGEST_GROWTH = 1e30
 """Keeps a grown score finite (transformers overflows to infinity, and then cannot sample)."""
 
 
-def ban_early_end(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
+def ban_early_end(placed: Sequence[PlacedGroup], vocab_size: int) -> CellEdit | None:
     """min_length and min_new_tokens: no end of sequence before."""
-    cells = Cells(scores.shape[-1])
+    cells = Cells(vocab_size)
     for group, first_row in placed:
         parameters = group.parameters
         if not parameters.eos_token_ids:
@@ -29,10 +33,23 @@ def ban_early_end(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> N
             shortest = max(shortest, group.num_prompt_tokens + parameters.min_new_tokens)
         for row in range(min(group.num_rows, shortest - group.first_length)):
             cells.add(first_row + row, parameters.eos_token_ids, -math.inf)
-    cells.put(xp, scores)
+    return cells.edit()
 
 
-def force_tokens(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
+class _Forced(NamedTuple):
+    """Rows that may choose few tokens only, with score 0: an `Edit`."""
+
+    rows: Array
+    """Int64."""
+    cells: CellEdit
+
+    def apply(self, xp: Arrays, scores: Array) -> None:
+        """See `Edit`."""
+        xp.fill_rows(scores, self.rows, -math.inf)
+        self.cells.apply(xp, scores)
+
+
+def force_tokens(placed: Sequence[PlacedGroup], vocab_size: int) -> _Forced | None:
     """forced_bos_token_id as second token of the text, then forced_eos_token_id as its last."""
     forced: dict[int, Sequence[int]] = {}
     for group, first_row in placed:
@@ -42,24 +59,37 @@ def force_tokens(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> No
         row = parameters.max_length - 1 - group.first_length
         if parameters.forced_eos_token_ids and 0 <= row < group.num_rows:
             forced[first_row + row] = parameters.forced_eos_token_ids
-    if forced:
-        scores[xp.integers(list(forced))] = -math.inf
-        cells = Cells(scores.shape[-1])
-        for row, token_ids in forced.items():
-            cells.add(row, token_ids)
-        cells.put(xp, scores)
+    cells = Cells(vocab_size)
+    for row, token_ids in forced.items():
+        cells.add(row, token_ids)
+    edit = cells.edit()
+    return None if edit is None else _Forced(np.array(list(forced), np.int64), edit)
 
 
-def remove_invalid_values(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
+class _Finite(NamedTuple):
+    """Rows that hold no NaN and no infinity any more: an `Edit`."""
+
+    spans: list[slice]
+
+    def apply(self, xp: Arrays, scores: Array) -> None:
+        """See `Edit`."""
+        for rows in self.spans:
+            xp.make_finite(scores[rows])
+
+
+def remove_invalid_values(placed: Sequence[PlacedGroup], _vocab_size: int) -> _Finite | None:
     """NaN becomes 0, infinities the largest finite values, in the rows that ask for it."""
-    for group, first_row in placed:
-        if group.parameters.remove_invalid_values:
-            xp.make_finite(scores[first_row : first_row + group.num_rows])
+    spans = [
+        slice(first_row, first_row + group.num_rows)
+        for group, first_row in placed
+        if group.parameters.remove_invalid_values
+    ]
+    return _Finite(spans) if spans else None
 
 
-def favour_end(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
+def favour_end(placed: Sequence[PlacedGroup], vocab_size: int) -> CellEdit | None:
     """exponential_decay_length_penalty: raise the end of sequence by |score| (factor^n - 1)."""
-    cells = Cells(scores.shape[-1])
+    cells = Cells(vocab_size)
     for group, first_row in placed:
         decay = group.parameters.exponential_decay_length_penalty
         if decay is None or not group.parameters.eos_token_ids:
@@ -70,12 +100,12 @@ def favour_end(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None
             if excess > 0:
                 growth = _power(factor, excess) - 1
                 cells.add(first_row + row, group.parameters.eos_token_ids, growth)
-    if cells:
-        flat = scores.reshape(-1)
-        indices, growths = cells.gather(xp)
-        before = flat[indices]
-        finite = (before > -math.inf) & (before < math.inf)
-        flat[indices] = xp.where(finite, before + abs(before) * growths, before)
+    return cells.edit(_grown)
+
+
+def _grown(xp: Arrays, before: Array, growths: Array) -> Array:
+    finite = (before > -math.inf) & (before < math.inf)
+    return xp.where(finite, before + abs(before) * growths, before)
 
 
 def _power(factor: float, exponent: int) -> float:
@@ -85,9 +115,9 @@ def _power(factor: float, exponent: int) -> float:
         return _LARGEST_GROWTH
 
 
-def ban_suppressed(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> None:
+def ban_suppressed(placed: Sequence[PlacedGroup], vocab_size: int) -> CellEdit | None:
     """suppress_tokens everywhere, begin_suppress_tokens where the output begins."""
-    cells = Cells(scores.shape[-1])
+    cells = Cells(vocab_size)
     for group, first_row in placed:
         parameters = group.parameters
         if parameters.suppress_tokens:
@@ -100,4 +130,4 @@ def ban_suppressed(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> 
             row = begin - group.first_length
             if 0 <= row < group.num_rows:
                 cells.add(first_row + row, parameters.begin_suppress_tokens, -math.inf)
-    cells.put(xp, scores)
+    return cells.edit()

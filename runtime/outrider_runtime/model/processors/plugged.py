@@ -1,12 +1,14 @@
 """Processors that came with the request: plug-ins, one row at a time.
 
-What a row may not choose stays so, whatever they do. Knows nothing of where they come from.
+What a row may not choose stays so, whatever they do. Knows nothing of where they come from. On a
+device what they do is theirs: one that looks at a number makes the round wait.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -15,29 +17,50 @@ from outrider_runtime.model.arrays import Array, Arrays
 from outrider_runtime.model.row_group import NamedProcessor, PlacedGroup
 
 
-def run_plugins(
-    xp: Arrays,  # noqa: ARG001 - what all edits take
-    scores: Array,
-    placed: Sequence[PlacedGroup],
-) -> None:
-    """In place: each row's scores through its request's own processors, in their order.
+class _Plugged(NamedTuple):
+    """Rows with processors of their own: an `Edit`."""
 
-    Raises:
-        PluginFailed: One raised, or what it returned is no row of scores.
-    """
-    for group, first_row in placed:
-        if not group.processors:
-            continue
-        for row in range(group.num_rows):
-            prefix = list(group.token_ids[: group.first_length + row])
+    rows: list[int]
+    runs: list[Callable[[torch.Tensor], torch.Tensor]]
+    """For each row what is done to its scores, a tensor [vocab] that may be kept."""
+    masks: list[Array | None]
+    """For each row bool [vocab], what it may choose; None is all."""
+
+    def apply(self, xp: Arrays, scores: Array) -> None:
+        """See `Edit`."""
+        for row, run, mask in zip(self.rows, self.runs, self.masks, strict=True):
             # A copy: a plug-in may keep what it gets, and the scores' memory is used again.
-            values = torch.as_tensor(scores[first_row + row]).clone()
-            for processor in group.processors:
-                values = _run(processor, prefix, group.num_prompt_tokens, values)
-            if group.allowed is not None:
-                allowed = torch.as_tensor(group.allowed[row], device=values.device)
-                values = values.masked_fill(~allowed, -math.inf)
-            scores[first_row + row] = values if isinstance(scores, torch.Tensor) else values.numpy()
+            values = run(torch.as_tensor(scores[row]).clone())
+            if mask is not None:
+                values = values.masked_fill(~torch.as_tensor(mask), -math.inf)
+            scores[row] = values if isinstance(scores, torch.Tensor) else values.numpy()
+
+
+def run_plugins(placed: Sequence[PlacedGroup], _vocab_size: int) -> _Plugged | None:
+    """Each row's scores through its request's own processors, in their order.
+
+    Applied, it raises `PluginFailed`: one raised, or what it returned is no row of scores.
+    """
+    plugged = _Plugged([], [], [])
+    for place in placed:
+        group, first_row = place
+        for row in range(group.num_rows if group.processors else 0):
+            plugged.rows.append(first_row + row)
+            plugged.runs.append(_all_of(place, row))
+            plugged.masks.append(None if group.allowed is None else group.allowed[row])
+    return plugged if plugged.rows else None
+
+
+def _all_of(place: PlacedGroup, row: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    group = place.group
+
+    def run(values: torch.Tensor) -> torch.Tensor:
+        prefix = list(group.token_ids[: group.first_length + row])
+        for processor in group.processors:
+            values = _run(processor, prefix, group.num_prompt_tokens, values)
+        return values
+
+    return run
 
 
 def _run(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,29 +28,41 @@ _MULTIPLIER = 6364136223846793005
 """Of the congruential generator that hashes, in 64 bits with a sign: `h -> (h + x) * m + 1`."""
 
 
-def add_synthid(
-    xp: Arrays, values: Array, token_ids: Array | None, rows: Sequence[MarkedRow], mark: SynthId
-) -> None:
-    """Hold the tournament, in place. See `watermarking.add_watermarks`.
+class _Tournament(NamedTuple):
+    """Rows and what keys their random bits.
 
     Scores become log probabilities. What has no chance becomes minus infinity (in transformers the
     lowest finite number).
     """
+
+    rows: Array
+    """Int64 [marked rows]."""
+    contexts: Array
+    """Int64 [marked rows, 1]: hash of the tokens before."""
+    mark: SynthId
+
+    def apply(self, xp: Arrays, values: Array, token_ids: Array | None) -> None:
+        """See `watermarking.Marking`."""
+        mark = self.mark
+        ids = xp.arange(values.shape[-1])[None] if token_ids is None else token_ids[self.rows]
+        hashes = (self.contexts + ids) * _MULTIPLIER + 1  # [rows, n]
+        bits = _bits_at(xp, mark.sampling_table_seed, mark.sampling_table_size)
+        probs = xp.softmax(values[self.rows])
+        for key in mark.keys:
+            won = bits[((hashes + key) * _MULTIPLIER + 1) % mark.sampling_table_size]
+            probs = probs * (1 + won - xp.sum(won * probs))
+        possible = probs > 0
+        values[self.rows] = xp.where(possible, xp.log(xp.where(possible, probs, 1.0)), -np.inf)
+
+
+def tournament_of(rows: Sequence[MarkedRow], mark: SynthId) -> _Tournament | None:
+    """What holds the tournament, as a `watermarking.Marking`."""
     contexts = [(one.row, context_hash(one, mark)) for one in rows]
     marked = [(row, context) for row, context in contexts if context is not None]
     if not marked:
-        return
-    indices = xp.integers([row for row, _ in marked])
-    hashes = xp.integers([context for _, context in marked])[:, None]
-    ids = xp.arange(values.shape[-1])[None] if token_ids is None else token_ids[indices]
-    hashes = (hashes + ids) * _MULTIPLIER + 1  # [rows, n]
-    bits = xp.bytes(_bits(mark.sampling_table_seed, mark.sampling_table_size))
-    probs = xp.softmax(values[indices])
-    for key in mark.keys:
-        won = bits[((hashes + key) * _MULTIPLIER + 1) % mark.sampling_table_size]
-        probs = probs * (1 + won - xp.sum(won * probs))
-    possible = probs > 0
-    values[indices] = xp.where(possible, xp.log(xp.where(possible, probs, 1.0)), -np.inf)
+        return None
+    both = np.array(marked, np.int64)
+    return _Tournament(both[:, 0], both[:, 1:], mark)
 
 
 def context_hash(one: MarkedRow, mark: SynthId) -> int | None:
@@ -80,3 +93,9 @@ def _bits(seed: int, size: int) -> npt.NDArray[np.uint8]:
     generator = torch.Generator().manual_seed(seed)
     table: npt.NDArray[np.uint8] = torch.randint(0, 2, (size,), generator=generator).byte().numpy()
     return table
+
+
+@lru_cache(maxsize=8)
+def _bits_at(xp: Arrays, seed: int, size: int) -> Array:
+    """The table where it is used: it stays there, since it is the same for all that is written."""
+    return xp.send(_bits(seed, size))
