@@ -17,6 +17,8 @@ class Call(NamedTuple):
     max_k: int
     window_size: tuple[int, int]
     num_splits: int | None
+    reach: int
+    """Positions that its block tables have room for."""
 
 
 class PlainVarlen:
@@ -55,7 +57,8 @@ class PlainVarlen:
         assert seqused_k.is_contiguous()
         assert block_table.stride(-1) == 1
         assert enable_gqa or query.shape[1] == key.shape[2]
-        self.calls.append(Call(max_q, max_k, window_size, num_splits))
+        reach = block_table.shape[1] * key.shape[1]
+        self.calls.append(Call(max_q, max_k, window_size, num_splits, reach))
         out = torch.full_like(query, float("nan"))
         starts, lengths = cu_seq_q.tolist(), seqused_k.tolist()
         for i, length in enumerate(lengths):

@@ -49,6 +49,10 @@ def test_the_kernel_is_told_the_same_of_every_batch_but_for_what_is_in_it() -> N
     assert {(call.max_q, call.max_k, call.num_splits) for call in plain.calls} == {(256, 256, 1)}
     # The row itself is no part of the kernel's window.
     assert {call.window_size for call in plain.calls} == {(-1, 0), (WINDOW - 1, 0)}
+    # One that is wider than all tables would be left alone, which shows in a row's bits.
+    windowed = [call for call in plain.calls if call.window_size[0] >= 0]
+    assert min(call.reach for call in windowed) > WINDOW
+    assert min(call.reach for call in plain.calls) < WINDOW
 
 
 class TestWhichKernel:

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 
 import torch
+from torch.nn.functional import pad
 
 from outrider_runtime.model.attention_weights import ScoreRule
 from outrider_runtime.model.kv_storage import LayerKV
@@ -65,12 +66,22 @@ class VarlenAttention:
             window_size=(-1 if rule.window is None else rule.window - 1, 0),
             enable_gqa=query.shape[1] > kv.num_heads,
             seqused_k=keys.lengths,
-            block_table=keys.tables,
+            block_table=_wide_enough(keys, rule.window),
             # Split keys are summed up in parts whose number follows from the whole batch: a row's
             # bits would depend on its company, and drafts could change a text.
             num_splits=1,
         )
         return out[None]
+
+
+def _wide_enough(keys: PagedKeys, window: int | None) -> torch.Tensor:
+    """Block tables that reach beyond the window.
+
+    FlashAttention 3 leaves a window alone that is wider than all tables, and chooses its tiles by
+    that: a row's bits would depend on how long the longest text of its batch is.
+    """
+    missing = 0 if window is None else window // keys.block_size + 1 - keys.tables.shape[1]
+    return pad(keys.tables, (0, missing)) if missing > 0 else keys.tables
 
 
 def load(*, device: torch.device, dtype: torch.dtype) -> PagedKernel:
