@@ -16,7 +16,7 @@ import torch
 from engine.mixed_batches import expected_logits, run_mixed_batches
 from engine.plain_graph import RerunGraph, TapeGraph
 from engine.plain_model import largest_difference, plain_model, random_ids
-from engine.plain_varlen import PlainVarlen, StaticVarlen
+from engine.plain_varlen import PlainVarlen, StaticVarlen, varlen_kernel
 from engine.tiny_models import SUPPORTED, VOCAB_SIZE, build_tiny
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.attention_weights import ScoreRule
@@ -27,9 +27,8 @@ from outrider_runtime.model.graphed.graph import Graph, MakeGraph
 from outrider_runtime.model.graphed.sizes import SIZES, fits, padded
 from outrider_runtime.model.kv_storage import LayerKV
 from outrider_runtime.model.layer_reading import LayerReading
-from outrider_runtime.model.paged_attention import Attend, PagedAttention
-from outrider_runtime.model.paged_kernel import PagedKernel
 from outrider_runtime.model.ragged_runner import RaggedRunner
+from outrider_runtime.model.varlen_kernel import Varlen, VarlenAttention
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -93,7 +92,7 @@ def runner_of(
     model: PreTrainedModel | str,
     new_graph: MakeGraph | None,
     *,
-    attend: Attend | None = None,
+    attend: Varlen | None = None,
     num_blocks: int = 64,
     compiled: Compile = Compile.AUTO,
 ) -> RaggedRunner:
@@ -102,7 +101,7 @@ def runner_of(
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
         compiled=compiled,
-        paged_kernel=PagedKernel(attend or StaticVarlen(), lambda: None),
+        paged_kernel=varlen_kernel(attend or StaticVarlen()),
         new_graph=new_graph,
     )
 
@@ -376,7 +375,7 @@ class TestAtLoad:
         def without_window(kv: LayerKV, rule: ScoreRule) -> bool:
             return rule.window is None
 
-        monkeypatch.setattr(PagedAttention, "fits", staticmethod(without_window))
+        monkeypatch.setattr(VarlenAttention, "fits", staticmethod(without_window))
         assert "does not attend where its keys lie" in self.rejected("gemma3_text", TapeGraph)
 
     @pytest.mark.parametrize("name", NOT_PAGED)

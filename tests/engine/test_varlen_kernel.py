@@ -13,6 +13,7 @@ from engine.plain_model import largest_difference, plain_model
 from engine.plain_varlen import PlainVarlen, varlen_kernel
 from engine.tiny_models import WINDOW, build_tiny
 from outrider_runtime.model import varlen_kernel as kernel_module
+from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.paged_attention import KernelUnavailable, PagedKernel
 from outrider_runtime.model.ragged_runner import RaggedRunner
 
@@ -49,10 +50,17 @@ def test_the_kernel_is_told_the_same_of_every_batch_but_for_what_is_in_it() -> N
     assert {(call.max_q, call.max_k, call.num_splits) for call in plain.calls} == {(256, 256, 1)}
     # The row itself is no part of the kernel's window.
     assert {call.window_size for call in plain.calls} == {(-1, 0), (WINDOW - 1, 0)}
-    # One that is wider than all tables would be left alone, which shows in a row's bits.
-    windowed = [call for call in plain.calls if call.window_size[0] >= 0]
-    assert min(call.reach for call in windowed) > WINDOW
-    assert min(call.reach for call in plain.calls) < WINDOW
+
+
+def test_block_tables_reach_beyond_a_window_whatever_the_texts() -> None:
+    """A window that is wider than all tables would be left alone, which shows in a row's bits."""
+    plain = PlainVarlen()
+    runner = runner_on("gemma3_text", plain)
+    plain.calls.clear()
+    runner.forward([SequenceRows(runner.pool.create(), [1, 2, 3], 1)])
+    reach = {call.window_size: call.reach for call in plain.calls}
+    assert reach[-1, 0] == 4
+    assert reach[WINDOW - 1, 0] > WINDOW
 
 
 class TestWhichKernel:
