@@ -50,7 +50,7 @@ def settle() -> None:
     gc.freeze()
     if sys.platform == "linux":
         gathered = _gather(_own_memory(_MAPS.read_text()))
-        _log.info("memory_settled", huge_page_mib=gathered >> 20)
+        _log.debug("memory_settled", huge_page_mib=gathered >> 20)
 
 
 def _own_memory(maps: str) -> list[range]:
