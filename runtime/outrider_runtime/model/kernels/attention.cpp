@@ -58,7 +58,7 @@ struct Run {
 
 // The same queries of one sequence for each of some key heads.
 //
-// The keys of all heads of a slot lie side by side. Where they are read once or twice, they are read
+// The keys of all heads of a slot lie side by side. Where they are read once or twice, this happens
 // together, some slots at a time: those of one head alone lie so far apart that memory takes twice
 // as long. Where many tiles read the same keys, those of one head are few enough for the caches.
 struct Tile {
@@ -106,6 +106,27 @@ void fetch_ahead(const Layer& layer, const float* present, int64_t size) {
     __builtin_prefetch(next + byte, 0, SECOND_CACHE);
 }
 
+// The products of a query and a key, added up to one register, but for what fills none.
+Floats products(const float* query, const float* key, int64_t size) {
+  Floats sums[2] = {};  // two, because a sum waits for its last addition
+  int64_t d = 0;
+  for (; d + 2 * LANES <= size; d += 2 * LANES)
+    for (int v = 0; v < 2; v++) sums[v] += load(query + d + v * LANES) * load(key + d + v * LANES);
+  if (d + LANES <= size) sums[0] += load(query + d) * load(key + d);
+  return sums[0] + sums[1];
+}
+
+// The scores of as many keys as a register has lanes: added up together, lane by lane as one alone.
+void score_keys(const float* query, const float* const* keys, int64_t size, float scaling,
+                float* scores) {
+  Floats values[LANES];
+  for (int lane = 0; lane < LANES; lane++) values[lane] = products(query, keys[lane], size);
+  Floats results = sums_of(values);
+  for (int64_t d = size / LANES * LANES; d < size; d++)
+    for (int lane = 0; lane < LANES; lane++) results[lane] += query[d] * keys[lane][d];
+  store(scores, results * scaling);
+}
+
 // scores: [heads, COUNT, positions]
 template <int COUNT>
 void score(const Tile& tile, const Layer& layer, float scaling, float* scores) {
@@ -114,21 +135,22 @@ void score(const Tile& tile, const Layer& layer, float scaling, float* scores) {
     const float* queries[COUNT];
     for (int q = 0; q < COUNT; q++) queries[q] = tile.from(q, h);
     float* const results = scores + h * COUNT * stride + run.position;
-    for (int64_t i = 0; i < run.size; i++) {
+    int64_t i = 0;
+    for (; i + LANES <= run.size; i += LANES) {
+      const float* keys[LANES];
+      for (int lane = 0; lane < LANES; lane++) {
+        keys[lane] = layer.key(run.slot + i + lane, tile.head + h);
+        fetch_ahead(layer, keys[lane], size);
+      }
+      for (int q = 0; q < COUNT; q++)
+        score_keys(queries[q], keys, size, scaling, results + q * stride + i);
+    }
+    for (; i < run.size; i++) {
       const float* key = layer.key(run.slot + i, tile.head + h);
       fetch_ahead(layer, key, size);
-      Floats sums[COUNT][2] = {};  // two, because a sum waits for its last addition
-      int64_t d = 0;
-      for (; d + 2 * LANES <= size; d += 2 * LANES)
-        for (int v = 0; v < 2; v++) {
-          const Floats part = load(key + d + v * LANES);
-          for (int q = 0; q < COUNT; q++) sums[q][v] += load(queries[q] + d + v * LANES) * part;
-        }
-      for (; d + LANES <= size; d += LANES)
-        for (int q = 0; q < COUNT; q++) sums[q][0] += load(queries[q] + d) * load(key + d);
       for (int q = 0; q < COUNT; q++) {
-        float result = sum(sums[q][0] + sums[q][1]);
-        for (int64_t rest = d; rest < size; rest++) result += queries[q][rest] * key[rest];
+        float result = sum(products(queries[q], key, size));
+        for (int64_t d = size / LANES * LANES; d < size; d++) result += queries[q][d] * key[d];
         results[q * stride + i] = result * scaling;
       }
     }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -58,6 +59,31 @@ static inline float sum(Floats value) {
   std::memcpy(four, eight, sizeof four);
   const Four half = four[0] + four[1];
   return (half[0] + half[2]) + (half[1] + half[3]);
+}
+
+// Of each group of 2 D lanes: D of `a`, then D of `b`, from the SKIP-th on.
+template <int D, int SKIP, int... LANE>
+static inline Floats merge(Floats a, Floats b, std::integer_sequence<int, LANE...>) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, (LANE - LANE % (2 * D) + LANE % D + SKIP +
+                                        (LANE % (2 * D) < D ? 0 : LANES))...);
+#else
+  return __builtin_shuffle(a, b, Ints{(LANE - LANE % (2 * D) + LANE % D + SKIP +
+                                       (LANE % (2 * D) < D ? 0 : LANES))...});
+#endif
+}
+
+// The `sum` of each of so many registers, in its lane: the same additions, for all at a time.
+template <int D = LANES / 2>
+static inline Floats sums_of(Floats* values) {
+  constexpr auto lanes = std::make_integer_sequence<int, LANES>();
+  for (int i = 0; i < D; i++)
+    values[i] = merge<D, 0>(values[i], values[i + D], lanes) +
+                merge<D, D>(values[i], values[i + D], lanes);
+  if constexpr (D == 1)
+    return values[0];
+  else
+    return sums_of<D / 2>(values);
 }
 
 // exp(x) for x <= 0, as 2^n * exp(r) with |r| <= ln(2) / 2 and the Taylor series of exp(r) to r^7:
