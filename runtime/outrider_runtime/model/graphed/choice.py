@@ -1,8 +1,8 @@
 """Whether forwards of few rows run as graphs: which sizes there are, and that they prove right.
 
 Everything happens at load. A size recorded in the middle of traffic would stall every request for
-as long as some forwards in Python take, at a moment that nobody chose; a start takes some seconds
-more instead, and what is to go wrong goes wrong before anybody is served.
+as long as some forwards in Python take, at a moment that nobody chose; a start takes that much
+longer instead, and what is to go wrong goes wrong before anybody is served.
 """
 
 from __future__ import annotations

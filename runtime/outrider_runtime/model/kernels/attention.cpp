@@ -24,9 +24,7 @@ constexpr int VECTORS = 4;
 constexpr int VECTORS = 2;
 #endif
 constexpr int64_t MIN_PRODUCTS = 1 << 15;  // less is not worth waking a thread for
-constexpr int64_t AHEAD = 32;         // slots
-constexpr int SECOND_CACHE = 2;       // of __builtin_prefetch: so many slots do not fit the first
-constexpr int64_t CACHE_LINE = 64;    // bytes
+constexpr int64_t AHEAD = 32;         // slots, too many for the first cache
 constexpr int64_t RUN = 16;           // slots whose heads are read together
 constexpr int64_t FEW_TILES = 2;      // so often a sequence's keys are read with all heads together
 constexpr int64_t MAX_HEADS = 64;     // of a tile

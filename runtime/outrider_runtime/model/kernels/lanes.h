@@ -16,6 +16,9 @@ constexpr int LANES = 16;
 constexpr int LANES = 8;
 #endif
 
+constexpr int64_t CACHE_LINE = 64;  // bytes
+constexpr int SECOND_CACHE = 2;     // where __builtin_prefetch is to put something
+
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 

@@ -7,7 +7,7 @@
 // The first rows of a panel wait for memory, further ones find it in the caches. So while rows are
 // multiplied with a panel, the next one is fetched: six rows then take as long as the memory, not as
 // the memory and the multiplications one after the other. One or two rows leave nothing to overlap,
-// and many hardly wait.
+// and many hardly wait. It is fetched into the second cache, since the first one holds the rows.
 //
 // The lanes of a register run over outputs, never over the sum: each output is one sequential sum
 // over k, whatever the number of rows. A row's result is the same to the bit in any company.
@@ -29,8 +29,6 @@ constexpr int VECTORS = 2;  // of 16 registers: 6 * 2 + 2 + 1
 #endif
 constexpr int ROWS = 6;
 constexpr int WIDTH = LANES * VECTORS;
-constexpr int64_t CACHE_LINE = 64;  // bytes
-constexpr int SECOND_CACHE = 2;     // of __builtin_prefetch: the first one holds the rows
 constexpr int64_t MIN_ROWS_TO_FETCH = 3, MAX_ROWS_TO_FETCH = 4 * ROWS;
 constexpr int64_t MIN_MULTIPLICATIONS = 1 << 18;  // less is not worth waking a thread for
 
