@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from outrider_runtime.model.attention import ATTENTION_NAME, forward_context
 from outrider_runtime.model.batch import Pages, RaggedBatch
+from outrider_runtime.model.compiled.joined_products import join_products
 from outrider_runtime.model.compiled.recipe import Recipe
 from outrider_runtime.model.kernels import library
 from outrider_runtime.model.kernels.mode import Quantization
@@ -115,6 +116,7 @@ def compile_forward(recipe: Recipe, package: Path) -> None:
     # One row is not a shape of its own: all numbers of rows share one program.
     shape_settings.backed_size_oblivious = True
     program = _trace(_model_without_weights(recipe), recipe)
+    join_products(program)
     torch._inductor.aoti_compile_and_package(
         program,
         package_path=str(package),

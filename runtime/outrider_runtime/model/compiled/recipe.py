@@ -19,6 +19,7 @@ _SOURCES = Path(__file__).parent.parent
 _TRACED = (
     "attention.py",
     "compiled/compiler.py",
+    "compiled/joined_products.py",
     "compiled/step.py",
     "kernels/int8_linear.py",
     "kernels/packed_linear.py",

@@ -24,7 +24,15 @@ at::Tensor pack(const at::Tensor& weight) {
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& packed,
                   const std::optional<at::Tensor>& bias, int64_t n) {
-  return multiply_panels<float>(x, packed, nullptr, bias, n);
+  return products<float>(x, {{packed, nullptr, bias, n}})[0];
+}
+
+std::vector<at::Tensor> linears(const at::Tensor& x, const std::vector<at::Tensor>& packed,
+                                const std::vector<std::optional<at::Tensor>>& biases,
+                                const std::vector<int64_t>& n) {
+  std::vector<LayerTensors> layers;
+  for (size_t i = 0; i < packed.size(); i++) layers.push_back({packed[i], nullptr, biases[i], n[i]});
+  return products<float>(x, layers);
 }
 
 at::Tensor pack_shape(const at::Tensor& weight) {
@@ -37,19 +45,28 @@ at::Tensor linear_shape(const at::Tensor& x, const at::Tensor&, const std::optio
   return shape_of_product(x, n);
 }
 
+std::vector<at::Tensor> linears_shape(const at::Tensor& x, const std::vector<at::Tensor>&,
+                                      const std::vector<std::optional<at::Tensor>>&,
+                                      const std::vector<int64_t>& n) {
+  return shapes_of_products(x, n);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(outrider, library) {
   library.def("pack_linear(Tensor weight) -> Tensor");
   library.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, SymInt n) -> Tensor");
+  library.def("packed_linears(Tensor x, Tensor[] packed, Tensor?[] biases, int[] n) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(outrider, CPU, library) {
   library.impl("pack_linear", pack);
   library.impl("packed_linear", linear);
+  library.impl("packed_linears", linears);
 }
 
 TORCH_LIBRARY_IMPL(outrider, Meta, library) {
   library.impl("pack_linear", pack_shape);
   library.impl("packed_linear", linear_shape);
+  library.impl("packed_linears", linears_shape);
 }

@@ -48,7 +48,17 @@ std::tuple<at::Tensor, at::Tensor> pack(const at::Tensor& packed_) {
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& scales,
                   const std::optional<at::Tensor>& bias, int64_t n) {
-  return multiply_panels<int8_t>(x, packed, scales.const_data_ptr<float>(), bias, n);
+  return products<int8_t>(x, {{packed, &scales, bias, n}})[0];
+}
+
+std::vector<at::Tensor> linears(const at::Tensor& x, const std::vector<at::Tensor>& packed,
+                                const std::vector<at::Tensor>& scales,
+                                const std::vector<std::optional<at::Tensor>>& biases,
+                                const std::vector<int64_t>& n) {
+  std::vector<LayerTensors> layers;
+  for (size_t i = 0; i < packed.size(); i++)
+    layers.push_back({packed[i], &scales[i], biases[i], n[i]});
+  return products<int8_t>(x, layers);
 }
 
 std::tuple<at::Tensor, at::Tensor> pack_shape(const at::Tensor& packed) {
@@ -61,6 +71,13 @@ at::Tensor linear_shape(const at::Tensor& x, const at::Tensor&, const at::Tensor
   return shape_of_product(x, n);
 }
 
+std::vector<at::Tensor> linears_shape(const at::Tensor& x, const std::vector<at::Tensor>&,
+                                      const std::vector<at::Tensor>&,
+                                      const std::vector<std::optional<at::Tensor>>&,
+                                      const std::vector<int64_t>& n) {
+  return shapes_of_products(x, n);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(outrider, library) {
@@ -68,14 +85,19 @@ TORCH_LIBRARY_FRAGMENT(outrider, library) {
   library.def(
       "packed_linear_int8(Tensor x, Tensor packed, Tensor scales, Tensor? bias, SymInt n) -> "
       "Tensor");
+  library.def(
+      "packed_linears_int8(Tensor x, Tensor[] packed, Tensor[] scales, Tensor?[] biases, int[] n) "
+      "-> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(outrider, CPU, library) {
   library.impl("pack_linear_int8", pack);
   library.impl("packed_linear_int8", linear);
+  library.impl("packed_linears_int8", linears);
 }
 
 TORCH_LIBRARY_IMPL(outrider, Meta, library) {
   library.impl("pack_linear_int8", pack_shape);
   library.impl("packed_linear_int8", linear_shape);
+  library.impl("packed_linears_int8", linears_shape);
 }

@@ -18,6 +18,8 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <optional>
+#include <vector>
 
 #include "lanes.h"
 
@@ -95,42 +97,87 @@ const Multiply<Weight>* multiply_fetching(int64_t stride) {
   return stride <= 2 * CACHE_LINE ? BY_ROWS<2, Weight> : BY_ROWS<4, Weight>;
 }
 
-// x [..., k], packed [panels, k, WIDTH], scales [panels, WIDTH] or null, bias [n] -> [..., n]
+// A linear layer of n outputs: what it is multiplied with, and where the results go.
 template <typename Weight>
-at::Tensor multiply_panels(const at::Tensor& x, const at::Tensor& packed, const float* scales,
-                           const std::optional<at::Tensor>& bias, int64_t n) {
-  const auto input = x.contiguous();
-  const int64_t k = packed.size(1), rows = input.numel() / std::max<int64_t>(k, 1);
-  TORCH_CHECK(input.size(-1) == k, "linear: ", input.size(-1), " inputs for weights of ", k);
-  auto sizes = input.sizes().vec();
-  sizes.back() = n;
-  auto output = at::empty(sizes, input.options());
-  const float* from = input.const_data_ptr<float>();
-  const Weight* weights = packed.const_data_ptr<Weight>();
-  const float* biases = bias ? bias->const_data_ptr<float>() : nullptr;
-  float* to = output.mutable_data_ptr<float>();
+struct Layer {
+  const Weight* packed;  // [panels, k, WIDTH]
+  const float* scales;   // [panels, WIDTH], or null
+  const float* bias;     // [n], or null
+  int64_t n;
+  float* y;  // [rows, n]
+
+  int64_t panels() const { return (n + WIDTH - 1) / WIDTH; }
+};
+
+// x [rows, k] with all layers: threads share the panels of all of them as if they were one layer's.
+template <typename Weight>
+void multiply_panels(const float* x, int64_t rows, int64_t k,
+                     const std::vector<Layer<Weight>>& layers) {
   const int64_t grain = std::max<int64_t>(1, MIN_MULTIPLICATIONS / (k * WIDTH * rows + 1));
   // The tiles of a panel share in fetching the next one.
   const int64_t tiles = (rows + ROWS - 1) / ROWS, bytes = WIDTH * sizeof(Weight);
   const bool fetches = MIN_ROWS_TO_FETCH <= rows && rows <= MAX_ROWS_TO_FETCH;
   const int64_t stride = fetches ? std::max<int64_t>(1, bytes / tiles) : 0;
   const auto* multiply_rows = multiply_fetching<Weight>(stride);
-  at::parallel_for(0, packed.size(0), grain, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; p++) {
-      const Weight* panel = weights + p * k * WIDTH;
-      const char* ahead = reinterpret_cast<const char*>(panel + k * WIDTH);
+  int64_t panels = 0;
+  for (const auto& layer : layers) panels += layer.panels();
+  at::parallel_for(0, panels, grain, [&](int64_t begin, int64_t end) {
+    auto layer = layers.begin();
+    int64_t p = begin;  // of the layer
+    for (int64_t todo = end - begin; todo > 0; todo--, p++) {
+      for (; p >= layer->panels(); layer++) p -= layer->panels();
+      const Weight* panel = layer->packed + p * k * WIDTH;
+      const bool last = p + 1 == layer->panels() && layer + 1 != layers.end();
+      const Weight* next = last ? (layer + 1)->packed : panel + k * WIDTH;
+      const auto* ahead = reinterpret_cast<const char*>(next);
       for (int64_t row = 0; row < rows; row += ROWS, ahead += k * stride)
         multiply_rows[std::min<int64_t>(ROWS, rows - row)](
-            {from + row * k, panel, scales ? scales + p * WIDTH : nullptr,
-             biases ? biases + p * WIDTH : nullptr, to + row * n + p * WIDTH, k, n,
-             std::min<int64_t>(WIDTH, n - p * WIDTH), ahead, stride});
+            {x + row * k, panel, layer->scales ? layer->scales + p * WIDTH : nullptr,
+             layer->bias ? layer->bias + p * WIDTH : nullptr, layer->y + row * layer->n + p * WIDTH,
+             k, layer->n, std::min<int64_t>(WIDTH, layer->n - p * WIDTH), ahead, stride});
     }
   });
-  return output;
+}
+
+// A linear layer as an operator is given it.
+struct LayerTensors {
+  const at::Tensor& packed;                // [panels, k, WIDTH]
+  const at::Tensor* scales;                // [panels, WIDTH], or null
+  const std::optional<at::Tensor>& bias;  // [n]
+  int64_t n;
+};
+
+// x [..., k] -> of each layer [..., n]
+template <typename Weight>
+std::vector<at::Tensor> products(const at::Tensor& x, const std::vector<LayerTensors>& layers) {
+  const auto input = x.contiguous();
+  const int64_t k = input.size(-1), rows = input.numel() / std::max<int64_t>(k, 1);
+  auto sizes = input.sizes().vec();
+  std::vector<at::Tensor> outputs;
+  std::vector<Layer<Weight>> pointers;
+  for (const auto& layer : layers) {
+    TORCH_CHECK(layer.packed.size(1) == k, "linear: ", k, " inputs for weights of ",
+                layer.packed.size(1));
+    sizes.back() = layer.n;
+    outputs.push_back(at::empty(sizes, input.options()));
+    pointers.push_back({layer.packed.const_data_ptr<Weight>(),
+                        layer.scales ? layer.scales->const_data_ptr<float>() : nullptr,
+                        layer.bias ? layer.bias->const_data_ptr<float>() : nullptr, layer.n,
+                        outputs.back().mutable_data_ptr<float>()});
+  }
+  multiply_panels(input.const_data_ptr<float>(), rows, k, pointers);
+  return outputs;
 }
 
 static inline at::Tensor shape_of_product(const at::Tensor& x, c10::SymInt n) {
   auto sizes = x.sym_sizes().vec();
   sizes.back() = n;
   return at::empty_symint(sizes, x.options());
+}
+
+static inline std::vector<at::Tensor> shapes_of_products(const at::Tensor& x,
+                                                         const std::vector<int64_t>& n) {
+  std::vector<at::Tensor> shapes;
+  for (const int64_t outputs : n) shapes.push_back(shape_of_product(x, outputs));
+  return shapes;
 }
