@@ -13,9 +13,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -24,8 +24,10 @@ import torch
 from outrider_client import Client, GenerationConfig, SpeculationConfig
 from outrider_demo import DRAFT_DIR, TARGET_DIR, held_out_prompts
 from outrider_demo.processes import Service
-from outrider_runtime.model.batch import RaggedBatch
+from outrider_runtime.model.batch import RaggedBatch, SequenceRows
+from outrider_runtime.model.compiled.step import CompiledStep
 from outrider_runtime.model.ragged_runner import RaggedRunner
+from outrider_runtime.model.runner import GreedySteps
 from outrider_target import __main__ as command
 from outrider_target.engine.round import Rounds
 
@@ -37,12 +39,16 @@ _WARM_UP = 10  # rounds of a wave that are not counted: prompts are read
 
 
 class Round(NamedTuple):
-    """What a round took, in seconds, wall time and processor time of the engine thread."""
+    """What a round took, in seconds, wall time and processor time of the engine thread.
+
+    Of several steps in one go each counts as a round of its own.
+    """
 
     num_rows: int
     cycle: float
     forward: float
-    """The model and what is laid out for it: what a bare loop of forwards takes."""
+    """The model and what is laid out for it: what a bare loop of forwards takes, or where steps are
+    done in one go, a loop of these without anything around it."""
     model: float
     cycle_cpu: float
     model_cpu: float
@@ -151,16 +157,25 @@ def serve_timed() -> None:
     rounds: list[Round] = []
     clock = _Clock(rounds)
     run, forward, step = RaggedRunner._run, RaggedRunner.forward, Rounds.step
+    forward_greedily, run_greedily = RaggedRunner.forward_greedily, CompiledStep.run_greedily
 
     def timed_run(self: RaggedRunner, batch: RaggedBatch) -> torch.Tensor:
         with clock.in_model(batch.input_ids.shape[1]):
             return run(self, batch)
 
+    def timed_run_greedily(self: CompiledStep, batch: RaggedBatch, *others: Any) -> Any:
+        with clock.in_model(batch.input_ids.shape[1]):
+            return run_greedily(self, batch, *others)
+
     def timed_forward(self: RaggedRunner, *args: Any, **options: Any) -> torch.Tensor:
-        began = time.perf_counter()
-        logits = forward(self, *args, **options)
-        clock.forward = time.perf_counter() - began
-        return logits
+        with clock.in_forward(num_steps=1):
+            return forward(self, *args, **options)
+
+    def timed_forward_greedily(
+        self: RaggedRunner, batch: Sequence[SequenceRows], num_steps: int
+    ) -> GreedySteps:
+        with clock.in_forward(num_steps=num_steps):
+            return forward_greedily(self, batch, num_steps)
 
     def timed_step(self: Rounds, **options: Any) -> float | None:
         come_back_at = step(self, **options)
@@ -169,7 +184,9 @@ def serve_timed() -> None:
 
     with (
         mock.patch.object(RaggedRunner, "_run", timed_run),
+        mock.patch.object(CompiledStep, "run_greedily", timed_run_greedily),
         mock.patch.object(RaggedRunner, "forward", timed_forward),
+        mock.patch.object(RaggedRunner, "forward_greedily", timed_forward_greedily),
         mock.patch.object(Rounds, "step", timed_step),
     ):
         try:
@@ -183,22 +200,25 @@ class _Clock:
 
     def __init__(self, rounds: list[Round]) -> None:
         self._rounds = rounds
-        self.forward = 0.0
+        self._forward = 0.0
+        self._num_steps = 1
         self._began = (0.0, 0.0)
         self._model = (0.0, 0.0)
         self._num_rows = 0
-        self._entered = (0.0, 0.0)
 
-    def in_model(self, num_rows: int) -> _Clock:
+    @contextmanager
+    def in_model(self, num_rows: int) -> Iterator[None]:
         self._num_rows = num_rows
-        return self
-
-    def __enter__(self) -> None:
-        self._entered = _now()
-
-    def __exit__(self, *error: object) -> None:
+        entered = _now()
+        yield
         now = _now()
-        self._model = (now[0] - self._entered[0], now[1] - self._entered[1])
+        self._model = (now[0] - entered[0], now[1] - entered[1])
+
+    @contextmanager
+    def in_forward(self, *, num_steps: int) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._forward, self._num_steps = time.perf_counter() - began, num_steps
 
     def round_ended(self) -> None:
         if self._model == (0.0, 0.0):
@@ -206,7 +226,9 @@ class _Clock:
         now = _now()
         wall, cpu = now[0] - self._began[0], now[1] - self._began[1]
         model, model_cpu = self._model
-        self._rounds.append(Round(self._num_rows, wall, self.forward, model, cpu, model_cpu))
+        steps = self._num_steps
+        seconds = (wall, self._forward, model, cpu, model_cpu)
+        self._rounds += [Round(self._num_rows, *(each / steps for each in seconds))] * steps
         self._model = (0.0, 0.0)
         self._began = now
 

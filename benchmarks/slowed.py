@@ -43,6 +43,11 @@ def main() -> None:
             time.sleep(delay)
             return logits
 
+        @property
+        def runs_greedily(self) -> bool:
+            """Not several forwards in one go: each is to sleep."""
+            return False
+
     with mock.patch(runner, SlowedRunner):
         command()
 

@@ -128,6 +128,15 @@ def serve(
         int,
         flag("--max-num-batched-tokens", "Rows of one forward; longer prompts are cut.", min=1),
     ] = _BATCH.max_num_batched_tokens,
+    plain_steps_ms: Annotated[
+        float,
+        flag(
+            "--plain-steps-ms",
+            "Milliseconds of plain decoding in one go, where a step takes less.",
+            min=0,
+            max=1000,
+        ),
+    ] = _BATCH.plain_steps_ms,
     max_waiting_requests: Annotated[
         int, flag("--max-waiting-requests", "Requests that may wait; more are refused.", min=0)
     ] = _BATCH.max_waiting_requests,
@@ -324,6 +333,7 @@ def serve(
         batch=BatchSettings(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            plain_steps_ms=plain_steps_ms,
             max_waiting_requests=max_waiting_requests,
             max_tokens_per_minute_per_caller=max_tokens_per_minute_per_caller,
             prefix_caching=prefix_caching,

@@ -237,6 +237,7 @@ class TargetService:
             outbox.put,
             round_pace,
             control,
+            steps_seconds=settings.batch.plain_steps_ms / 1000,
         )
         engine = Engine(
             rounds,

@@ -72,6 +72,10 @@ class BatchSettings:
     max_num_batched_tokens: int = 512
     """Rows of one forward; longer prompts are fed in chunks, so that nobody else has to wait."""
 
+    plain_steps_ms: float = 16.0
+    """Milliseconds that steps of plain decoding may take in one go, without a round for each; 0:
+    each has its round. Only greedy ones of requests without drafts, on compiled forwards."""
+
     max_waiting_requests: int = 256
     """Requests that may wait; more are refused with RESOURCE_EXHAUSTED."""
 

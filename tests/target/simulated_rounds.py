@@ -124,7 +124,7 @@ class Simulation:
         self.seconds += cycle
         self.num_rounds += 1
         num = len(self.streams)
-        self.control.observe(RoundTimes(num, num, num + sum(verified), forward, cycle, num, True))
+        self.control.observe(RoundTimes(num, num, num + sum(verified), 1, forward, cycle, num, True))
         for index, (stream, count) in enumerate(zip(list(self.streams), verified, strict=True)):
             self._commit(index, stream, count)
 

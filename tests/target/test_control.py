@@ -148,7 +148,7 @@ def test_rounds_of_others_bring_no_trial_nearer() -> None:
     asked = controlled.num_asked
     for _ in range(20):
         for _ in range(1000):
-            controlled.control.observe(RoundTimes(4, 4, 4, 0.01, 0.01, 0, False))
+            controlled.control.observe(RoundTimes(4, 4, 4, 1, 0.01, 0.01, 0, False))
         controlled.goodput(4, 50)
     assert controlled.num_asked - asked <= 2 * 4 * RUN
 

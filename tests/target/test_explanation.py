@@ -74,7 +74,7 @@ def test_the_log_keeps_the_last_rounds() -> None:
     log = RoundLog()
     for number in range(600):
         late = (Silence.LATE,) * (number % 2)
-        log.add(RoundRecord(2, 6, 1, 4, number // 599, 3, 0.5, 0.25, late))
+        log.add(RoundRecord(1, 2, 6, 1, 4, number // 599, 3, 0.5, 0.25, late))
     recent = log.recent()
     assert recent.num_rounds == 512
     assert (recent.num_sequence_rounds, recent.num_accepted_tokens) == (1024, 1)

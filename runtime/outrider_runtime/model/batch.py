@@ -205,3 +205,19 @@ class RaggedBatch:
         """Writes the block tables to the first rows of an array [sequences or more, blocks]."""
         for row, span in zip(tables, self.spans, strict=False):
             row[: len(span.table)] = span.table  # of a long text too: copied, not converted
+
+
+def last_places(pool: Places, handles: Sequence[int], count: int) -> npt.NDArray[np.int64]:
+    """Where the last positions of sequences are: what a `RaggedBatch` says of rows, but for tokens.
+
+    Returns:
+        [count, 4, sequences]: of each position the position, its slot, its sequence here and its
+        place there.
+    """
+    places = np.empty((count, 4, len(handles)), dtype=np.int64)
+    for number, handle in enumerate(handles):
+        length = pool.length(handle)
+        places[:, 0, number] = places[:, 3, number] = range(length - count, length)
+        places[:, 1, number] = pool.slots(handle, length - count, length)
+        places[:, 2, number] = number
+    return places

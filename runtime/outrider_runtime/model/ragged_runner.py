@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model import paged_proof
 from outrider_runtime.model.attention import ATTENTION_NAME, Watcher, forward_context
-from outrider_runtime.model.batch import RaggedBatch, SequenceRows
+from outrider_runtime.model.batch import RaggedBatch, SequenceRows, last_places
 from outrider_runtime.model.causal_bias import CausalBias
 from outrider_runtime.model.compiled import choice as step_choice
 from outrider_runtime.model.compiled.choice import StepChoice
@@ -39,7 +39,7 @@ from outrider_runtime.model.model_facts import (
 from outrider_runtime.model.paged_attention import PagedAttention, PagedKernel
 from outrider_runtime.model.rank_group import RankGroup
 from outrider_runtime.model.row_rules import RowRules
-from outrider_runtime.model.runner import LayerShapes
+from outrider_runtime.model.runner import GreedySteps, LayerShapes
 from outrider_runtime.model.support import UnsupportedModel
 
 _log = structlog.get_logger(__name__)
@@ -205,6 +205,39 @@ class RaggedRunner:
             for item in batch:
                 self.pool.truncate(item.handle, self.pool.length(item.handle) - len(item.token_ids))
             raise
+
+    @property
+    def runs_greedily(self) -> bool:
+        """See `Runner.runs_greedily`."""
+        return (
+            self._step_choice is not None
+            and self._step_choice.step is not None
+            and self._rules.num_input_ids >= self.vocab_size
+        )
+
+    @torch.inference_mode()
+    def forward_greedily(self, batch: Sequence[SequenceRows], num_steps: int) -> GreedySteps:
+        """See `Runner.forward_greedily`."""
+        assert self._step_choice is not None and self._step_choice.step is not None
+        self._rules.check(batch, places=self.pool, first_positions={}, reader=None)
+        later = num_steps - 1
+        handles = [item.handle for item in batch]
+        before = {handle: self.pool.length(handle) for handle in handles}
+        try:
+            copies = self.pool.append_all((item.handle, len(item.token_ids)) for item in batch)
+            self._storage.copy_blocks(copies)
+            ragged = RaggedBatch(
+                batch, pool=self.pool, bias=self._bias, device=self.device, first_positions={}
+            )
+            # The end of each table is its sequence's own by now: nothing more to copy.
+            self.pool.append_all((handle, later) for handle in handles)
+            places = torch.from_numpy(last_places(self.pool, handles, later))
+            found = self._step_choice.step.run_greedily(ragged, self._storage.layers, places)
+        except BaseException:
+            for handle, length in before.items():
+                self.pool.truncate(handle, length)
+            raise
+        return GreedySteps(*(each.T.tolist() for each in found))
 
     @torch.inference_mode()
     def follow(self) -> None:

@@ -61,6 +61,13 @@ class RowGroup(NamedTuple):
         )
 
     @property
+    def is_bare(self) -> bool:
+        """Whether the model's own highest score is the choice."""
+        asks = self.parameters
+        touched = asks.watermark is not None or asks.renormalize_logits or self.edits_scores
+        return not (asks.do_sample or touched)
+
+    @property
     def first_length(self) -> int:
         """Number of tokens row 0 sees, which is also the position it predicts."""
         return len(self.token_ids) - self.num_rows + 1

@@ -23,6 +23,14 @@ class LayerShapes(NamedTuple):
     """Whether the output head is the embedding."""
 
 
+class GreedySteps(NamedTuple):
+    """What several forwards in a row found, sequence by sequence; a column for each forward."""
+
+    token_ids: list[list[int]]
+    scores: list[list[float]]
+    """Of these tokens. One that is not finite makes it and all behind it worthless."""
+
+
 class Runner(Protocol):
     """A model together with the positions it has already seen."""
 
@@ -51,6 +59,27 @@ class Runner(Protocol):
         Raises:
             OutOfBlocks: the pool cannot hold the new tokens; nothing was changed.
             KeyError: no such sequence; nothing was changed.
+            ValueError: bad rows; nothing was changed.
+        """
+        ...
+
+    @property
+    def runs_greedily(self) -> bool:
+        """Whether `forward_greedily` can be called. It may become true at any time."""
+        ...
+
+    def forward_greedily(self, batch: Sequence[SequenceRows], num_steps: int) -> GreedySteps:
+        """As `forward`, then goes on with the token that each sequence's last row scores highest.
+
+        In one go: nobody can say anything in between.
+
+        Args:
+            batch: the new tokens of different sequences, whose last row alone wants logits; nothing
+                is read of layers.
+            num_steps: forwards, at least 1. What each but the last found is in the cache then.
+
+        Raises:
+            OutOfBlocks: the pool cannot hold the new tokens; nothing was changed.
             ValueError: bad rows; nothing was changed.
         """
         ...

@@ -120,7 +120,7 @@ def select_tokens(
     """
     placed = place(logits, groups)
     xp, scores = arrays_of(logits)
-    if not (with_log_probs or num_runners_up) and all(map(_is_bare, groups)):
+    if not (with_log_probs or num_runners_up) and all(group.is_bare for group in groups):
         return _highest(xp, scores, placed)
     token_ids, log_probs = [0] * len(scores), [0.0] * len(scores) * with_log_probs
     runners_up: list[list[RunnerUp]] = [[] for _ in range(len(scores) if num_runners_up else 0)]
@@ -169,13 +169,6 @@ def _told(xp: Arrays, choices: Sequence[_Choice]) -> list[_Choice]:
     columns = [choice.columns() for choice in choices]
     lists = iter(xp.lists(*(column for some in columns for column in some)))
     return [_Choice.of([next(lists) for _ in some]) for some in columns]
-
-
-def _is_bare(group: RowGroup) -> bool:
-    """Whether the model's own highest score is the choice."""
-    asks = group.parameters
-    touched = asks.watermark is not None or asks.renormalize_logits or group.edits_scores
-    return not (asks.do_sample or touched)
 
 
 def _highest(xp: Arrays, scores: Array, placed: Sequence[PlacedGroup]) -> Selection:

@@ -31,6 +31,7 @@ from outrider_target.engine.round_tallies import RoundTallies
 from outrider_target.engine.round_trace import TracedRound
 from outrider_target.engine.scheduler import Scheduler, Work
 from outrider_target.engine.sequence import RequestState, Sequence
+from outrider_target.engine.steps_at_once import StepsAtOnce
 from outrider_target.engine.statistics import SpeculationCounters
 from outrider_target.engine.verifier import Verifier
 from outrider_target.requests.request import DraftMethod, Finish, FinishReason
@@ -51,8 +52,11 @@ class Rounds:
         deliver: Deliver,
         round_pace: RoundPace,
         control: Control | None = None,
+        *,
+        steps_seconds: float = 0.0,
     ) -> None:
         self._verifier = Verifier(runner)
+        self._steps_at_once = StepsAtOnce(runner, steps_seconds)
         self._scheduler = scheduler
         self._early_exit = EarlyExitDrafter(runner)
         self._drafters = {**drafters, DraftMethod.EARLY_EXIT: self._early_exit}
@@ -108,7 +112,7 @@ class Rounds:
         meanwhile()
         for work, own in verified:
             try:
-                self._commit(work, own)
+                self._commit(work, own, num_steps=times.num_steps)
             except Exception as fault:
                 self._blame(work.sequence.state, fault)
         self._record(
@@ -118,7 +122,7 @@ class Rounds:
             num_tokens=self.num_generated_tokens - num_tokens,
         )
         seconds = time.monotonic() - started
-        self._round_pace.observe(seconds)
+        self._round_pace.observe(seconds / times.num_steps)
         self.tallies.round_ended(times, seconds)
         return 0.0
 
@@ -187,6 +191,7 @@ class Rounds:
         cycle = times.cycle_seconds
         self.log.add(
             RoundRecord(
+                num_steps=times.num_steps,
                 num_sequences=len(decided),
                 num_rows=times.num_rows,
                 num_drafts=sum(bool(work.draft.token_ids) for work in decided),
@@ -214,26 +219,35 @@ class Rounds:
 
     def _timed_verify(self, batch: SequenceOf[Work]) -> tuple[list[tuple[Work, Any]], RoundTimes]:
         """Verify, and let the control learn what it took."""
+        waiting = len(batch) < len(self._scheduler.running) or bool(self._scheduler.waiting)
+        num_steps = self._steps_at_once.number(batch, anybody_else=waiting)
         began = time.monotonic()
-        verified = self._verify(batch)
+        verified = self._verify(batch, num_steps)
         now = time.monotonic()
         last, self._last_verified = self._last_verified, now
         times = RoundTimes(
             num_running=len(self._scheduler.running),
             num_sequences=len(batch),
             num_rows=sum(len(feed.token_ids) for work in batch for feed in work.feeds),
+            num_steps=num_steps,
             forward_seconds=now - began,
             cycle_seconds=None if last is None else now - last,
             num_controlled=sum(work.sequence.controlled for work in batch),
             only_decodes=all(work.rows is not None and work.sequence.controlled for work in batch),
         )
         self.control.observe(times)
+        if times.num_rows == times.num_sequences:
+            self._steps_at_once.observe(len(batch), times.forward_seconds / num_steps)
         return verified, times
 
-    def _verify(self, batch: SequenceOf[Work]) -> list[tuple[Work, Any]]:
+    def _verify(self, batch: SequenceOf[Work], num_steps: int = 1) -> list[tuple[Work, Any]]:
         """What the round's logits decide. A fault in one request's rows ends that request alone."""
         try:
-            return list(zip(batch, self._verifier.verify(batch), strict=True))
+            if num_steps > 1:
+                decided = self._verifier.verify_steps(batch, num_steps)
+            else:
+                decided = self._verifier.verify(batch)
+            return list(zip(batch, decided, strict=True))
         except InvalidScores as fault:
             cause: Exception = fault
         except Exception as fault:
@@ -256,7 +270,7 @@ class Rounds:
             for result in self._verify([work])
         ]
 
-    def _commit(self, work: Work, own: Any) -> None:
+    def _commit(self, work: Work, own: Any, *, num_steps: int) -> None:
         """Take what the round decided for a sequence."""
         sequence = work.sequence
         if sequence.finish is not None:
@@ -268,7 +282,13 @@ class Rounds:
         assert sequence.session is not None
         decision = sequence.strategy.commit(work.draft.token_ids, own)
         if sequence.request.is_counted:
-            self._count(sequence, work.draft, decision.num_accepted)
+            # Of several steps in one go those count that decided something.
+            self._count(
+                sequence,
+                work.draft,
+                decision.num_accepted,
+                num_steps=len(decision.token_ids) if num_steps > 1 else 1,
+            )
         if not work.draft.token_ids:
             self._silences.append(self._silence(sequence))
         if sequence.controlled:
@@ -323,7 +343,9 @@ class Rounds:
         if report:
             self._report(sequence, sequence.strategy.end(finish))
 
-    def _count(self, sequence: Sequence, draft: Draft, num_accepted: int) -> None:
+    def _count(
+        self, sequence: Sequence, draft: Draft, num_accepted: int, *, num_steps: int
+    ) -> None:
         """Count a round of a sequence, for itself and for the whole server."""
         assert sequence.session is not None
         for counters, keep_round in (
@@ -336,6 +358,7 @@ class Rounds:
                 method=draft.method,
                 has_drafter=sequence.session.active,
                 keep_round=keep_round,
+                num_steps=num_steps,
             )
 
     def _finish(self, sequence: Sequence, finish: Finish) -> None:

@@ -14,6 +14,9 @@ _KEPT = 512
 class RoundRecord(NamedTuple):
     """A round that decided something."""
 
+    num_steps: int
+    """Forwards in one go: it counts as so many rounds. What follows is of all of them, but for the
+    sequences and their rows."""
     num_sequences: int
     num_rows: int
     num_drafts: int
@@ -57,10 +60,13 @@ class RoundLog:
     def recent(self) -> Recent:
         """What they come to. Any thread."""
         records = tuple(self._records)
-        silences = Counter(silence for record in records for silence in record.silences)
+        silences: Counter[Silence] = Counter()
+        for record in records:
+            for silence in record.silences:
+                silences[silence] += record.num_steps
         return Recent(
-            num_rounds=len(records),
-            num_sequence_rounds=sum(record.num_sequences for record in records),
+            num_rounds=sum(record.num_steps for record in records),
+            num_sequence_rounds=sum(r.num_steps * r.num_sequences for r in records),
             num_drafts=sum(record.num_drafts for record in records),
             num_draft_tokens=sum(record.num_draft_tokens for record in records),
             num_accepted_tokens=sum(record.num_accepted_tokens for record in records),

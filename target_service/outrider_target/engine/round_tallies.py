@@ -27,11 +27,12 @@ class RoundTallies:
         """From a sequence's tokens to its next, over the number of these; once for each of them."""
 
     def round_ended(self, times: RoundTimes, seconds: float) -> None:
-        """Count a round."""
-        self.seconds.observe(seconds)
-        self.forward_seconds.observe(times.forward_seconds)
-        self.num_rows.observe(times.num_rows)
-        self.num_sequences.observe(times.num_sequences)
+        """Count a round; several steps in one go as so many rounds."""
+        steps = times.num_steps
+        self.seconds.observe(seconds / steps, steps)
+        self.forward_seconds.observe(times.forward_seconds / steps, steps)
+        self.num_rows.observe(times.num_rows, steps)
+        self.num_sequences.observe(times.num_sequences, steps)
 
     def tokens_decided(self, sequence: Sequence, num_tokens: int, now: float) -> None:
         """Count what a round decided for a sequence. `now` is when its forward ended."""

@@ -56,6 +56,7 @@ class SpeculationCounters:
         method: DraftMethod,
         has_drafter: bool,
         keep_round: bool,
+        num_steps: int = 1,
     ) -> None:
         """Count one round of one sequence.
 
@@ -65,8 +66,9 @@ class SpeculationCounters:
             method: Whose draft it was.
             has_drafter: Whether there was a drafter that could have proposed something.
             keep_round: Whether to list the round in `rounds`.
+            num_steps: Steps of plain decoding in one go: so many rounds.
         """
-        self.num_rounds += 1
+        self.num_rounds += num_steps
         if num_draft_tokens:
             self.num_drafts += 1
             self.num_draft_tokens += num_draft_tokens
@@ -82,9 +84,9 @@ class SpeculationCounters:
             for position in range(num_accepted):
                 per_pos[position] += 1
         elif has_drafter:
-            self.num_plain_rounds += 1
+            self.num_plain_rounds += num_steps
         if keep_round:
-            self.rounds.append((num_draft_tokens, num_accepted))
+            self.rounds += [(num_draft_tokens, num_accepted)] * num_steps
 
     def add(self, other: SpeculationCounters) -> None:
         """Add another sequence's counters to these."""

@@ -55,22 +55,41 @@ class CompiledStep:
         Returns:
             float32 [wanted rows, vocab].
         """
+        logits = self._step.run(self._inputs(batch, layers))
+        return cast("torch.Tensor", logits)[0]
+
+    def run_greedily(
+        self, batch: RaggedBatch, layers: Sequence[torch.Tensor], places: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `run`, and then goes on with the token that each sequence's last row scored highest.
+
+        Args:
+            batch: what to compute; logits are wanted of the last row of each sequence.
+            layers: of each layer the rows of its KV storage.
+            places: int64 [further steps, 4, sequences]: of the row of each its position, its slot,
+                its sequence in the batch and its place there.
+
+        Returns:
+            Of each step the tokens, int64, and their scores, float32; [steps, sequences].
+        """
+        found = self._step.run_greedily(self._inputs(batch, layers), places)
+        return cast("tuple[torch.Tensor, torch.Tensor]", found)
+
+    def _inputs(self, batch: RaggedBatch, layers: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """In the order of `compiler.Inputs`."""
         pages = batch.pages
         wanted = batch.logits_rows
         if wanted is None:
             wanted = self._first(batch.input_ids.shape[1])
-        logits = self._step.run(
-            [
-                batch.input_ids,
-                batch.position_ids,
-                batch.write_slots,
-                pages.rows_of,
-                pages.tables,
-                wanted,
-                *layers,
-            ]
-        )
-        return cast("torch.Tensor", logits)[0]
+        return [
+            batch.input_ids,
+            batch.position_ids,
+            batch.write_slots,
+            pages.rows_of,
+            pages.tables,
+            wanted,
+            *layers,
+        ]
 
     def _first(self, count: int) -> torch.Tensor:
         """0 to `count` - 1."""

@@ -35,8 +35,10 @@ class RoundTimes(NamedTuple):
     num_sequences: int
     """Those that took part."""
     num_rows: int
+    num_steps: int
+    """Forwards in one go; of so many rows each."""
     forward_seconds: float
-    """From the batch to what its rows decide."""
+    """From the batch to what its rows decide; of all steps."""
     cycle_seconds: float | None
     """From the end of the last round's forward to this one's, waits included; None for a first."""
     num_controlled: int
