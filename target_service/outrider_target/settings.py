@@ -74,7 +74,7 @@ class BatchSettings:
 
     plain_steps_ms: float = 16.0
     """Milliseconds that steps of plain decoding may take in one go, without a round for each; 0:
-    each has its round. Only greedy ones of requests without drafts, on compiled forwards."""
+    each has its round. Only greedy ones where no draft can come, on compiled forwards."""
 
     max_waiting_requests: int = 256
     """Requests that may wait; more are refused with RESOURCE_EXHAUSTED."""

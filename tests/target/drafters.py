@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, Outlook
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 Propose = Callable[[GenerationRequest, int, list[int], int], list[int]]
@@ -16,6 +16,7 @@ class ScriptedSession:
     """Knows the committed tokens and asks a function for more."""
 
     active = True
+    outlook = Outlook.EXPECTED
 
     def __init__(
         self, propose: Propose, request: GenerationRequest, index: int, token_ids: Sequence[int]

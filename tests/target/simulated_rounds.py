@@ -124,7 +124,8 @@ class Simulation:
         self.seconds += cycle
         self.num_rounds += 1
         num = len(self.streams)
-        self.control.observe(RoundTimes(num, num, num + sum(verified), 1, forward, cycle, num, True))
+        rows = num + sum(verified)
+        self.control.observe(RoundTimes(num, num, rows, 1, forward, cycle, num, True))
         for index, (stream, count) in enumerate(zip(list(self.streams), verified, strict=True)):
             self._commit(index, stream, count)
 
@@ -161,7 +162,7 @@ class Simulation:
             agreed += 1
         accepted = min(agreed, count)
         self.num_tokens += accepted + 1
-        self.control.decided(accepted + 1)
+        self.control.decided(accepted + 1, num_steps=1)
         draft = Draft(range(stream.drafted), DraftMethod.REMOTE)
         decided = [*range(accepted), _OWN if accepted == agreed else accepted]
         stream.calibration.observe(draft, decided)

@@ -218,7 +218,8 @@ class RaggedRunner:
     @torch.inference_mode()
     def forward_greedily(self, batch: Sequence[SequenceRows], num_steps: int) -> GreedySteps:
         """See `Runner.forward_greedily`."""
-        assert self._step_choice is not None and self._step_choice.step is not None
+        assert self._step_choice is not None
+        assert self._step_choice.step is not None
         self._rules.check(batch, places=self.pool, first_positions={}, reader=None)
         later = num_steps - 1
         handles = [item.handle for item in batch]

@@ -16,7 +16,7 @@ from outrider_target.decoding.committed import Committed
 from outrider_target.decoding.own_tokens import OwnTokens, TokenRows
 from outrider_target.decoding.strategy import Selector
 from outrider_target.decoding.token_strategy import TokenOptions, TokenStrategy
-from outrider_target.drafting.drafter import NO_DRAFT, Draft
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, Outlook
 from outrider_target.requests.request import DraftMethod
 
 WINDOW = 64
@@ -71,6 +71,7 @@ class ScoringSession:
     """Drafts the given tokens."""
 
     active = False
+    outlook = Outlook.EXPECTED
 
     def __init__(self, given: Sequence[int]) -> None:
         self._given = given

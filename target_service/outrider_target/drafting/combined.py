@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from outrider_runtime.recent_texts import RecentTexts
 
 from outrider_target.drafting.agreement import SHARED_MEMORY, Agreement, num_agreeing
-from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, LocalSession
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, LocalSession, Outlook
 from outrider_target.drafting.lookup import LookupSession
 from outrider_target.drafting.prediction import PredictionSession
 from outrider_target.drafting.pricing.silence import Silence
@@ -98,6 +98,11 @@ class CombinedSession:
         remote = self._remote.proposal(window)
         worth = self._remote.agreement.expected_accepted(len(remote.token_ids))
         return self._at_hand.draft if self._at_hand.worth > worth else remote
+
+    @property
+    def outlook(self) -> Outlook:
+        """Those inside the target may find something behind any token."""
+        return Outlook.POSSIBLE if self._remote.outlook is Outlook.NONE else Outlook.EXPECTED
 
     @property
     def silence(self) -> Silence:

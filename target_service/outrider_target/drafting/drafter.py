@@ -6,6 +6,7 @@ Everything here is called from the engine thread and must never block it. Knows 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from enum import Enum
 from typing import NamedTuple, Protocol
 
 from outrider_runtime.sparse_distribution import SparseDistribution
@@ -50,12 +51,27 @@ class Draft(NamedTuple):
 NO_DRAFT = Draft((), DraftMethod.NONE)
 
 
+class Outlook(Enum):
+    """What may come of a drafter that has no draft."""
+
+    EXPECTED = "expected"
+    """One is on its way, or made in every round."""
+    POSSIBLE = "possible"
+    """It may have one behind any token, unasked."""
+    NONE = "none"
+    """None before it is asked."""
+
+
 class DraftSession(Protocol):
     """A drafter's view of one sequence."""
 
     @property
     def active(self) -> bool:
         """Whether a drafter stands behind it at the moment."""
+
+    @property
+    def outlook(self) -> Outlook:
+        """What may come where it proposes nothing."""
 
     def commit(self, token_ids: Sequence[int], *, window: int) -> None:
         """Tell the tokens decided in a round, and how many are wanted for the next."""
@@ -104,6 +120,7 @@ class NullDrafter:
     """Plain decoding: a drafter, and a session, that never proposes anything."""
 
     active = False
+    outlook = Outlook.NONE
 
     def open(
         self,

@@ -21,7 +21,7 @@ from outrider_runtime.model.runner import Runner
 from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
 
 from outrider_target.constraints.constraint import Allowed
-from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, Outlook
 from outrider_target.engine.sequence import Sequence
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
@@ -32,6 +32,7 @@ class EarlyExitSession:
     """One sequence's draft, made anew after each commit."""
 
     active = True
+    outlook = Outlook.EXPECTED
 
     def __init__(self, forget: Callable[[], object]) -> None:
         self._forget = forget

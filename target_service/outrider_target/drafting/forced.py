@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from outrider_target.constraints.constraint import Constraint
-from outrider_target.drafting.drafter import Draft, DraftSession
+from outrider_target.drafting.drafter import Draft, DraftSession, Outlook
 from outrider_target.requests.request import DraftMethod
 
 
@@ -26,6 +26,8 @@ class ForcedSession:
         self._inner = inner
         self._constraint = constraint
         self._forced = constraint.forced(window)
+
+    outlook = Outlook.EXPECTED
 
     @property
     def active(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from outrider_runtime.prompt_lookup import LookupRule, PromptLookup
 
-from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, Outlook
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 
@@ -14,6 +14,7 @@ class LookupSession:
     """One sequence's index of its own text."""
 
     active = True
+    outlook = Outlook.POSSIBLE
 
     def __init__(self, request: GenerationRequest, token_ids: Sequence[int]) -> None:
         speculation = request.speculation

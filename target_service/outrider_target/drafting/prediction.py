@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 
-from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, Outlook
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 _ANCHOR = 2
@@ -90,6 +90,7 @@ class PredictionSession:
     """One sequence and its prediction."""
 
     active = True
+    outlook = Outlook.POSSIBLE
 
     def __init__(self, request: GenerationRequest, token_ids: Sequence[int]) -> None:
         self._prediction = request.speculation.prediction

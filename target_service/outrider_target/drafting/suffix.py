@@ -8,7 +8,7 @@ from outrider_runtime.recent_texts import RecentTexts
 from outrider_runtime.suffix_lookup import SuffixLookup
 from outrider_runtime.suffix_tree import NOTHING, Speculation
 
-from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, Outlook
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 
@@ -16,6 +16,7 @@ class SuffixSession:
     """One sequence, its own text and its tenant's recent outputs."""
 
     active = True
+    outlook = Outlook.POSSIBLE
 
     def __init__(
         self, request: GenerationRequest, token_ids: Sequence[int], texts: RecentTexts

@@ -31,8 +31,8 @@ from outrider_target.engine.round_tallies import RoundTallies
 from outrider_target.engine.round_trace import TracedRound
 from outrider_target.engine.scheduler import Scheduler, Work
 from outrider_target.engine.sequence import RequestState, Sequence
-from outrider_target.engine.steps_at_once import StepsAtOnce
 from outrider_target.engine.statistics import SpeculationCounters
+from outrider_target.engine.steps_at_once import StepsAtOnce
 from outrider_target.engine.verifier import Verifier
 from outrider_target.requests.request import DraftMethod, Finish, FinishReason
 
@@ -220,7 +220,9 @@ class Rounds:
     def _timed_verify(self, batch: SequenceOf[Work]) -> tuple[list[tuple[Work, Any]], RoundTimes]:
         """Verify, and let the control learn what it took."""
         waiting = len(batch) < len(self._scheduler.running) or bool(self._scheduler.waiting)
-        num_steps = self._steps_at_once.number(batch, anybody_else=waiting)
+        num_steps = 1
+        if not waiting:
+            num_steps = self._steps_at_once.number(batch, self.control)
         began = time.monotonic()
         verified = self._verify(batch, num_steps)
         now = time.monotonic()
@@ -292,7 +294,7 @@ class Rounds:
         if not work.draft.token_ids:
             self._silences.append(self._silence(sequence))
         if sequence.controlled:
-            self.control.decided(len(decision.token_ids))
+            self.control.decided(len(decision.token_ids), num_steps=num_steps)
             sequence.calibration.observe(sequence.offered, decision.token_ids)
         # What the form forces is always accepted, which says nothing of a drafter beside it.
         if work.draft.method is not DraftMethod.GRAMMAR or not sequence.session.active:
@@ -308,7 +310,13 @@ class Rounds:
             self._retire(sequence.state)
             return
         self._scheduler.follow(sequence)
-        sequence.session.commit(decision.token_ids, window=sequence.next_window)
+        sequence.num_undrafted += len(decision.token_ids)
+        if sequence.offered.token_ids or work.draft.token_ids:
+            sequence.num_undrafted = 0
+        # What several steps decided would else look like a draft that was accepted.
+        rounds = [[one] for one in decision.token_ids] if num_steps > 1 else [decision.token_ids]
+        for token_ids in rounds:
+            sequence.session.commit(token_ids, window=sequence.next_window)
 
     def _trace(self, sequence: Sequence, draft: Draft, decision: Decision) -> None:
         """Keep what a request that is traced had of the round."""

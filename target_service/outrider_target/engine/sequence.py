@@ -74,6 +74,8 @@ class Sequence:
     """Its drafter's view of it; None until it runs for the first time."""
     offered: Draft = NO_DRAFT
     """What its drafter had for the round, more than was verified perhaps."""
+    num_undrafted: int = 0
+    """Tokens decided since its drafter last had anything for a round."""
     calibration: SequenceCalibration = field(default_factory=SequenceCalibration)
     """How its drafts fare."""
     branches: SequenceOf[Branch] = field(init=False)

@@ -23,7 +23,7 @@ def join_products(program: ExportedProgram) -> None:
         kernels.packed_linear_int8.default: kernels.packed_linears_int8.default,
     }
     graph = program.graph_module.graph
-    siblings: dict[tuple[object, object], list[Node]] = defaultdict(list)
+    siblings: dict[tuple[torch._ops.OpOverload, object], list[Node]] = defaultdict(list)
     for node in graph.nodes:
         if node.target in joined:
             siblings[node.target, node.args[0]].append(node)
@@ -34,7 +34,7 @@ def join_products(program: ExportedProgram) -> None:
 
 
 def _join(graph: Graph, products: list[Node], target: torch._ops.OpOverload) -> None:
-    """One call of `target` in place of several; weights are inputs of the graph, before them all."""
+    """One call of `target` for several; weights are inputs of the graph, before all of them."""
     shared = products[0].args[0]
     # Of each: weights, perhaps scales, bias, number of outputs. Lists of each, for all.
     own = [list(column) for column in zip(*(node.args[1:] for node in products), strict=True)]

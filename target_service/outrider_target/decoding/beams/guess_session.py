@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from outrider_target.decoding.beams.strategy import BeamStrategy
-from outrider_target.drafting.drafter import NO_DRAFT, Draft
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, Outlook
 from outrider_target.requests.request import DraftMethod
 
 
@@ -13,6 +13,7 @@ class GuessSession:
     """One sequence of beams that guesses."""
 
     active = True
+    outlook = Outlook.EXPECTED
 
     def __init__(self, strategy: BeamStrategy) -> None:
         self._strategy = strategy

@@ -40,7 +40,8 @@ class RoundTimes(NamedTuple):
     forward_seconds: float
     """From the batch to what its rows decide; of all steps."""
     cycle_seconds: float | None
-    """From the end of the last round's forward to this one's, waits included; None for a first."""
+    """From the end of the last round's forward to this one's, waits included, and of all steps;
+    None for a first."""
     num_controlled: int
     """Those of them that leave it to control what they ask and verify."""
     only_decodes: bool
@@ -74,8 +75,17 @@ class Control:
         """Whether the next round verifies nothing, to be measured."""
         return self.gate.regime is Regime.PLAIN
 
+    @property
+    def horizon(self) -> int:
+        """Rounds to come, at least 1, that take nothing from the one before but its tokens."""
+        return self.gate.horizon
+
     def observe(self, times: RoundTimes) -> None:
-        """Learn from a round."""
+        """Learn from a round; several steps in one go are so many rounds."""
+        for _ in range(times.num_steps):
+            self._observe(times)
+
+    def _observe(self, times: RoundTimes) -> None:
         if not times.num_controlled:
             # Not a round of ours, else each return from others' would be met by a trial.
             self.costs.interrupted()
@@ -88,18 +98,21 @@ class Control:
             self.costs.interrupted()
             self.gate.observe(None, times.num_running)
             return
-        self.costs.observe(times.num_sequences, times.num_rows, times.forward_seconds)
-        beside = max(0.0, times.cycle_seconds - times.forward_seconds)
-        beside = min(beside, times.forward_seconds)  # idle clients are nobody's cost
-        self._beside += _SMOOTHING * (beside - self._beside)
+        if times.num_steps == 1:  # what a draft costs is what a round of its own does
+            self.costs.observe(times.num_sequences, times.num_rows, times.forward_seconds)
+            beside = max(0.0, times.cycle_seconds - times.forward_seconds)
+            beside = min(beside, times.forward_seconds)  # idle clients are nobody's cost
+            self._beside += _SMOOTHING * (beside - self._beside)
         # A batch of many costs more than one of few, but not in proportion.
         alike = times.num_running / self.costs.curve(times.num_running)
-        self.gate.observe(times.cycle_seconds / times.num_sequences * alike, times.num_running)
+        seconds = times.cycle_seconds / times.num_steps
+        self.gate.observe(seconds / times.num_sequences * alike, times.num_running)
 
-    def decided(self, num_tokens: int) -> None:
-        """A round decided so many tokens for a sequence."""
+    def decided(self, num_tokens: int, *, num_steps: int) -> None:
+        """A round decided so many tokens for a sequence, in so many steps."""
         if self.gate.ended is not Regime.PLAIN:
-            self._tokens.observe(num_tokens)
+            for _ in range(num_steps):
+                self._tokens.observe(num_tokens / num_steps)
 
     def allot(self, survivals: Sequence[Sequence[float]]) -> list[int]:
         """For each sequence of the next round, how many tokens of its draft to verify.

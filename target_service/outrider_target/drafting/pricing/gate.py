@@ -12,6 +12,7 @@ a drafter which becomes good is found.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import deque
 
@@ -79,6 +80,19 @@ class Gate:
     def resting(self) -> bool:
         """Whether it is settled for now that nobody asks: rounds then need no bookkeeping."""
         return self._resting_at is not None
+
+    @property
+    def horizon(self) -> int:
+        """Rounds to come, at least 1, in which nobody asks, whatever they bring."""
+        if self._plan:
+            kind = self.regime
+            if kind is Regime.ASKED:
+                return 1
+            return sum(1 for _ in itertools.takewhile(lambda one: one is kind, self._plan))
+        if self.resting:
+            return max(1, self._next_event - 2 * RUN - self._now)
+        # Where there is nobody who could ask.
+        return 1 if self._pools else max(1, self._next_event - self._now)
 
     def gain_of(self, temperature: int) -> Gain:
         """A new sequence's gain; those of a temperature class share what they learn."""

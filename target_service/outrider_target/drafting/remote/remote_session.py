@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from outrider_runtime.draft_tree import DraftTree, Limits
 
 from outrider_target.drafting.agreement import Agreement, num_agreeing
-from outrider_target.drafting.drafter import NO_DRAFT, Draft
+from outrider_target.drafting.drafter import NO_DRAFT, Draft, Outlook
 from outrider_target.drafting.pricing.asking import Asking
 from outrider_target.drafting.pricing.calibration import temperature_class
 from outrider_target.drafting.pricing.confidence import ConfidenceThreshold
@@ -156,6 +156,12 @@ class RemoteSession:
             [node.distribution for node in path],
             best_side_paths(self._tree, window=window, rows=rows) if rows else (),
         )
+
+    @property
+    def outlook(self) -> Outlook:
+        """None where it was not asked for what comes next, and has not run ahead."""
+        asked = self.silence not in (Silence.NO_LINK, Silence.NOT_WORTH_ASKING)
+        return Outlook.EXPECTED if asked or len(self._tree) else Outlook.NONE
 
     @property
     def silence(self) -> Silence:
