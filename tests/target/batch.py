@@ -124,6 +124,7 @@ class Batch:
     max_batched_tokens: int = 512
     prefix_caching: bool = True
     control: Control = field(default_factory=Control)
+    steps_seconds: float = 0.0
     before_round: Callable[[Batch], None] = lambda batch: None
     answers: dict[RequestState, Answer] = field(default_factory=dict)
 
@@ -144,7 +145,13 @@ class Batch:
             DraftMethod.PROMPT_LOOKUP: LookupDrafter(),
         }
         self.rounds = Rounds(
-            self.runner, self.scheduler, drafters, self._take, round_pace, self.control
+            self.runner,
+            self.scheduler,
+            drafters,
+            self._take,
+            round_pace,
+            self.control,
+            steps_seconds=self.steps_seconds,
         )
         self.num_rounds = 0
 

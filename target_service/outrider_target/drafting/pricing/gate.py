@@ -89,10 +89,9 @@ class Gate:
             if kind is Regime.ASKED:
                 return 1
             return sum(1 for _ in itertools.takewhile(lambda one: one is kind, self._plan))
-        if self.resting:
-            return max(1, self._next_event - 2 * RUN - self._now)
-        # Where there is nobody who could ask.
-        return 1 if self._pools else max(1, self._next_event - self._now)
+        if self._pools and not self.resting:
+            return 1
+        return max(1, self._next_event - self._now)
 
     def gain_of(self, temperature: int) -> Gain:
         """A new sequence's gain; those of a temperature class share what they learn."""

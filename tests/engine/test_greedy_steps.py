@@ -1,0 +1,89 @@
+"""Several greedy steps in one go find what forwards one after the other find, to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engine.compiled_llama import compiled_llama_runner
+from engine.compiler import needs_compiler
+from engine.plain_model import random_ids, ragged_runner
+from outrider_runtime.model.batch import SequenceRows
+from outrider_runtime.model.kv_pool import OutOfBlocks
+from outrider_runtime.model.ragged_runner import RaggedRunner
+
+pytestmark = [needs_compiler, pytest.mark.timeout(400)]  # the first time something is compiled
+
+
+@pytest.fixture(scope="module")
+def runner() -> RaggedRunner:
+    return compiled_llama_runner()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(runner: RaggedRunner) -> None:
+    for handle in list(runner.pool._sequences):
+        runner.pool.free(handle)
+
+
+def placed(runner: RaggedRunner, *lengths: int) -> list[int]:
+    handles = [runner.pool.create() for _ in lengths]
+    for seed, (handle, length) in enumerate(zip(handles, lengths, strict=True)):
+        if length:
+            runner.forward([SequenceRows(handle, random_ids(length, seed=seed), 0)])
+    return handles
+
+
+def one_by_one(runner: RaggedRunner, batch: list[SequenceRows], steps: int) -> list[list[int]]:
+    found: list[list[int]] = [[] for _ in batch]
+    for _ in range(steps):
+        tokens = runner.forward(batch).argmax(-1).tolist()
+        for own, token in zip(found, tokens, strict=True):
+            own.append(token)
+        batch = [SequenceRows(r.handle, [token], 1) for r, token in zip(batch, tokens, strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+@pytest.mark.parametrize("rows", [(1,), (1, 1, 1), (2, 1, 7)])
+def test_they_find_what_steps_find(runner: RaggedRunner, rows: tuple[int, ...], steps: int) -> None:
+    lengths = [11, 4, 0][: len(rows)]
+    news = [random_ids(count, seed=9 + i) for i, count in enumerate(rows)]
+    batches = [
+        [SequenceRows(h, new, 1) for h, new in zip(placed(runner, *lengths), news, strict=True)]
+        for _ in range(2)
+    ]
+    expected = one_by_one(runner, batches[0], steps)
+    found = runner.forward_greedily(batches[1], steps)
+    assert found.token_ids == expected
+    for ours, theirs in zip(batches[1], batches[0], strict=True):
+        length = runner.pool.length(theirs.handle)
+        assert runner.pool.length(ours.handle) == length
+        for layer in runner._storage.layers:  # and what lies in the cache is the same
+            slots = [runner.pool.slots(one.handle, 0, length) for one in (ours, theirs)]
+            assert torch.equal(layer[slots[0]], layer[slots[1]])
+    after = [runner.forward([SequenceRows(b[0].handle, [7], 1)]) for b in batches]
+    assert torch.equal(*after)
+
+
+def test_a_block_that_is_shared_is_not_written_to(runner: RaggedRunner) -> None:
+    (source,) = placed(runner, 6)
+    fork = runner.pool.fork(source)
+    before = runner.forward([SequenceRows(source, [5], 1)])
+    runner.pool.truncate(source, 6)
+    runner.forward_greedily([SequenceRows(fork, [8], 1)], 5)
+    assert torch.equal(runner.forward([SequenceRows(source, [5], 1)]), before)
+
+
+def test_without_room_nothing_is_changed() -> None:
+    small = compiled_llama_runner(num_blocks=4)
+    (handle,) = placed(small, 6)
+    with pytest.raises(OutOfBlocks):
+        small.forward_greedily([SequenceRows(handle, [5], 1)], 12)
+    assert small.pool.length(handle) == 6
+    small.pool.check_integrity()
+    assert len(small.forward_greedily([SequenceRows(handle, [5], 1)], 10).token_ids[0]) == 10
+
+
+def test_a_model_run_in_python_has_none() -> None:
+    assert not ragged_runner("llama").runs_greedily
+    assert compiled_llama_runner(num_blocks=4).runs_greedily
