@@ -89,9 +89,8 @@ class Gate:
             if kind is Regime.ASKED:
                 return 1
             return sum(1 for _ in itertools.takewhile(lambda one: one is kind, self._plan))
-        if self._pools and not self.resting:
-            return 1
-        return max(1, self._next_event - self._now)
+        nobody_would = self._run.kind in (Regime.QUIET, Regime.PLAIN) and self._none_pays()
+        return max(1, self._next_event - self._now) if nobody_would else 1
 
     def gain_of(self, temperature: int) -> Gain:
         """A new sequence's gain; those of a temperature class share what they learn."""
@@ -170,11 +169,15 @@ class Gate:
 
     def _settled(self, kind: Regime) -> bool:
         """Whether nobody asks, the run has been compared, and no sequence has reason to."""
-        if self._plan or kind is not Regime.QUIET or not self._run.complete:
-            return False
+        quiet = kind is Regime.QUIET and self._run.complete
+        return quiet and not self._plan and bool(self._pools) and self._none_pays()
+
+    def _none_pays(self) -> bool:
+        """Whether answers are known to bring less than they cost, to whoever may ask."""
         price = self._price(asking=False)
-        return price is not None and all(
-            pool.known and pool.mean <= price for pool in self._pools.values()
+        return all(
+            price is not None and pool.known and pool.mean <= price
+            for pool in self._pools.values()
         )
 
     def _decide(self, gain: Gain, *, asking: bool) -> bool:
