@@ -20,12 +20,15 @@ from engine.compiler import needs_compiler
 from engine.plain_model import random_ids
 from engine.tiny_models import build_tiny
 from outrider_runtime.errors import StartupError
+from outrider_runtime.model.attention import ATTENTION_NAME
 from outrider_runtime.model.batch import SequenceRows
-from outrider_runtime.model.compiled import choice, step
+from outrider_runtime.model.compiled import choice, compiler, step
+from outrider_runtime.model.compiled.joined_products import join_products
 from outrider_runtime.model.compiled.mode import Compile
 from outrider_runtime.model.compiled.recipe import Recipe
 from outrider_runtime.model.kernels import library
 from outrider_runtime.model.kernels.mode import CpuKernels, Quantization
+from outrider_runtime.model.kernels.replacement import Replacement
 from outrider_runtime.model.layer_reading import LayerReading
 from outrider_runtime.model.ragged_runner import RaggedRunner
 from transformers import PreTrainedModel
@@ -125,6 +128,22 @@ def test_it_gives_the_bits_of_the_model_in_python_and_takes_turns_with_it(name: 
     for reading in (False, True):  # where layers are read, Python runs the model
         actual = random_batches(compiled, reading=reading)
         assert all(map(torch.equal, actual, expected))
+
+
+def test_products_of_one_input_are_one_operator() -> None:
+    model = build_tiny("llama")
+    assert Replacement(model)
+    widths = [rows.shape[1] for rows in runner_of("llama", Compile.OFF)._storage.layers]
+    model.set_attn_implementation(ATTENTION_NAME)
+    program = compiler._trace(model.eval(), Recipe("", Quantization.NONE, 4, widths, {}))
+
+    def calls(name: str) -> int:
+        return sum(name == str(node.target) for node in program.graph_module.graph.nodes)
+
+    assert calls("outrider.packed_linear.default") == 7 * len(widths) + 1
+    join_products(program)
+    assert calls("outrider.packed_linear.default") == 2 * len(widths) + 1  # o, down; the head
+    assert calls("outrider.packed_linears.default") == 2 * len(widths)  # q, k, v; gate, up
 
 
 def test_a_row_is_the_same_to_the_bit_in_any_company() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from engine.compiled_llama import compiled_llama_runner
 from engine.compiler import needs_compiler
-from engine.plain_model import random_ids, ragged_runner
+from engine.plain_model import ragged_runner, random_ids
 from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.kv_pool import OutOfBlocks
 from outrider_runtime.model.ragged_runner import RaggedRunner

@@ -96,6 +96,29 @@ def test_products_of_any_shape(
     assert (actual - expected).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [1, 3, 6, 13, 40])
+def test_products_of_one_input_are_those_of_each_alone(rows: int, threads: int) -> None:
+    torch.manual_seed(rows)
+    ops = torch.ops.outrider
+    x, sizes = torch.randn(1, rows, 300), [288, 64, 1, 96]
+    packed = [ops.pack_linear(torch.randn(size, 300)) for size in sizes]
+    biases = [None, torch.randn(64), torch.randn(1), None]
+    integers, scales = zip(*map(ops.pack_linear_int8, packed), strict=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = ops.packed_linears(x, packed, biases, sizes)
+        together_int8 = ops.packed_linears_int8(x, integers, scales, biases, sizes)
+    finally:
+        torch.set_num_threads(before)
+    for i, (own, own_int8) in enumerate(zip(together, together_int8, strict=True)):
+        assert own.shape == (1, rows, sizes[i])
+        assert torch.equal(own, ops.packed_linear(x, packed[i], biases[i], sizes[i]))
+        alone = ops.packed_linear_int8(x, integers[i], scales[i], biases[i], sizes[i])
+        assert torch.equal(own_int8, alone)
+
+
 @pytest.mark.parametrize(("past", "window"), [(0, 0), (1500, 0), (1500, 300), (3, 2)])
 @pytest.mark.parametrize("dims", [(64, 64), (20, 13), (128, 64)])
 def test_attention_over_scattered_blocks(past: int, window: int, dims: tuple[int, int]) -> None:

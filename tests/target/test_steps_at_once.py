@@ -148,7 +148,7 @@ def test_scores_that_are_not_numbers_are_met_step_by_step(
     runner: RaggedRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the one request that they belong to."""
-    calls = []
+    calls: list[int] = []
 
     def spoilt(self: RaggedRunner, batch: Any, num_steps: int) -> GreedySteps:
         found = forward_greedily(self, batch, num_steps)
@@ -167,7 +167,7 @@ def test_scores_that_are_not_numbers_are_met_step_by_step(
 def test_a_fault_in_the_steps_is_not_the_end(
     runner: RaggedRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
+    calls: list[int] = []
 
     def broken(self: RaggedRunner, batch: Any, num_steps: int) -> GreedySteps:
         calls.append(num_steps)
@@ -206,12 +206,10 @@ class TestHorizon:
     def test_while_a_trial_runs_it_is_the_trial(self) -> None:
         gate = Gate()
         gate.gain_of(0)
-        assert gate.regime is Regime.ASKED
-        assert gate.horizon == 1
+        assert (gate.regime, gate.horizon) == (Regime.ASKED, 1)
         for _ in range(RUN):
             gate.observe(1.0, 1)
-        assert gate.regime is Regime.QUIET
-        assert gate.horizon == RUN
+        assert (gate.regime, gate.horizon) == (Regime.QUIET, RUN)
         for _ in range(3):
             gate.observe(1.0, 1)
         assert gate.horizon == RUN - 3
@@ -222,8 +220,7 @@ class TestHorizon:
         for _ in range(4 * RUN):
             gate.allows(gain, asking=True)
             gate.observe(1.0, 1)
-        assert gate.regime is Regime.FREE
-        assert gate.horizon == 1
+        assert (gate.regime, gate.horizon) == (Regime.FREE, 1)
 
     def test_without_anybody_to_ask_it_is_the_time_to_the_next_trial(self) -> None:
         gate = Gate()

@@ -59,7 +59,8 @@ class OwnTokens(NamedTuple):
     tensors: Mapping[TensorKind, torch.Tensor] = {}
     """Float32 [rows, vocab], by kind; those that the request asks for."""
     num_accepted: int | None = None
-    """How many draft tokens they begin with, by ratio; None where agreement is yet to be seen."""
+    """How many draft tokens they begin with, where that is decided with them: by ratio, and where
+    several steps were taken without a draft. None where agreement is yet to be seen."""
     sides: Sequence[Sequence[int]] = ()
     """The own tokens behind those of each further path."""
 

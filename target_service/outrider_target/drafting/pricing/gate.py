@@ -176,8 +176,7 @@ class Gate:
         """Whether answers are known to bring less than they cost, to whoever may ask."""
         price = self._price(asking=False)
         return all(
-            price is not None and pool.known and pool.mean <= price
-            for pool in self._pools.values()
+            price is not None and pool.known and pool.mean <= price for pool in self._pools.values()
         )
 
     def _decide(self, gain: Gain, *, asking: bool) -> bool:
