@@ -172,10 +172,10 @@ def serve_timed() -> None:
             return forward(self, *args, **options)
 
     def timed_forward_greedily(
-        self: RaggedRunner, batch: Sequence[SequenceRows], num_steps: int
+        self: RaggedRunner, batch: Sequence[SequenceRows], num_steps: int, **options: Any
     ) -> GreedySteps:
         with clock.in_forward(num_steps=num_steps):
-            return forward_greedily(self, batch, num_steps)
+            return forward_greedily(self, batch, num_steps, **options)
 
     def timed_step(self: Rounds, **options: Any) -> float | None:
         come_back_at = step(self, **options)

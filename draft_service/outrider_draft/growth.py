@@ -81,7 +81,8 @@ def plan(wanting: Sequence[Want], settings: StepSettings, *, rows_are_cheap: boo
             guesses = session.limits.fan_out
             if guesses > 1:
                 guesses = fan_out(guesses, num_sessions, settings.enumeration_rows)
-            shares.append(Share(session, rows, side, guesses - 1))
+            tokens = max(1, session.num_missing) if side is None else 1
+            shares.append(Share(session, rows, side, tokens, guesses - 1))
     return shares
 
 

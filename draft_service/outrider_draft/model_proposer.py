@@ -20,8 +20,9 @@ from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.drawing import draw_tokens
 from outrider_runtime.model.kv_pool import OutOfBlocks
 from outrider_runtime.model.runner import Runner
-from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tokens
+from outrider_runtime.model.selection import InvalidScores, select_tokens
 
+from outrider_draft.greedy_steps import GreedySteps, row_group
 from outrider_draft.line import Line, Proposed
 from outrider_draft.metrics import DraftMetrics
 from outrider_draft.proposer import Description, Outcome, OutOfRoom, Share
@@ -62,6 +63,7 @@ class ModelProposer:
         self._runner = runner
         self._pool = runner.pool
         self._description = description
+        self._greedy_steps = GreedySteps(runner)
         self._cached: dict[SessionKey, _Cached] = {}
 
     @property
@@ -79,18 +81,40 @@ class ModelProposer:
         return len(line.tokens) - self._num_known(line)
 
     def extend(self, shares: Sequence[Share]) -> list[Outcome]:
-        """Do one forward and choose a token for every session that has caught up.
+        """Choose a token for every session that has caught up, or several for each of them.
 
         Raises:
             OutOfRoom: The cache is too full.
         """
         batch = [self._rows(share) for share in shares]
+        steps = self._greedy_steps.number(shares, batch)
+        if steps > 1 and (proposed := self._extend_greedily(shares, batch, steps)) is not None:
+            return [Outcome(tokens) for tokens in proposed]
+        return self._extend_by_one(shares, batch)
+
+    def _extend_greedily(
+        self, shares: Sequence[Share], batch: Sequence[SequenceRows], steps: int
+    ) -> list[list[Proposed]] | None:
+        """Several forwards in one go; None where they have to be done one by one."""
+        started = time.monotonic()
+        proposed = self._greedy_steps.propose(shares, batch, steps)
+        if proposed is not None:
+            num_steps = max(map(len, proposed))
+            self._observe(batch, time.monotonic() - started, num_steps=num_steps)
+            for share, rows, tokens in zip(shares, batch, proposed, strict=True):
+                self._cached[share.line.key].length += len(rows.token_ids) + len(tokens) - 1
+        return proposed
+
+    def _extend_by_one(
+        self, shares: Sequence[Share], batch: Sequence[SequenceRows]
+    ) -> list[Outcome]:
+        """Do one forward and choose a token for every session that has caught up."""
         started = time.monotonic()
         try:
             logits = self._runner.forward(batch)  # [sessions that have caught up, vocab]
         except OutOfBlocks as error:
             raise OutOfRoom(str(error)) from error
-        self._observe(time.monotonic() - started)
+        self._observe(batch, time.monotonic() - started)
         for share, rows in zip(shares, batch, strict=True):
             self._cached[share.line.key].length += len(rows.token_ids)
         ready = [share for share, rows in zip(shares, batch, strict=True) if rows.num_logits]
@@ -153,9 +177,13 @@ class ModelProposer:
         caught_up = stop == len(line.tokens)
         return SequenceRows(cached.handle, line.tokens[start:stop], int(caught_up))
 
-    def _observe(self, seconds: float) -> None:
-        self._metrics.num_forwards.inc()
-        self._metrics.forward_time.observe(seconds)
+    def _observe(
+        self, batch: Sequence[SequenceRows], seconds: float, *, num_steps: int = 1
+    ) -> None:
+        self._greedy_steps.observe(batch, seconds / num_steps)
+        for _ in range(num_steps):
+            self._metrics.num_forwards.inc()
+            self._metrics.forward_time.observe(seconds / num_steps)
         self._metrics.kv_cache_usage.set(1 - self._pool.num_free_blocks / self._pool.num_blocks)
 
     def _choose(self, shares: Sequence[Share], logits: torch.Tensor) -> dict[SessionKey, Outcome]:
@@ -181,7 +209,7 @@ def _choose_alike(shares: list[Share], logits: torch.Tensor) -> dict[SessionKey,
         try:
             selection = select_tokens(
                 logits,
-                [_row_group(share.line) for share in shares],
+                [row_group(share.line) for share in shares],
                 num_runners_up=max(share.num_siblings for share in shares),
             )
         except InvalidScores as error:
@@ -205,25 +233,12 @@ def _choose_alike(shares: list[Share], logits: torch.Tensor) -> dict[SessionKey,
 
 def _draw_alike(shares: list[Share], logits: torch.Tensor) -> dict[SessionKey, Outcome]:
     """Draw a token per row for lines of targets with equal vocabularies."""
-    groups = [_row_group(share.line) for share in shares]
+    groups = [row_group(share.line) for share in shares]
     bases = [share.session.tree.committed_length for share in shares]
     return {
         share.line.key: Outcome([Proposed(*one)] if one else (), exhausted=one is None)
         for share, one in zip(shares, draw_tokens(logits, groups, bases), strict=True)
     }
-
-
-def _row_group(line: Line) -> RowGroup:
-    request = line.request
-    return RowGroup(
-        parameters=request.parameters,
-        seed=request.seed,
-        sample_index=request.sample_index,
-        token_ids=line.tokens,
-        num_rows=1,
-        num_prompt_tokens=request.num_prompt_tokens,
-        draft_temperature=request.draft_temperature,
-    )
 
 
 def _as_wide_as(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:

@@ -41,6 +41,8 @@ class Share(NamedTuple):
     """How many of the tokens it has yet to see are processed, at most what `pending` says."""
     side: SideLine | None = None
     """The line that grows; None: its chain."""
+    num_tokens: int = 1
+    """Tokens that its target lacks: as many may be proposed in one step, or fewer."""
     num_siblings: int = 0
     """Guesses wanted for the next position of the line, beside the first."""
 

@@ -104,6 +104,11 @@ class Session:
         """Whether its target still lacks tokens for the next round."""
         return len(self.chain) < self.limits.window
 
+    @property
+    def num_missing(self) -> int:
+        """How many tokens its target lacks for the next round, of those that the chain may get."""
+        return max(0, min(self.limits.window - len(self.chain), self.room()))
+
     def commit(self, base_length: int, token_ids: Sequence[int], limits: Limits | None) -> Walk:
         """Take in what the target decided.
 

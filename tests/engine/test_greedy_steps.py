@@ -65,6 +65,30 @@ def test_they_find_what_steps_find(runner: RaggedRunner, rows: tuple[int, ...], 
     assert torch.equal(*after)
 
 
+def test_it_ends_once_no_sequence_is_sure_of_its_tokens(runner: RaggedRunner) -> None:
+    handles = placed(runner, 6, 9)
+    batch = [SequenceRows(handle, [5], 1) for handle in handles]
+    whole = runner.forward_greedily(batch, 8, least_log_probs=[-99.0, -99.0])
+    for handle, length in zip(handles, (6, 9), strict=True):
+        runner.pool.truncate(handle, length)
+    assert len(whole.token_ids[0]) == 8
+    least = [min(own[:4]) + 1e-6 for own in whole.log_probs]
+    ends = [
+        next(i for i, found in enumerate(own) if found < bound)
+        for own, bound in zip(whole.log_probs, least, strict=True)
+    ]
+    part = runner.forward_greedily(batch, 8, least_log_probs=least)
+    count = max(ends) + 1
+    assert [len(own) for own in part.token_ids] == [count, count]
+    assert part.token_ids == [own[:count] for own in whole.token_ids]
+    assert part.log_probs == [own[:count] for own in whole.log_probs]
+    assert [runner.pool.length(h) for h in handles] == [6 + count, 9 + count]
+    logits = runner.forward([SequenceRows(handles[0], [part.token_ids[0][-1]], 1)])
+    if count < 8:
+        expected = logits.log_softmax(-1).max()
+        assert whole.log_probs[0][count] == pytest.approx(float(expected), abs=1e-5)
+
+
 def test_a_block_that_is_shared_is_not_written_to(runner: RaggedRunner) -> None:
     (source,) = placed(runner, 6)
     fork = runner.pool.fork(source)

@@ -153,7 +153,7 @@ def test_scores_that_are_not_numbers_are_met_step_by_step(
     def spoilt(self: RaggedRunner, batch: Any, num_steps: int) -> GreedySteps:
         found = forward_greedily(self, batch, num_steps)
         calls.append(num_steps)
-        return GreedySteps(found.token_ids, [[math.nan] * num_steps for _ in batch])
+        return found._replace(scores=[[math.nan] * num_steps for _ in batch])
 
     forward_greedily = RaggedRunner.forward_greedily
     expected, _ = served(runner, {}, {}, seconds=0.0)
@@ -191,7 +191,7 @@ def test_what_a_model_is_at_fault_for_is_told_as_ever(
 
     def nothing(self: RaggedRunner, batch: Any, num_steps: int) -> GreedySteps:
         found = forward_greedily(self, batch, num_steps)
-        return GreedySteps(found.token_ids, [[math.nan] * num_steps for _ in batch])
+        return found._replace(scores=[[math.nan] * num_steps for _ in batch])
 
     forward_greedily = RaggedRunner.forward_greedily
     monkeypatch.setattr(RaggedRunner, "forward", spoilt)

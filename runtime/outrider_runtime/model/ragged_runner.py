@@ -216,7 +216,13 @@ class RaggedRunner:
         )
 
     @torch.inference_mode()
-    def forward_greedily(self, batch: Sequence[SequenceRows], num_steps: int) -> GreedySteps:
+    def forward_greedily(
+        self,
+        batch: Sequence[SequenceRows],
+        num_steps: int,
+        *,
+        least_log_probs: Sequence[float] | None = None,
+    ) -> GreedySteps:
         """See `Runner.forward_greedily`."""
         assert self._step_choice is not None
         assert self._step_choice.step is not None
@@ -233,12 +239,22 @@ class RaggedRunner:
             # The end of each table is its sequence's own by now: nothing more to copy.
             self.pool.append_all((handle, later) for handle in handles)
             places = torch.from_numpy(last_places(self.pool, handles, later))
-            found = self._step_choice.step.run_greedily(ragged, self._storage.layers, places)
+            found = self._step_choice.step.run_greedily(
+                ragged,
+                self._storage.layers,
+                places,
+                None if least_log_probs is None else torch.tensor(least_log_probs),
+            )
         except BaseException:
             for handle, length in before.items():
                 self.pool.truncate(handle, length)
             raise
-        return GreedySteps(*(each.T.tolist() for each in found))
+        token_ids, scores, log_probs = ([] if x is None else x.T.tolist() for x in found)
+        if len(token_ids[0]) < num_steps:
+            for item in batch:
+                length = before[item.handle] + len(item.token_ids) + len(token_ids[0]) - 1
+                self.pool.truncate(item.handle, length)
+        return GreedySteps(token_ids, scores, log_probs)
 
     @torch.inference_mode()
     def follow(self) -> None:

@@ -29,6 +29,8 @@ class GreedySteps(NamedTuple):
     token_ids: list[list[int]]
     scores: list[list[float]]
     """Of these tokens. One that is not finite makes it and all behind it worthless."""
+    log_probs: list[list[float]]
+    """Natural logarithms of their probabilities; empty if not asked for."""
 
 
 class Runner(Protocol):
@@ -68,7 +70,13 @@ class Runner(Protocol):
         """Whether `forward_greedily` can be called. It may become true at any time."""
         ...
 
-    def forward_greedily(self, batch: Sequence[SequenceRows], num_steps: int) -> GreedySteps:
+    def forward_greedily(
+        self,
+        batch: Sequence[SequenceRows],
+        num_steps: int,
+        *,
+        least_log_probs: Sequence[float] | None = None,
+    ) -> GreedySteps:
         """As `forward`, then goes on with the token that each sequence's last row scores highest.
 
         In one go: nobody can say anything in between.
@@ -77,6 +85,8 @@ class Runner(Protocol):
             batch: the new tokens of different sequences, whose last row alone wants logits; nothing
                 is read of layers.
             num_steps: forwards, at least 1. What each but the last found is in the cache then.
+            least_log_probs: asks for log-probabilities, and for an end as soon as each sequence has
+                had a token of less than its own here.
 
         Raises:
             OutOfBlocks: the pool cannot hold the new tokens; nothing was changed.

@@ -59,8 +59,12 @@ class CompiledStep:
         return cast("torch.Tensor", logits)[0]
 
     def run_greedily(
-        self, batch: RaggedBatch, layers: Sequence[torch.Tensor], places: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        batch: RaggedBatch,
+        layers: Sequence[torch.Tensor],
+        places: torch.Tensor,
+        least_log_probs: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """As `run`, and then goes on with the token that each sequence's last row scored highest.
 
         Args:
@@ -68,12 +72,14 @@ class CompiledStep:
             layers: of each layer the rows of its KV storage.
             places: int64 [further steps, 4, sequences]: of the row of each its position, its slot,
                 its sequence in the batch and its place there.
+            least_log_probs: float32 [sequences], see `Runner.forward_greedily`.
 
         Returns:
-            Of each step the tokens, int64, and their scores, float32; [steps, sequences].
+            Of each step the tokens, int64, their scores, float32, and given `least_log_probs` their
+            log-probabilities, float32; [steps, sequences].
         """
-        found = self._step.run_greedily(self._inputs(batch, layers), places)
-        return cast("tuple[torch.Tensor, torch.Tensor]", found)
+        found = self._step.run_greedily(self._inputs(batch, layers), places, least_log_probs)
+        return cast("tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]", found)
 
     def _inputs(self, batch: RaggedBatch, layers: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """In the order of `compiler.Inputs`."""

@@ -4,12 +4,15 @@
 // or received meanwhile, and no draft arrives. Methods of a class like this one are called without.
 
 #include <ATen/ops/arange.h>
+#include <ATen/ops/logsumexp.h>
 #include <ATen/ops/max.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <string>
 #include <tuple>
 #include <unordered_map>
@@ -36,17 +39,26 @@ class Step : public torch::CustomClassHolder {
   // A forward, and then further ones of the token that each sequence's row scored highest, without
   // a word to the interpreter. `inputs` want the logits of the last row of each sequence; `places`
   // [steps - 1, 4, sequences] says of each further row its position, its slot, its sequence and its
-  // place there. Of each step the tokens, int64, and their scores; [steps, sequences].
-  std::tuple<at::Tensor, at::Tensor> run_greedily(std::vector<at::Tensor> inputs,
-                                                  const at::Tensor& places) {
+  // place there. Of each step the tokens, int64, their scores, and given `least` [sequences] their
+  // log-probabilities; [steps, sequences]. Then it ends as soon as each sequence has had a token of
+  // less.
+  std::tuple<at::Tensor, at::Tensor, std::optional<at::Tensor>> run_greedily(
+      std::vector<at::Tensor> inputs, const at::Tensor& places,
+      const std::optional<at::Tensor>& least) {
     const int64_t later = places.size(0), sequences = places.size(2);
-    std::vector<at::Tensor> tokens, scores;
+    std::vector<at::Tensor> tokens, scores, log_probs;
     const auto every = at::arange(sequences, places.options());
+    auto ended = at::zeros({sequences}, at::kBool);
     for (int64_t step = 0;; step++) {
-      const auto [score, token] = at::max(run(inputs)[0], -1);
+      const auto logits = run(inputs)[0];
+      const auto [score, token] = at::max(logits, -1);
       tokens.push_back(token);
       scores.push_back(score);
-      if (step == later) return {at::stack(tokens), at::stack(scores)};
+      if (least) {
+        log_probs.push_back(score.sub(at::logsumexp(logits, -1)));
+        ended.logical_or_(log_probs.back().lt(*least));
+      }
+      if (step == later || ended.all().item<bool>()) break;
       const auto where = places[step];
       inputs[0] = token.unsqueeze(0);
       inputs[1] = where[0].unsqueeze(0);
@@ -54,6 +66,8 @@ class Step : public torch::CustomClassHolder {
       inputs[3] = where.slice(0, 2);
       inputs[5] = every;
     }
+    return {at::stack(tokens), at::stack(scores),
+            least ? std::optional(at::stack(log_probs)) : std::nullopt};
   }
 
  private:
