@@ -126,10 +126,12 @@ class Nothing:
 
     def __init__(self, outlook: Outlook) -> None:
         self._outlook = outlook
+        self.sessions: list[ScriptedSession] = []
 
     def open(self, request: Any, *, sample_index: int, token_ids: Any, window: int) -> Any:
         session = ScriptedSession(lambda *_: [], request, sample_index, token_ids)
         session.outlook = self._outlook
+        self.sessions.append(session)
         return session
 
 
@@ -142,6 +144,20 @@ def test_how_far_it_goes_depends_on_what_may_come(
     batch = Batch(runner, Nothing(outlook), steps_seconds=AMPLE, prefix_caching=False)
     batch.run(request(random_ids(9), new_tokens=NEW_TOKENS))
     assert batch.num_rounds == rounds
+
+
+def test_a_drafter_hears_of_every_token_but_the_last(runner: RaggedRunner) -> None:
+    """As where each step is a round: what it remembers of a text does not end earlier."""
+    heard = []
+    for seconds in (0.0, AMPLE):
+        drafter = Nothing(Outlook.NONE)
+        batch = Batch(runner, drafter, steps_seconds=seconds, prefix_caching=False)
+        (answer,) = batch.run(request(random_ids(9), new_tokens=NEW_TOKENS))
+        (session,) = drafter.sessions
+        assert session.closed
+        assert session.token_ids == [*random_ids(9), *answer.token_ids[0][:-1]]
+        heard.append(session.token_ids)
+    assert heard[0] == heard[1]
 
 
 def test_scores_that_are_not_numbers_are_met_step_by_step(

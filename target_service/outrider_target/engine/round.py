@@ -305,7 +305,11 @@ class Rounds:
         if sequence.state.trace is not None:
             self._trace(sequence, work.draft, decision)
         self._report(sequence, decision)
+        # What several steps decided would else look like a draft that was accepted.
+        rounds = [[one] for one in decision.token_ids] if num_steps > 1 else [decision.token_ids]
         if decision.finish is not None:
+            for token_ids in rounds[:-1]:
+                sequence.session.commit(token_ids, window=0)
             self._finish(sequence, decision.finish)
             self._retire(sequence.state)
             return
@@ -313,8 +317,6 @@ class Rounds:
         sequence.num_undrafted += len(decision.token_ids)
         if sequence.offered.token_ids or work.draft.token_ids:
             sequence.num_undrafted = 0
-        # What several steps decided would else look like a draft that was accepted.
-        rounds = [[one] for one in decision.token_ids] if num_steps > 1 else [decision.token_ids]
         for token_ids in rounds:
             sequence.session.commit(token_ids, window=sequence.next_window)
 
