@@ -81,11 +81,11 @@ class Control:
         return self.gate.horizon
 
     def observe(self, times: RoundTimes) -> None:
-        """Learn from a round; several steps in one go are so many rounds."""
-        for _ in range(times.num_steps):
-            self._observe(times)
+        """Learn from a round; several steps in one go are so many rounds.
 
-    def _observe(self, times: RoundTimes) -> None:
+        Not while all rests: what a trial costs would else be a larger share of steps that are
+        quicker in one go.
+        """
         if not times.num_controlled:
             # Not a round of ours, else each return from others' would be met by a trial.
             self.costs.interrupted()
@@ -94,6 +94,10 @@ class Control:
         if times.num_rows == times.num_sequences and self.gate.rest(times.num_running):
             self.costs.interrupted()
             return
+        for _ in range(times.num_steps):
+            self._observe(times)
+
+    def _observe(self, times: RoundTimes) -> None:
         if not times.only_decodes or times.cycle_seconds is None:
             self.costs.interrupted()
             self.gate.observe(None, times.num_running)
