@@ -22,7 +22,7 @@ from outrider_runtime.model.kv_pool import OutOfBlocks
 from outrider_runtime.model.runner import Runner
 from outrider_runtime.model.selection import InvalidScores, select_tokens
 
-from outrider_draft.greedy_steps import GreedySteps, row_group
+from outrider_draft.chain_steps import ChainSteps, row_group
 from outrider_draft.line import Line, Proposed
 from outrider_draft.metrics import DraftMetrics
 from outrider_draft.proposer import Description, Outcome, OutOfRoom, Share
@@ -63,7 +63,7 @@ class ModelProposer:
         self._runner = runner
         self._pool = runner.pool
         self._description = description
-        self._greedy_steps = GreedySteps(runner)
+        self._chain_steps = ChainSteps(runner)
         self._cached: dict[SessionKey, _Cached] = {}
 
     @property
@@ -87,7 +87,7 @@ class ModelProposer:
             OutOfRoom: The cache is too full.
         """
         batch = [self._rows(share) for share in shares]
-        steps = self._greedy_steps.number(shares, batch)
+        steps = self._chain_steps.number(shares, batch)
         if steps > 1 and (proposed := self._extend_greedily(shares, batch, steps)) is not None:
             return [Outcome(tokens) for tokens in proposed]
         return self._extend_by_one(shares, batch)
@@ -97,7 +97,7 @@ class ModelProposer:
     ) -> list[list[Proposed]] | None:
         """Several forwards in one go; None where they have to be done one by one."""
         started = time.monotonic()
-        proposed = self._greedy_steps.propose(shares, batch, steps)
+        proposed = self._chain_steps.propose(shares, batch, steps)
         if proposed is not None:
             num_steps = max(map(len, proposed))
             self._observe(batch, time.monotonic() - started, num_steps=num_steps)
@@ -180,7 +180,7 @@ class ModelProposer:
     def _observe(
         self, batch: Sequence[SequenceRows], seconds: float, *, num_steps: int = 1
     ) -> None:
-        self._greedy_steps.observe(batch, seconds / num_steps)
+        self._chain_steps.observe(batch, seconds / num_steps)
         for _ in range(num_steps):
             self._metrics.num_forwards.inc()
             self._metrics.forward_time.observe(seconds / num_steps)

@@ -54,7 +54,11 @@ class StepsAtOnce:
         step = self._step_seconds.get(len(batch))
         if step is None or not all(map(_is_plain, batch)):
             return 1
-        steps = min(int(self._seconds / step), *(_most_steps(work, control) for work in batch))
+        horizon = control.horizon
+        steps = min(
+            int(self._seconds / step),
+            *(_most_steps(work, horizon, plain=control.plain) for work in batch),
+        )
         return steps if steps > 1 and _fit(self._runner.pool, batch, steps) else 1
 
 
@@ -74,15 +78,21 @@ def _is_plain(work: Work) -> bool:
     )
 
 
-def _most_steps(work: Work, control: Control) -> int:
-    """Steps after which a sequence may have ended, or its drafter have something to say."""
+def _most_steps(work: Work, horizon: int, *, plain: bool) -> int:
+    """Steps after which a sequence may have ended, or its drafter have something to say.
+
+    Args:
+        work: Its part of the round.
+        horizon: Rounds in which nobody asks, of sequences under control.
+        plain: Whether these verify nothing whatever there is.
+    """
     sequence = work.sequence
     assert sequence.session is not None
     # One that ends within the steps is carried along for nothing.
     left = sequence.request.parameters.max_length - sequence.length
     if sequence.controlled:
-        left = min(left, control.horizon)
-        if control.plain:
+        left = min(left, horizon)
+        if plain:
             return left
     match sequence.session.outlook:
         case Outlook.NONE:

@@ -77,7 +77,7 @@ class Control:
 
     @property
     def horizon(self) -> int:
-        """Rounds to come, at least 1, that take nothing from the one before but its tokens."""
+        """Rounds to come, at least 1, in which nobody asks a drafter. See `Gate.horizon`."""
         return self.gate.horizon
 
     def observe(self, times: RoundTimes) -> None:

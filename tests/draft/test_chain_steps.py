@@ -47,7 +47,7 @@ def proposer(runner: RaggedRunner | None = None) -> ModelProposer:
     runner = runner or compiled_llama_runner()
     description = Description("model", "tiny", VOCAB_SIZE, FINGERPRINT, 512)
     model = ModelProposer(runner, description, DraftMetrics(CollectorRegistry()))
-    model._greedy_steps._step_seconds = 1e-4  # as if a step had been timed
+    model._chain_steps._step_seconds = 1e-4  # as if a step had been timed
     return model
 
 
@@ -185,6 +185,6 @@ def test_scores_that_are_not_numbers_leave_nothing_behind(monkeypatch: pytest.Mo
 
 def test_what_takes_long_goes_step_by_step(calls: list[int]) -> None:
     model = proposer()
-    model._greedy_steps._step_seconds = 0.1
+    model._chain_steps._step_seconds = 0.1
     extend(model, session(random_ids(6)))
     assert not calls

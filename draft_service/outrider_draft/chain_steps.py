@@ -23,7 +23,7 @@ _FEW_ROWS = 2
 """After full acceptance a drafter has two tokens to catch up with."""
 
 
-class GreedySteps:
+class ChainSteps:
     """Owned by the proposer's thread."""
 
     def __init__(self, runner: Runner) -> None:
