@@ -24,6 +24,7 @@ setup: $(STAMP) ## Create .venv with everything pinned in constraints.txt
 .PHONY: kernels
 kernels: setup
 	$(BIN)/python -m outrider_runtime.model.kernels
+	$(BIN)/python -m outrider_runtime.suffix_tree
 
 .PHONY: demo
 demo: kernels ## Watch a completion stream from a target fed by a separate draft service

@@ -1,8 +1,8 @@
 """Recent texts of each tenant, for drafting: nobody is shown what another tenant wrote.
 
 A text is handed over whole and indexed little by little, by whoever calls `digest`: indexing costs
-some microseconds a token, which a round can spare and the end of a long text cannot. Knows nothing
-of requests, models or gRPC.
+up to some microseconds a token, which a round can spare and the end of a long text cannot. Knows
+nothing of requests, models or gRPC.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-from outrider_runtime.suffix_tree import MAX_DEPTH, SuffixTree
+from outrider_runtime.suffix_tree import MAX_DEPTH, SuffixTree, new_suffix_tree, prepare
 
 Tenant = bytes
 """Opaque name of whoever may see a text again; empty: nobody."""
@@ -41,6 +41,7 @@ class RecentTexts:
         """
         if max_tokens and max_tokens < MIN_TOKENS:
             raise ValueError(f"{max_tokens} tokens are too few; 0 is off, else from {MIN_TOKENS}")
+        prepare()  # it may have to be compiled, which no round should wait for
         self._max_tokens = max_tokens
         self._trees: OrderedDict[Tenant, SuffixTree] = OrderedDict()
         self._waiting: deque[tuple[Tenant, list[int]]] = deque()  # texts, last token first
@@ -98,7 +99,7 @@ class RecentTexts:
             tenant, text = self._waiting[0]
             tree = self._trees.get(tenant)
             if tree is None:
-                tree = self._trees[tenant] = SuffixTree(max_tokens=self._max_tokens)
+                tree = self._trees[tenant] = new_suffix_tree(max_tokens=self._max_tokens)
             size, before = min(num_tokens, len(text)), len(tree)
             tree.extend(text.pop() for _ in range(size))
             num_tokens -= size

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from outrider_runtime.recent_texts import RecentTexts, Tenant
-from outrider_runtime.suffix_tree import MAX_DEPTH, NOTHING, Speculation, SuffixTree
+from outrider_runtime.suffix_tree import MAX_DEPTH, NOTHING, Speculation, new_suffix_tree
 
 MAX_OWN_TOKENS = 16_384
 """Of a sequence's own text no more is indexed, its end first of all."""
 
 _TOKENS_AT_ONCE = 64
 _TOKENS_AT_FIRST = 512
-"""Tokens that are indexed in one go beside the new ones: each takes some microseconds of a thread
-that has other sequences to serve."""
+"""Tokens that are indexed in one go beside the new ones: each takes up to some microseconds of a
+thread that has other sequences to serve."""
 
 
 class SuffixLookup:
@@ -43,7 +43,7 @@ class SuffixLookup:
         self._tenant = tenant
         self._length = len(token_ids)
         self._output = list(token_ids[num_prompt_tokens:])
-        self._own = SuffixTree(max_tokens=MAX_OWN_TOKENS)
+        self._own = new_suffix_tree(max_tokens=MAX_OWN_TOKENS)
         self._unread = list(token_ids[-(MAX_OWN_TOKENS // 2) :])
         self._unread.reverse()  # the next one last
         self._tail = list(token_ids[-MAX_DEPTH:])

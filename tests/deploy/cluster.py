@@ -142,7 +142,7 @@ class Pod:
         else:
             os.chown(folder, USER, USER)
             if volume["name"] == "tmp":
-                _bring_kernels(folder)
+                _bring_compiled(folder)
         return folder
 
 
@@ -240,12 +240,13 @@ class _Agent:
         self._process.stdout.close()
 
 
-def _bring_kernels(home: Path) -> None:
+def _bring_compiled(home: Path) -> None:
     """What images have compiled ahead: here it is what this machine compiled for itself."""
-    kernels = Path(".cache", "outrider", "kernels")
-    if (Path.home() / kernels).is_dir():
-        shutil.copytree(Path.home() / kernels, home / kernels)
-        os.chown(home / kernels, USER, USER)
+    for name in ("kernels", "suffix-tree"):
+        compiled = Path(".cache", "outrider", name)
+        if (Path.home() / compiled).is_dir():
+            shutil.copytree(Path.home() / compiled, home / compiled)
+            os.chown(home / compiled, USER, USER)
 
 
 def copy_with_checksums(model: Path, folder: Path) -> None:

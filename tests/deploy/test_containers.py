@@ -39,8 +39,9 @@ SUFFIX = ".outrider.svc.cluster.local"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # For the pods to find: each would compile them for itself.
-    subprocess.run([sys.executable, "-m", "outrider_runtime.model.kernels"], check=True)
+    for compiled in ("outrider_runtime.model.kernels", "outrider_runtime.suffix_tree"):
+        # For the pods to find: each would compile it for itself.
+        subprocess.run([sys.executable, "-m", compiled], check=True)
     folder = tmp_path_factory.mktemp("models")
     folder.chmod(0o755)  # pods read it as another user
     copy_with_checksums(MODELS / "target", folder / "target")

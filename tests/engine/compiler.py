@@ -1,12 +1,12 @@
-"""Whether this machine can have the kernels at all."""
+"""Whether this machine can have the kernels, and the suffix tree compiled, at all."""
 
 from __future__ import annotations
 
 import shutil
 
 import pytest
-from outrider_runtime.model.kernels import library
+from outrider_runtime import cpp
 
 needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, library.COMPILERS)), reason="there is no C++ compiler here"
+    not any(map(shutil.which, cpp.COMPILERS)), reason="there is no C++ compiler here"
 )

@@ -19,6 +19,7 @@ import torch
 from engine.compiler import needs_compiler
 from engine.plain_model import random_ids
 from engine.tiny_models import build_tiny
+from outrider_runtime import cpp
 from outrider_runtime.errors import StartupError
 from outrider_runtime.model.attention import ATTENTION_NAME
 from outrider_runtime.model.batch import SequenceRows
@@ -55,7 +56,7 @@ def kernels() -> None:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache in place of the user's."""
-    monkeypatch.setattr(library, "cache_folder", lambda name: tmp_path)
+    monkeypatch.setattr(cpp, "cache_folder", lambda name: tmp_path)
     return tmp_path
 
 
@@ -199,7 +200,7 @@ def test_other_bits_are_not_used_and_not_compiled_again(
 ) -> None:
     model, compiled = compiled_llama()
     package = compiled.place.read_bytes()
-    monkeypatch.setattr(library, "cache_folder", lambda name: tmp_path)
+    monkeypatch.setattr(cpp, "cache_folder", lambda name: tmp_path)
     compiled.place.write_bytes(package)
     with structlog.testing.capture_logs() as logs:
         found = choice.StepChoice(model, compiled, Compile.AUTO, proves_right=lambda _: False)

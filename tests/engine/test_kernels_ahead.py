@@ -49,7 +49,7 @@ def processor_with(monkeypatch: pytest.MonkeyPatch, features: frozenset[str]) ->
 def test_a_machine_without_a_compiler_takes_what_was_compiled_ahead(folder: Path) -> None:
     worst = ahead.LEVELS[-1]
     features = " ".join(worst.features)
-    shutil.copy(library._library(library.compiler()), ahead.place(worst))
+    shutil.copy(library.compiled(), ahead.place(worst))
     run = load_without_compiler(folder, features)
     assert run.returncode == 0, run.stderr
     ahead.place(worst).unlink()

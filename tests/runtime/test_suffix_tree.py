@@ -1,16 +1,40 @@
-"""The suffix tree counts what a search through the texts counts, whatever came and went."""
+"""The suffix tree counts what a search through the texts counts, whatever came and went.
+
+Both trees: the compiled one, and that in Python which stands in for it.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
 
 import pytest
+from engine.compiler import needs_compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from outrider_runtime.suffix_tree import SuffixTree
+from outrider_runtime.suffix_tree import native
+from outrider_runtime.suffix_tree.in_python import PythonSuffixTree
+from outrider_runtime.suffix_tree.native import NativeSuffixTree
 
 DEPTH = 5
+LOADING = """
+import pathlib, sys
+from outrider_runtime import suffix_tree
+suffix_tree.native.AHEAD = pathlib.Path(sys.argv[1])
+print(suffix_tree.prepare().__name__)
+"""
 few_tokens = st.integers(0, 2)
+both_trees = pytest.mark.parametrize(
+    "tree_type",
+    [PythonSuffixTree, pytest.param(NativeSuffixTree, marks=needs_compiler)],
+    ids=["python", "native"],
+)
+TreeType = type[PythonSuffixTree] | type[NativeSuffixTree]
 texts_of_few = st.lists(st.lists(few_tokens, min_size=1, max_size=25), min_size=1, max_size=6)
 
 
@@ -66,12 +90,13 @@ class Texts:
             self.first = 0
 
 
+@both_trees
 @settings(max_examples=150, deadline=None)
 @given(texts_of_few, st.integers(2 * DEPTH, 60), st.integers(2, 3))
 def test_counts_and_matches_are_those_of_a_search(
-    texts: list[list[int]], max_tokens: int, alphabet: int
+    tree_type: TreeType, texts: list[list[int]], max_tokens: int, alphabet: int
 ) -> None:
-    tree, oracle = SuffixTree(max_tokens=max_tokens, max_depth=DEPTH), Texts(max_tokens)
+    tree, oracle = tree_type(max_tokens=max_tokens, max_depth=DEPTH), Texts(max_tokens)
     for text in texts:
         for token_id in text:
             tree.extend([token_id % alphabet])
@@ -90,12 +115,13 @@ def test_counts_and_matches_are_those_of_a_search(
         assert tree.longest_match(context) == longest
 
 
+@both_trees
 @settings(max_examples=150, deadline=None)
 @given(texts_of_few, st.lists(few_tokens, min_size=1, max_size=DEPTH), st.integers(1, 9))
 def test_probabilities_come_from_counts_and_the_most_frequent_token_is_proposed(
-    texts: list[list[int]], context: list[int], num_tokens: int
+    tree_type: TreeType, texts: list[list[int]], context: list[int], num_tokens: int
 ) -> None:
-    tree = SuffixTree(max_tokens=200, max_depth=DEPTH)
+    tree = tree_type(max_tokens=200, max_depth=DEPTH)
     for text in texts:
         tree.extend(text)
         tree.close()
@@ -120,30 +146,34 @@ def test_probabilities_come_from_counts_and_the_most_frequent_token_is_proposed(
         assert not found.token_ids
 
 
-def test_a_repetition_goes_on_with_itself() -> None:
-    tree = SuffixTree(max_tokens=1000)
+@both_trees
+def test_a_repetition_goes_on_with_itself(tree_type: TreeType) -> None:
+    tree = tree_type(max_tokens=1000)
     tree.extend([7, 8, 9] * 3)
     found = tree.speculate([7, 8, 9] * 3, 10, match_size=tree.open_match)
     assert list(found.token_ids) == [7, 8, 9, 7, 8, 9, 7, 8, 9, 7]
 
 
-def test_a_long_known_text_is_continued_beyond_the_depth() -> None:
-    tree = SuffixTree(max_tokens=1000, max_depth=8)
+@both_trees
+def test_a_long_known_text_is_continued_beyond_the_depth(tree_type: TreeType) -> None:
+    tree = tree_type(max_tokens=1000, max_depth=8)
     tree.extend(range(100))
     tree.close()
     assert list(tree.speculate(range(20), 12).token_ids) == list(range(20, 32))
 
 
-def test_of_equally_frequent_continuations_the_newest_is_taken() -> None:
-    tree = SuffixTree(max_tokens=1000)
+@both_trees
+def test_of_equally_frequent_continuations_the_newest_is_taken(tree_type: TreeType) -> None:
+    tree = tree_type(max_tokens=1000)
     for last in (5, 6, 4):
         tree.extend([1, 2, 3, last])
         tree.close()
     assert tree.speculate([1, 2, 3], 1).token_ids == [4]
 
 
-def test_what_is_forgotten_is_not_proposed_and_leaves_no_node() -> None:
-    tree = SuffixTree(max_tokens=64, max_depth=8)
+@both_trees
+def test_what_is_forgotten_is_not_proposed_and_leaves_no_node(tree_type: TreeType) -> None:
+    tree = tree_type(max_tokens=64, max_depth=8)
     tree.extend(range(1000, 1032))
     for start in range(0, 64, 8):
         tree.extend([start] * 8)
@@ -153,6 +183,72 @@ def test_what_is_forgotten_is_not_proposed_and_leaves_no_node() -> None:
     assert tree.num_nodes <= 2 * 64
 
 
-def test_a_tree_that_cannot_hold_its_depth_is_refused() -> None:
+@both_trees
+def test_a_tree_that_cannot_hold_its_depth_is_refused(tree_type: TreeType) -> None:
     with pytest.raises(ValueError, match="depth"):
-        SuffixTree(max_tokens=10, max_depth=8)
+        tree_type(max_tokens=10, max_depth=8)
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_kinds", [2, 7, 40, 5000])
+def test_the_compiled_tree_says_to_the_bit_what_the_other_says(num_kinds: int) -> None:
+    """Over more texts than fit, many of them alike, until nodes have many children."""
+    chance = random.Random(num_kinds)
+    trees = [
+        tree_type(max_tokens=700, max_depth=12)
+        for tree_type in (PythonSuffixTree, NativeSuffixTree)
+    ]
+    said: list[list[int]] = []
+    num_found = 0
+    for _ in range(300):
+        text = [chance.randrange(num_kinds) for _ in range(chance.randrange(1, 40))]
+        if said and chance.random() < 0.6:
+            copied = chance.choice(said[-20:])
+            text[chance.randrange(len(text)) :] = copied[chance.randrange(len(copied)) :]
+        said.append(text)
+        for start in range(0, len(text), 3):
+            context = text[:start][-12:]
+            found = []
+            for tree in trees:
+                tree.extend(text[start : start + 3])
+                sizes = len(tree), tree.num_nodes, tree.open_match
+                sure = tree.speculate(
+                    (context + text[start : start + 3])[-12:], 6, match_size=tree.open_match
+                )
+                found.append((sizes, tree.longest_match(context), tree.speculate(context, 9), sure))
+            assert found[0] == found[1]
+            num_found += bool(found[0][2].token_ids)
+        if chance.random() < 0.8:
+            for tree in trees:
+                tree.close()
+    assert num_found > 100
+
+
+@needs_compiler
+def test_a_tree_is_freed_with_its_python_object() -> None:
+    resident = []
+    for _ in range(4):
+        for _ in range(40):
+            tree = NativeSuffixTree(max_tokens=50_000)
+            tree.extend(range(20_000))
+        with Path("/proc/self/statm").open() as file:
+            resident.append(int(file.read().split()[1]) * 4 / 1024)
+    assert resident[-1] - resident[0] < 20, resident  # MiB; a tree of these takes several
+
+
+@needs_compiler
+def test_a_library_compiled_ahead_needs_no_compiler(tmp_path: Path) -> None:
+    folder = tmp_path / "built"
+    with mock.patch.object(native, "AHEAD", folder):
+        assert native.compile_ahead() == native.place_ahead()
+    assert len(list(folder.iterdir())) == 1
+    for where, expected in [(folder, "NativeSuffixTree"), (tmp_path, "PythonSuffixTree")]:
+        run = subprocess.run(
+            [sys.executable, "-c", LOADING, str(where)],
+            env={**os.environ, "PATH": "/nonexistent", "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert run.stdout.splitlines()[-1] == expected

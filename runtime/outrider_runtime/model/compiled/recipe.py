@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from outrider_runtime import cpp
 from outrider_runtime.model.kernels import library
 from outrider_runtime.model.kernels.mode import Quantization
 
@@ -75,10 +76,10 @@ class Recipe(NamedTuple):
             KernelsUnavailable: there are no kernels.
         """
         versions = (library.load().name, torch.__version__, transformers.__version__)
-        digest = hashlib.sha256(json.dumps([*versions, *self]).encode() + library.processor())
+        digest = hashlib.sha256(json.dumps([*versions, *self]).encode() + cpp.processor())
         for source in _TRACED:
             digest.update((_SOURCES / source).read_bytes())
-        return library.cache_folder("compiled") / f"{digest.hexdigest()[:24]}.pt2"
+        return cpp.cache_folder("compiled") / f"{digest.hexdigest()[:24]}.pt2"
 
     def write(self, file: Path) -> None:
         """Keep it for another process."""

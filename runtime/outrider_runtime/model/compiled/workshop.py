@@ -19,8 +19,8 @@ from pathlib import Path
 
 import structlog
 
+from outrider_runtime.cpp import CannotCompile, cache_folder, compiler
 from outrider_runtime.model.compiled.recipe import Recipe
-from outrider_runtime.model.kernels.library import KernelsUnavailable, cache_folder, compiler
 
 _log = structlog.get_logger(__name__)
 
@@ -57,7 +57,7 @@ class Workshop:
         self._place = recipe.place
         try:
             compiler()
-        except KernelsUnavailable as why:
+        except CannotCompile as why:
             raise CompilationFailed(str(why), again=True) from None
         self._began = time.monotonic()
         _remove_what_was_left(self._place.parent)

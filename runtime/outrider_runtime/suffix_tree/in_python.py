@@ -1,9 +1,8 @@
-"""A suffix tree over recent texts: what followed the last tokens before, and how often.
+"""The suffix tree where there is no compiler, and what the compiled one is compared with.
 
-The structure behind SuffixDecoding (Oliaro et al. 2024, arXiv 2411.04975): a compressed trie of
-every window of `max_depth` tokens, with the number of its occurrences at each node. Texts are
-appended token by token and forgotten oldest first, a suffix for each that comes once the tree is
-full. Knows nothing of models, requests or gRPC.
+A compressed trie of every window of `max_depth` tokens, with the number of its occurrences at each
+node. Texts are appended token by token and forgotten oldest first, a suffix for each that comes
+once the tree is full.
 
 Only one text is open at a time. Its newest suffixes occurred before, else they would be counted: as
 long as the text goes on like something held, they need no node of their own. So a token costs about
@@ -14,10 +13,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
-MAX_DEPTH = 32
-"""Longest window that is told apart."""
+from outrider_runtime.suffix_tree.speculation import MAX_DEPTH, NOTHING, Speculation
 
 _MIN_PATH_PROBABILITY = 0.1
 """A path ends before it becomes less probable than this."""
@@ -26,22 +23,6 @@ _DOUBT = 2
 """Of texts that agreed for `n` tokens so many in `n + 2` agree in the next one, too: about what is
 seen in code and prose, and the rule of succession for a run without an exception, with a prior that
 expects one."""
-
-
-class Speculation(NamedTuple):
-    """What probably follows a context."""
-
-    token_ids: Sequence[int] = ()
-    probabilities: Sequence[float] = ()
-    """Of each token after those before it: its share of the counts, less the doubt whether the text
-    goes on like those counted, which is the smaller the longer it did."""
-    score: float = 0.0
-    """How many of the tokens will be right, going by the probabilities."""
-    match_size: int = 0
-    """Tokens of context that were found."""
-
-
-NOTHING = Speculation()
 
 
 class _Node:
@@ -74,7 +55,7 @@ _Locus = tuple[_Node, int]
 """A place in the tree: a node and how many tokens of its edge lead there."""
 
 
-class SuffixTree:
+class PythonSuffixTree:
     """Windows of recent texts, with counts."""
 
     def __init__(self, *, max_tokens: int, max_depth: int = MAX_DEPTH) -> None:
