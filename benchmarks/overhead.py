@@ -173,7 +173,7 @@ def serve_timed() -> None:
 
     def timed_forward_greedily(
         self: RaggedRunner, batch: Sequence[SequenceRows], num_steps: int, **options: Any
-    ) -> GreedySteps:
+    ) -> GreedySteps | None:
         with clock.in_forward(num_steps=num_steps):
             return forward_greedily(self, batch, num_steps, **options)
 

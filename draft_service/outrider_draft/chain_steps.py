@@ -61,18 +61,17 @@ class ChainSteps:
         """
         least = [_least_log_prob(share) for share in shares]
         found = self._runner.forward_greedily(batch, steps, least_log_probs=least)
-        finite = all(math.isfinite(score) for scores in found.scores for score in scores)
+        if found is None:
+            return None
         pool, proposed = self._runner.pool, []
         for share, rows, token_ids, log_probs in zip(
             shares, batch, found.token_ids, found.log_probs, strict=True
         ):
             kept = _up_to_its_end(share, token_ids, log_probs)
             proposed.append(kept)
-            taken_back = len(token_ids) - len(kept)
-            if not finite:
-                taken_back = len(rows.token_ids) + len(token_ids) - 1
-            pool.truncate(rows.handle, pool.length(rows.handle) - taken_back)
-        return proposed if finite else None
+            behind = len(token_ids) - len(kept)
+            pool.truncate(rows.handle, pool.length(rows.handle) - behind)
+        return proposed
 
     def _fits(self, share: Share, rows: SequenceRows) -> bool:
         """Whether a share's next tokens are the highest scores, whatever these tokens are."""

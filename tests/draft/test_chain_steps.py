@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from draft.harness import FINGERPRINT
-from engine.compiled_llama import compiled_llama_runner
+from engine.compiled_llama import compiled_llama_runner, spoil_scores
 from engine.compiler import needs_compiler
 from engine.plain_model import random_ids
 from engine.tiny_models import VOCAB_SIZE
@@ -35,7 +35,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     forward_greedily = RaggedRunner.forward_greedily
 
-    def watched(self: RaggedRunner, batch: Any, num_steps: int, **options: Any) -> GreedySteps:
+    def watched(
+        self: RaggedRunner, batch: Any, num_steps: int, **options: Any
+    ) -> GreedySteps | None:
         found.append(num_steps)
         return forward_greedily(self, batch, num_steps, **options)
 
@@ -168,18 +170,13 @@ def test_where_several_do_not_fit_it_goes_step_by_step(calls: list[int]) -> None
 
 
 def test_scores_that_are_not_numbers_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    forward_greedily = RaggedRunner.forward_greedily
-
-    def spoilt(self: RaggedRunner, batch: Any, num_steps: int, **options: Any) -> GreedySteps:
-        found = forward_greedily(self, batch, num_steps, **options)
-        return found._replace(scores=[[math.nan] * len(own) for own in found.scores])
-
     model, tokens = proposer(), random_ids(9)
     expected = by_one(model, session(tokens))
-    monkeypatch.setattr(RaggedRunner, "forward_greedily", spoilt)
+    spoilt = spoil_scores(monkeypatch)
     actual = session(tokens, number=2)
     while actual.room():
         extend(model, actual)
+    assert spoilt
     assert chain(actual) == chain(expected)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine.compiled_llama import compiled_llama_runner
+from engine.compiled_llama import compiled_llama_runner, spoil_scores
 from engine.compiler import needs_compiler
 from engine.plain_model import ragged_runner, random_ids
 from outrider_runtime.model.batch import SequenceRows
@@ -54,6 +54,7 @@ def test_they_find_what_steps_find(runner: RaggedRunner, rows: tuple[int, ...], 
     ]
     expected = one_by_one(runner, batches[0], steps)
     found = runner.forward_greedily(batches[1], steps)
+    assert found is not None
     assert found.token_ids == expected
     for ours, theirs in zip(batches[1], batches[0], strict=True):
         length = runner.pool.length(theirs.handle)
@@ -69,6 +70,7 @@ def test_it_ends_once_no_sequence_is_sure_of_its_tokens(runner: RaggedRunner) ->
     handles = placed(runner, 6, 9)
     batch = [SequenceRows(handle, [5], 1) for handle in handles]
     whole = runner.forward_greedily(batch, 8, least_log_probs=[-99.0, -99.0])
+    assert whole is not None
     for handle, length in zip(handles, (6, 9), strict=True):
         runner.pool.truncate(handle, length)
     assert len(whole.token_ids[0]) == 8
@@ -78,6 +80,7 @@ def test_it_ends_once_no_sequence_is_sure_of_its_tokens(runner: RaggedRunner) ->
         for own, bound in zip(whole.log_probs, least, strict=True)
     ]
     part = runner.forward_greedily(batch, 8, least_log_probs=least)
+    assert part is not None
     count = max(ends) + 1
     assert [len(own) for own in part.token_ids] == [count, count]
     assert part.token_ids == [own[:count] for own in whole.token_ids]
@@ -105,7 +108,23 @@ def test_without_room_nothing_is_changed() -> None:
         small.forward_greedily([SequenceRows(handle, [5], 1)], 12)
     assert small.pool.length(handle) == 6
     small.pool.check_integrity()
-    assert len(small.forward_greedily([SequenceRows(handle, [5], 1)], 10).token_ids[0]) == 10
+    found = small.forward_greedily([SequenceRows(handle, [5], 1)], 10)
+    assert found is not None
+    assert len(found.token_ids[0]) == 10
+
+
+def test_a_score_that_is_no_number_leaves_everything_as_it_was(
+    runner: RaggedRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handles = placed(runner, 6, 9)
+    batch = [SequenceRows(handle, [5, 8], 1) for handle in handles]
+    with monkeypatch.context() as patch:
+        spoilt = spoil_scores(patch)
+        assert runner.forward_greedily(batch, 3) is None
+    assert spoilt == [3]
+    assert [runner.pool.length(handle) for handle in handles] == [6, 9]
+    runner.pool.check_integrity()
+    assert runner.forward_greedily(batch, 3) is not None
 
 
 def test_a_model_run_in_python_has_none() -> None:

@@ -7,11 +7,10 @@ import math
 from typing import Any
 
 import pytest
-from engine.compiled_llama import compiled_llama_runner
+from engine.compiled_llama import compiled_llama_runner, spoil_scores
 from engine.compiler import needs_compiler
 from engine.plain_model import random_ids
 from outrider_runtime.model.ragged_runner import RaggedRunner
-from outrider_runtime.model.runner import GreedySteps
 from outrider_runtime.model.selection import InvalidScores
 from outrider_target.drafting.drafter import Outlook
 from outrider_target.drafting.pricing.gate import FIRST_INTERVAL, Gate
@@ -166,16 +165,8 @@ def test_scores_that_are_not_numbers_are_met_step_by_step(
     runner: RaggedRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the one request that they belong to."""
-    calls: list[int] = []
-
-    def spoilt(self: RaggedRunner, batch: Any, num_steps: int) -> GreedySteps:
-        found = forward_greedily(self, batch, num_steps)
-        calls.append(num_steps)
-        return found._replace(scores=[[math.nan] * num_steps for _ in batch])
-
-    forward_greedily = RaggedRunner.forward_greedily
     expected, _ = served(runner, {}, {}, seconds=0.0)
-    monkeypatch.setattr(RaggedRunner, "forward_greedily", spoilt)
+    calls = spoil_scores(monkeypatch)
     actual, rounds = served(runner, {}, {}, seconds=AMPLE)
     assert calls
     assert [one.token_ids for one in actual] == [one.token_ids for one in expected]
@@ -187,7 +178,7 @@ def test_a_fault_in_the_steps_is_not_the_end(
 ) -> None:
     calls: list[int] = []
 
-    def broken(self: RaggedRunner, batch: Any, num_steps: int) -> GreedySteps:
+    def broken(self: RaggedRunner, batch: Any, num_steps: int) -> None:
         calls.append(num_steps)
         raise RuntimeError("no")
 
@@ -207,13 +198,8 @@ def test_what_a_model_is_at_fault_for_is_told_as_ever(
         logits = forward(self, batch, **options)
         return logits * math.nan if self.pool.length(batch[0].handle) > 15 else logits
 
-    def nothing(self: RaggedRunner, batch: Any, num_steps: int) -> GreedySteps:
-        found = forward_greedily(self, batch, num_steps)
-        return found._replace(scores=[[math.nan] * num_steps for _ in batch])
-
-    forward_greedily = RaggedRunner.forward_greedily
     monkeypatch.setattr(RaggedRunner, "forward", spoilt)
-    monkeypatch.setattr(RaggedRunner, "forward_greedily", nothing)
+    spoil_scores(monkeypatch)
     (answer,), _ = served(runner, {}, seconds=AMPLE)
     assert isinstance(answer.error, InvalidScores)
 

@@ -222,7 +222,7 @@ class RaggedRunner:
         num_steps: int,
         *,
         least_log_probs: Sequence[float] | None = None,
-    ) -> GreedySteps:
+    ) -> GreedySteps | None:
         """See `Runner.forward_greedily`."""
         assert self._step_choice is not None
         assert self._step_choice.step is not None
@@ -239,22 +239,28 @@ class RaggedRunner:
             # The end of each table is its sequence's own by now: nothing more to copy.
             self.pool.append_all((handle, later) for handle in handles)
             places = torch.from_numpy(last_places(self.pool, handles, later))
-            found = self._step_choice.step.run_greedily(
+            token_ids, scores, log_probs = self._step_choice.step.run_greedily(
                 ragged,
                 self._storage.layers,
                 places,
                 None if least_log_probs is None else torch.tensor(least_log_probs),
             )
+            finite = bool(scores.isfinite().all())
         except BaseException:
-            for handle, length in before.items():
-                self.pool.truncate(handle, length)
+            self._take_back(before)
             raise
-        token_ids, scores, log_probs = ([] if x is None else x.T.tolist() for x in found)
-        if len(token_ids[0]) < num_steps:
-            for item in batch:
-                length = before[item.handle] + len(item.token_ids) + len(token_ids[0]) - 1
-                self.pool.truncate(item.handle, length)
-        return GreedySteps(token_ids, scores, log_probs)
+        if not finite:
+            self._take_back(before)
+            return None
+        for item in batch if len(token_ids) < num_steps else ():
+            length = before[item.handle] + len(item.token_ids) + len(token_ids) - 1
+            self.pool.truncate(item.handle, length)
+        return GreedySteps(token_ids.T.tolist(), [] if log_probs is None else log_probs.T.tolist())
+
+    def _take_back(self, lengths: Mapping[int, int]) -> None:
+        """Leaves so many positions of each sequence in the pool."""
+        for handle, length in lengths.items():
+            self.pool.truncate(handle, length)
 
     @torch.inference_mode()
     def follow(self) -> None:

@@ -27,8 +27,6 @@ class GreedySteps(NamedTuple):
     """What several forwards in a row found, sequence by sequence; a column for each forward."""
 
     token_ids: list[list[int]]
-    scores: list[list[float]]
-    """Of these tokens. One that is not finite makes it and all behind it worthless."""
     log_probs: list[list[float]]
     """Natural logarithms of their probabilities; empty if not asked for."""
 
@@ -76,7 +74,7 @@ class Runner(Protocol):
         num_steps: int,
         *,
         least_log_probs: Sequence[float] | None = None,
-    ) -> GreedySteps:
+    ) -> GreedySteps | None:
         """As `forward`, then goes on with the token that each sequence's last row scores highest.
 
         In one go: nobody can say anything in between.
@@ -87,6 +85,9 @@ class Runner(Protocol):
             num_steps: forwards, at least 1. What each but the last found is in the cache then.
             least_log_probs: asks for log-probabilities, and for an end as soon as each sequence has
                 had a token of less than its own here.
+
+        Returns:
+            What they found; None where a score is not finite, and then nothing was changed.
 
         Raises:
             OutOfBlocks: the pool cannot hold the new tokens; nothing was changed.

@@ -5,7 +5,6 @@ Knows nothing of drafting or scheduling: what a row is for does not matter to it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
@@ -46,14 +45,10 @@ class Verifier:
         """As `verify`, several steps in one go, for work that is nothing but plain decoding."""
         feeds = [feed for work in batch for feed in work.feeds]
         found = self._runner.forward_greedily(feeds, num_steps)
-        if all(math.isfinite(score) for scores in found.scores for score in scores):
-            return [OwnTokens(token_ids, num_accepted=0) for token_ids in found.token_ids]
-        # Step by step, it is found out whose scores they are, and what is wrong with them.
-        for feed in feeds:
-            self._runner.pool.truncate(
-                feed.handle, self._runner.pool.length(feed.handle) - num_steps
-            )
-        return self.verify(batch)
+        if found is None:
+            # Step by step, it is found out whose scores they are, and what is wrong with them.
+            return self.verify(batch)
+        return [OwnTokens(token_ids, num_accepted=0) for token_ids in found.token_ids]
 
     def _forward(self, batch: SequenceOf[Work]) -> list[Any]:
         logits = self._runner.forward([feed for work in batch for feed in work.feeds])
