@@ -12,6 +12,7 @@ from engine.compiler import needs_compiler
 from engine.plain_model import random_ids
 from outrider_runtime.model.ragged_runner import RaggedRunner
 from outrider_runtime.model.selection import InvalidScores
+from outrider_runtime.tally import Tally
 from outrider_target.drafting.drafter import Outlook
 from outrider_target.drafting.pricing.gate import FIRST_INTERVAL, Gate
 from outrider_target.drafting.pricing.runs import RUN, Regime
@@ -59,6 +60,32 @@ def alike(runner: RaggedRunner, *options: dict[str, Any]) -> tuple[int, int]:
 
 def test_the_same_text_in_a_few_rounds(runner: RaggedRunner) -> None:
     assert alike(runner, {}) == (NEW_TOKENS, 3)  # the prompt, a step to time, all others
+
+
+def test_all_that_counts_rounds_counts_the_steps(runner: RaggedRunner) -> None:
+    def counts(tally: Tally) -> float:
+        return tally.buckets.cumulative[-1][1]
+
+    counted = []
+    for seconds in (0.0, AMPLE):
+        batch = Batch(runner, steps_seconds=seconds, prefix_caching=False)
+        asked = [request(random_ids(9, seed=i), new_tokens=20, speculation=PLAIN) for i in (1, 2)]
+        batch.run(*asked)
+        recent, tallies = batch.rounds.log.recent(), batch.rounds.tallies
+        counted.append(
+            (
+                (recent.num_rounds, recent.num_sequence_rounds, recent.num_tokens),
+                recent.silences,
+                [counts(tallies.seconds), counts(tallies.forward_seconds)],
+                tallies.num_rows.buckets,
+                tallies.num_sequences.buckets,
+                counts(tallies.inter_token_seconds),
+                batch.rounds.totals,
+            )
+        )
+    assert batch.num_rounds == 3
+    assert counted[1] == counted[0]
+    assert counted[0][0] == (20, 40, 40)
 
 
 def test_several_sequences_go_on_together_as_long_as_the_shortest(runner: RaggedRunner) -> None:
