@@ -71,9 +71,19 @@ class PromptLookup:
     def extend(self, token_ids: Iterable[int]) -> None:
         """Append tokens to the sequence."""
         self._match = None
+        known, continuations, largest = self._token_ids, self._continuations, self._max_ngram_size
+        latest = self._rule is LookupRule.LATEST
         for token_id in token_ids:
-            self._index_end()
-            self._token_ids.append(token_id)
+            # A token is about to follow the n-grams that end the sequence.
+            end = len(known)
+            ngram: _Ngram = ()
+            for first in reversed(known[-largest:]):
+                ngram = (first, *ngram)
+                if latest:
+                    continuations[ngram] = end
+                else:
+                    continuations.setdefault(ngram, end)
+            known.append(token_id)
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens. Costs a new index; only a changed past needs it."""
@@ -131,13 +141,3 @@ class PromptLookup:
             if start is not None:
                 return size, start
         return 0, None
-
-    def _index_end(self) -> None:
-        """Index the n-grams that end the sequence: a token is about to follow them."""
-        end = len(self._token_ids)
-        for size in range(1, min(self._max_ngram_size, end) + 1):
-            ngram = tuple(self._token_ids[end - size :])
-            if self._rule is LookupRule.LATEST:
-                self._continuations[ngram] = end
-            else:
-                self._continuations.setdefault(ngram, end)

@@ -60,6 +60,7 @@ class NativeSuffixTree:
             raise ValueError(f"a depth of {max_depth} does not fit {max_tokens} tokens")
         self._library = library()
         self._tree = self._library.suffix_tree_new(max_tokens, max_depth)
+        self._room = _Room(0)
         weakref.finalize(self, self._library.suffix_tree_delete, self._tree).atexit = False
 
     def __len__(self) -> int:
@@ -107,22 +108,34 @@ class NativeSuffixTree:
                 end of the open text it is `open_match`.
         """
         tokens = array(_TOKENS, context)
-        matched = ctypes.c_int64(-1 if match_size is None else match_size)
-        score = ctypes.c_double()
-        path = (ctypes.c_uint32 * num_tokens)()
-        probabilities = (ctypes.c_double * num_tokens)()
+        room = self._room
+        if num_tokens > room.num_tokens:
+            room = self._room = _Room(num_tokens)
+        room.match_size.value = -1 if match_size is None else match_size
         length = self._library.suffix_tree_speculate(
-            self._tree,
-            *tokens.buffer_info(),
-            num_tokens,
-            ctypes.byref(matched),
-            path,
-            probabilities,
-            ctypes.byref(score),
+            self._tree, *tokens.buffer_info(), num_tokens, *room.addresses
         )
         if not length:
             return NOTHING
-        return Speculation(path[:length], probabilities[:length], score.value, matched.value)
+        return Speculation(
+            room.token_ids[:length],
+            room.probabilities[:length],
+            room.score.value,
+            room.match_size.value,
+        )
+
+
+class _Room:
+    """Where an answer is written to. Kept: to make it would take longer than to find a path."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        self.match_size = ctypes.c_int64()
+        self.token_ids = (ctypes.c_uint32 * num_tokens)()
+        self.probabilities = (ctypes.c_double * num_tokens)()
+        self.score = ctypes.c_double()
+        fields = self.match_size, self.token_ids, self.probabilities, self.score
+        self.addresses = tuple(map(ctypes.addressof, fields))
 
 
 @cache
