@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, Outlook
+from outrider_target.drafting.silence import Silence
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 Propose = Callable[[GenerationRequest, int, list[int], int], list[int]]
@@ -17,6 +18,7 @@ class ScriptedSession:
 
     active = True
     outlook = Outlook.EXPECTED
+    silence = Silence.NOTHING_PROPOSED
 
     def __init__(
         self, propose: Propose, request: GenerationRequest, index: int, token_ids: Sequence[int]

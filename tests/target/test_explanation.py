@@ -8,8 +8,8 @@ import pytest
 from engine.tiny_models import VOCAB_SIZE
 from outrider_target.drafting.drafter import NullDrafter
 from outrider_target.drafting.pricing.control import Control
-from outrider_target.drafting.pricing.silence import Silence
 from outrider_target.drafting.pricing.step_costs import MEASURED_ROWS, Measured, RowCurve
+from outrider_target.drafting.silence import Silence
 from outrider_target.engine.explanation import Figures, explain
 from outrider_target.engine.round_log import Recent, RoundLog, RoundRecord
 from outrider_target.requests.request import DraftMethod

@@ -17,6 +17,7 @@ from outrider_target.decoding.own_tokens import OwnTokens, TokenRows
 from outrider_target.decoding.strategy import Selector
 from outrider_target.decoding.token_strategy import TokenOptions, TokenStrategy
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, Outlook
+from outrider_target.drafting.silence import Silence
 from outrider_target.requests.request import DraftMethod
 
 WINDOW = 64
@@ -72,6 +73,7 @@ class ScoringSession:
 
     active = False
     outlook = Outlook.EXPECTED
+    silence = Silence.NOTHING_PROPOSED
 
     def __init__(self, given: Sequence[int]) -> None:
         self._given = given

@@ -17,9 +17,9 @@ from outrider_target.drafting.agreement import SHARED_MEMORY, Agreement, num_agr
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, LocalSession, Outlook
 from outrider_target.drafting.lookup import LookupSession
 from outrider_target.drafting.prediction import PredictionSession
-from outrider_target.drafting.pricing.silence import Silence
 from outrider_target.drafting.remote.fleet import DraftFleet
 from outrider_target.drafting.remote.remote_session import RemoteSession
+from outrider_target.drafting.silence import Silence
 from outrider_target.drafting.suffix import SuffixSession
 from outrider_target.requests.request import GenerationRequest
 

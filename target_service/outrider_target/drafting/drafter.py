@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from outrider_runtime.sparse_distribution import SparseDistribution
 
+from outrider_target.drafting.silence import Silence
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 
@@ -73,6 +74,10 @@ class DraftSession(Protocol):
     def outlook(self) -> Outlook:
         """What may come where it proposes nothing."""
 
+    @property
+    def silence(self) -> Silence:
+        """Why there is no proposal, when there is none."""
+
     def commit(self, token_ids: Sequence[int], *, window: int) -> None:
         """Tell the tokens decided in a round, and how many are wanted for the next."""
 
@@ -121,6 +126,7 @@ class NullDrafter:
 
     active = False
     outlook = Outlook.NONE
+    silence = Silence.NO_DRAFTER
 
     def open(
         self,

@@ -22,6 +22,7 @@ from outrider_runtime.model.selection import InvalidScores, RowGroup, select_tok
 
 from outrider_target.constraints.constraint import Allowed
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, Outlook
+from outrider_target.drafting.silence import Silence
 from outrider_target.engine.sequence import Sequence
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
@@ -33,6 +34,7 @@ class EarlyExitSession:
 
     active = True
     outlook = Outlook.EXPECTED
+    silence = Silence.NOTHING_PROPOSED
 
     def __init__(self, forget: Callable[[], object]) -> None:
         self._forget = forget

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from outrider_target.constraints.constraint import Constraint
 from outrider_target.drafting.drafter import Draft, DraftSession, Outlook
+from outrider_target.drafting.silence import Silence
 from outrider_target.requests.request import DraftMethod
 
 
@@ -28,6 +29,12 @@ class ForcedSession:
         self._forced = constraint.forced(window)
 
     outlook = Outlook.EXPECTED
+
+    @property
+    def silence(self) -> Silence:
+        """The other drafter's reason, if there is another: nothing is forced."""
+        other = self._inner.silence
+        return Silence.NOTHING_PROPOSED if other is Silence.NO_DRAFTER else other
 
     @property
     def active(self) -> bool:

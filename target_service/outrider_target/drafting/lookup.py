@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from outrider_runtime.prompt_lookup import LookupRule, PromptLookup
 
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, Outlook
+from outrider_target.drafting.silence import Silence
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 
@@ -15,6 +16,7 @@ class LookupSession:
 
     active = True
     outlook = Outlook.POSSIBLE
+    silence = Silence.NOTHING_PROPOSED
 
     def __init__(self, request: GenerationRequest, token_ids: Sequence[int]) -> None:
         speculation = request.speculation

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, Outlook
+from outrider_target.drafting.silence import Silence
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 _ANCHOR = 2
@@ -91,6 +92,7 @@ class PredictionSession:
 
     active = True
     outlook = Outlook.POSSIBLE
+    silence = Silence.NOTHING_PROPOSED
 
     def __init__(self, request: GenerationRequest, token_ids: Sequence[int]) -> None:
         self._prediction = request.speculation.prediction

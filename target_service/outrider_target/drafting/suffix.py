@@ -9,6 +9,7 @@ from outrider_runtime.suffix_lookup import SuffixLookup
 from outrider_runtime.suffix_tree import NOTHING, Speculation
 
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, DraftSession, Outlook
+from outrider_target.drafting.silence import Silence
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 
@@ -17,6 +18,7 @@ class SuffixSession:
 
     active = True
     outlook = Outlook.POSSIBLE
+    silence = Silence.NOTHING_PROPOSED
 
     def __init__(
         self, request: GenerationRequest, token_ids: Sequence[int], texts: RecentTexts

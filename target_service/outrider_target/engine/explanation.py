@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from outrider_target.drafting.pricing.silence import Silence
+from outrider_target.drafting.silence import Silence
 from outrider_target.engine.round_log import Recent
 
 _NOTABLE = 0.2

@@ -16,15 +16,13 @@ from outrider_runtime.model.runner import Runner
 from outrider_runtime.model.selection import InvalidScores
 
 from outrider_target.decoding.strategy import Decision
-from outrider_target.drafting.combined import CombinedSession
 from outrider_target.drafting.drafter import Draft, Drafter
 from outrider_target.drafting.early_exit import EarlyExitDrafter
 from outrider_target.drafting.forced import ForcedSession
 from outrider_target.drafting.pricing.control import Control, RoundTimes
 from outrider_target.drafting.pricing.runs import Regime
-from outrider_target.drafting.pricing.silence import Silence
 from outrider_target.drafting.remote.patience import RoundPace
-from outrider_target.drafting.remote.remote_session import RemoteSession
+from outrider_target.drafting.silence import Silence
 from outrider_target.engine.events import Event, RequestCompleted, RequestFailed
 from outrider_target.engine.round_log import RoundLog, RoundRecord
 from outrider_target.engine.round_tallies import RoundTallies
@@ -206,16 +204,12 @@ class Rounds:
 
     def _silence(self, sequence: Sequence) -> Silence:
         """Why the round verified no draft for it."""
-        session = sequence.session
+        assert sequence.session is not None
         if sequence.controlled and self.control.gate.ended is Regime.PLAIN:
             return Silence.MEASURING
         if sequence.offered.token_ids:
             return Silence.NOT_WORTH_VERIFYING
-        if isinstance(session, RemoteSession | CombinedSession):
-            return session.silence
-        if sequence.request.speculation.method is DraftMethod.NONE:
-            return Silence.NO_DRAFTER
-        return Silence.NOTHING_PROPOSED
+        return sequence.session.silence
 
     def _timed_verify(self, batch: SequenceOf[Work]) -> tuple[list[tuple[Work, Any]], RoundTimes]:
         """Verify, and let the control learn what it took."""

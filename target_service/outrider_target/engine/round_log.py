@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from outrider_target.drafting.pricing.silence import Silence
+from outrider_target.drafting.silence import Silence
 
 _KEPT = 512
 

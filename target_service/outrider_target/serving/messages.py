@@ -19,9 +19,9 @@ from outrider_runtime.prompt_lookup import LookupRule
 from outrider_target.capabilities import CAPABILITIES, Support
 from outrider_target.decoding.beams.beam import BeamScore
 from outrider_target.decoding.tensors import TokenTensor
-from outrider_target.drafting.pricing.silence import Silence
 from outrider_target.drafting.remote.link import DraftLink, LinkStatus
 from outrider_target.drafting.remote.link_state import LinkState
+from outrider_target.drafting.silence import Silence
 from outrider_target.engine.events import BeamProgress, RequestCompleted
 from outrider_target.engine.explanation import Figures, explain
 from outrider_target.engine.statistics import SpeculationCounters

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from outrider_target.decoding.beams.strategy import BeamStrategy
 from outrider_target.drafting.drafter import NO_DRAFT, Draft, Outlook
+from outrider_target.drafting.silence import Silence
 from outrider_target.requests.request import DraftMethod
 
 
@@ -14,6 +15,7 @@ class GuessSession:
 
     active = True
     outlook = Outlook.EXPECTED
+    silence = Silence.NOTHING_PROPOSED
 
     def __init__(self, strategy: BeamStrategy) -> None:
         self._strategy = strategy

@@ -17,13 +17,13 @@ from outrider_target.drafting.drafter import NO_DRAFT, Draft, Outlook
 from outrider_target.drafting.pricing.asking import Asking
 from outrider_target.drafting.pricing.calibration import temperature_class
 from outrider_target.drafting.pricing.confidence import ConfidenceThreshold
-from outrider_target.drafting.pricing.silence import Silence
 from outrider_target.drafting.pricing.tempering import DraftTemperatures
 from outrider_target.drafting.remote.foresight import Foresight
 from outrider_target.drafting.remote.link_state import LinkState
 from outrider_target.drafting.remote.patience import Question, RoundPace, decide, patience
 from outrider_target.drafting.remote.side_paths import best_side_paths
 from outrider_target.drafting.remote.updates import CommitTokens, Growth, OpenSession
+from outrider_target.drafting.silence import Silence
 from outrider_target.requests.request import DraftMethod, GenerationRequest
 
 MAX_NODES = 256
