@@ -159,13 +159,13 @@ def serve_timed() -> None:
     run, forward, step = RaggedRunner._run, RaggedRunner.forward, Rounds.step
     forward_greedily, run_greedily = RaggedRunner.forward_greedily, CompiledStep.run_greedily
 
-    def timed_run(self: RaggedRunner, batch: RaggedBatch) -> torch.Tensor:
-        with clock.in_model(batch.input_ids.shape[1]):
-            return run(self, batch)
+    def timed_run(self: RaggedRunner, batch: RaggedBatch, *others: Any) -> torch.Tensor:
+        with clock.in_model(batch.num_rows):
+            return run(self, batch, *others)
 
-    def timed_run_greedily(self: CompiledStep, batch: RaggedBatch, *others: Any) -> Any:
-        with clock.in_model(batch.input_ids.shape[1]):
-            return run_greedily(self, batch, *others)
+    def timed_run_greedily(self: CompiledStep, inputs: list[torch.Tensor], *others: Any) -> Any:
+        with clock.in_model(inputs[0].shape[1]):
+            return run_greedily(self, inputs, *others)
 
     def timed_forward(self: RaggedRunner, *args: Any, **options: Any) -> torch.Tensor:
         with clock.in_forward(num_steps=1):

@@ -17,6 +17,7 @@ from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 from outrider_runtime.errors import StartupError
 from outrider_runtime.interceptors import CallEnd
 from outrider_runtime.listening import check_address, join_address
+from outrider_runtime.loop_calls import LoopCalls
 from outrider_runtime.metrics import CallMetrics, MetricsExporter, new_registry
 from outrider_runtime.model.loader import LoadedModel
 from outrider_runtime.model.rank_group import RankGroup, RanksLost
@@ -212,16 +213,19 @@ class TargetService:
             prefix_caching=settings.batch.prefix_caching,
         )
         print_of_tokenizer = fingerprint(text.tokenizer) if text.tokenizer else ""
+        calls = LoopCalls(asyncio.get_running_loop())
+        self._resources.callback(calls.close)
         fleet = DraftFleet(vocab_size=loaded.vocab_size, round_pace=round_pace, control=control)
         links = DraftLinks(
-            settings.drafts, _connector(settings, loaded, tokenizer_fingerprint=print_of_tokenizer)
+            settings.drafts,
+            _connector(settings, loaded, calls, tokenizer_fingerprint=print_of_tokenizer),
         )
         quotas = TokenQuotas(settings.batch.max_tokens_per_minute_per_caller)
         requests = LiveRequests(
             max_requests=settings.batch.max_num_seqs + settings.batch.max_waiting_requests,
             quotas=quotas,
         )
-        outbox = Outbox(asyncio.get_running_loop(), requests)
+        outbox = Outbox(calls, requests)
         rounds = Rounds(
             runner,
             scheduler,
@@ -340,7 +344,7 @@ def _served_model(
 
 
 def _connector(
-    settings: TargetSettings, loaded: LoadedModel, *, tokenizer_fingerprint: str
+    settings: TargetSettings, loaded: LoadedModel, calls: LoopCalls, *, tokenizer_fingerprint: str
 ) -> Connect:
     """What makes a link to a draft service."""
     certificates = _draft_certificates(settings)
@@ -353,7 +357,9 @@ def _connector(
     )
 
     def connect(address: str, name: str | None) -> DraftLink:
-        return DraftLink(address, hello, certificates=certificates, certified_name=name, key=key)
+        return DraftLink(
+            address, hello, calls, certificates=certificates, certified_name=name, key=key
+        )
 
     return connect
 

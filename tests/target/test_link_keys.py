@@ -14,6 +14,7 @@ from outrider.v1 import draft_pb2
 from outrider_draft.proposer import Description
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION
 from outrider_runtime.errors import StartupError
+from outrider_runtime.loop_calls import LoopCalls
 from outrider_runtime.server import ServerSettings
 from outrider_target.drafting.remote import link as link_module
 from outrider_target.drafting.remote.link import DraftLink, LinkStatus
@@ -96,12 +97,14 @@ async def linked(address: str, files: Files) -> AsyncIterator[DraftLink]:
     hello = draft_pb2.Hello(
         protocol_version=PROTOCOL_VERSION, tokenizer_fingerprint=FINGERPRINT, vocab_size=1000
     )
-    link = DraftLink(address, hello, key=LinkKey(None, files.own))
+    calls = LoopCalls(asyncio.get_running_loop())
+    link = DraftLink(address, hello, calls, key=LinkKey(None, files.own))
     link.start(0, lambda event: None)
     try:
         yield link
     finally:
         await link.stop()
+        calls.close()
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -212,9 +212,9 @@ def test_a_request_bounds_its_prompt_tokens_per_round_and_nothing_else_changes(
     forward = runner.forward
     fed: list[tuple[int, int]] = []
 
-    def noted(batch: Sequence[SequenceRows]) -> torch.Tensor:
+    def noted(batch: Sequence[SequenceRows], **options: Any) -> torch.Tensor:
         fed.extend((len(rows.token_ids), rows.num_logits) for rows in batch)
-        return forward(batch)
+        return forward(batch, **options)
 
     monkeypatch.setattr(runner, "forward", noted)
     batch = Batch(runner, drafter)
@@ -345,13 +345,13 @@ def test_drafters_are_told_of_a_new_sequence_before_its_forward(
     drafter = repeating(7)
     batch = Batch(runner, drafter)
     seen: list[str] = []
-    forward = runner.forward
+    run_model = runner._call_model
 
     def watched(*arguments: Any, **options: Any) -> torch.Tensor:
         seen.append("forward")
-        return forward(*arguments, **options)
+        return run_model(*arguments, **options)
 
-    monkeypatch.setattr(runner, "forward", watched)
+    monkeypatch.setattr(runner, "_call_model", watched)
     batch.submit(request([3, 4, 5], new_tokens=9))
     batch.rounds.step(
         before=lambda: seen.append(f"before, {len(drafter.sessions)} opened"),

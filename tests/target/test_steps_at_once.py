@@ -205,7 +205,7 @@ def test_a_fault_in_the_steps_is_not_the_end(
 ) -> None:
     calls: list[int] = []
 
-    def broken(self: RaggedRunner, batch: Any, num_steps: int) -> None:
+    def broken(self: RaggedRunner, batch: Any, num_steps: int, **options: Any) -> None:
         calls.append(num_steps)
         raise RuntimeError("no")
 

@@ -5,7 +5,7 @@ Knows nothing of requests, sampling or drafts: token ids in, logits out, positio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 import torch
@@ -39,7 +39,7 @@ from outrider_runtime.model.model_facts import (
 from outrider_runtime.model.paged_attention import PagedAttention, PagedKernel
 from outrider_runtime.model.rank_group import RankGroup
 from outrider_runtime.model.row_rules import RowRules
-from outrider_runtime.model.runner import GreedySteps, LayerShapes
+from outrider_runtime.model.runner import GreedySteps, LayerShapes, nothing
 from outrider_runtime.model.support import UnsupportedModel
 
 _log = structlog.get_logger(__name__)
@@ -179,6 +179,7 @@ class RaggedRunner:
         *,
         num_layers: int | None = None,
         first_positions: Mapping[int, int] | None = None,
+        before: Callable[[], None] = nothing,
     ) -> torch.Tensor:
         """See `Runner.forward`.
 
@@ -187,6 +188,7 @@ class RaggedRunner:
             num_layers: leave the model after so many layers.
             first_positions: for sequences that do not begin at position 0, by handle, where they
                 do; the same at every call.
+            before: called when the model is about to run.
         """
         first_positions = first_positions or {}
         self._rules.check(
@@ -196,10 +198,10 @@ class RaggedRunner:
         step = ForwardStep(batch, num_layers, first_positions, copies, self.pool)
         try:
             if self._group is None or not self._tells:
-                return self._take(step)
+                return self._take(step, before)
             self._group.tell(step.to_message())
             with self._group.in_step():
-                return self._take(step)
+                return self._take(step, before)
         except BaseException:
             # Positions whose keys were perhaps never written must not look as if they were.
             for item in batch:
@@ -222,6 +224,7 @@ class RaggedRunner:
         num_steps: int,
         *,
         least_log_probs: Sequence[float] | None = None,
+        before: Callable[[], None] = nothing,
     ) -> GreedySteps | None:
         """See `Runner.forward_greedily`."""
         assert self._step_choice is not None
@@ -229,7 +232,7 @@ class RaggedRunner:
         self._rules.check(batch, places=self.pool, first_positions={}, reader=None)
         later = num_steps - 1
         handles = [item.handle for item in batch]
-        before = {handle: self.pool.length(handle) for handle in handles}
+        lengths = {handle: self.pool.length(handle) for handle in handles}
         try:
             copies = self.pool.append_all((item.handle, len(item.token_ids)) for item in batch)
             self._storage.copy_blocks(copies)
@@ -239,21 +242,21 @@ class RaggedRunner:
             # The end of each table is its sequence's own by now: nothing more to copy.
             self.pool.append_all((handle, later) for handle in handles)
             places = torch.from_numpy(last_places(self.pool, handles, later))
+            least = None if least_log_probs is None else torch.tensor(least_log_probs)
+            inputs = self._step_choice.step.inputs(ragged, self._storage.layers)
+            before()
             token_ids, scores, log_probs = self._step_choice.step.run_greedily(
-                ragged,
-                self._storage.layers,
-                places,
-                None if least_log_probs is None else torch.tensor(least_log_probs),
+                inputs, places, least
             )
             finite = bool(scores.isfinite().all())
         except BaseException:
-            self._take_back(before)
+            self._take_back(lengths)
             raise
         if not finite:
-            self._take_back(before)
+            self._take_back(lengths)
             return None
         for item in batch if len(token_ids) < num_steps else ():
-            length = before[item.handle] + len(item.token_ids) + len(token_ids) - 1
+            length = lengths[item.handle] + len(item.token_ids) + len(token_ids) - 1
             self.pool.truncate(item.handle, length)
         return GreedySteps(token_ids.T.tolist(), [] if log_probs is None else log_probs.T.tolist())
 
@@ -274,7 +277,7 @@ class RaggedRunner:
             with self._group.in_step():
                 self._take(ForwardStep.from_message(message))
 
-    def _take(self, step: ForwardStep) -> torch.Tensor:
+    def _take(self, step: ForwardStep, before: Callable[[], None] = nothing) -> torch.Tensor:
         """The forward, once the pool has room for it."""
         self._storage.copy_blocks(step.copies)
         ragged = RaggedBatch(
@@ -284,11 +287,12 @@ class RaggedRunner:
             device=self.device,
             first_positions=step.first_positions,
         )
+        if step.num_layers is None and not any(item.readings for item in step.batch):
+            return self._run(ragged, before)
+        before()
         if step.num_layers is not None:
             return self._run_first_layers(ragged, step.num_layers)
-        if any(item.readings for item in step.batch):
-            return self._run_and_read(ragged, step)
-        return self._run(ragged)
+        return self._run_and_read(ragged, step)
 
     def _learn_shapes(self) -> None:
         """Runs one token, so that the storage has seen every layer and so have we."""
@@ -379,13 +383,16 @@ class RaggedRunner:
             vocab_size=self.vocab_size,
         )
 
-    def _run(self, batch: RaggedBatch) -> torch.Tensor:
-        if self._graphs is not None and (logits := self._graphs.run(batch)) is not None:
-            return logits
+    def _run(self, batch: RaggedBatch, before: Callable[[], None]) -> torch.Tensor:
         if self._step_choice is not None:
             self._step_choice.look()
             if (step := self._step_choice.step) is not None:
-                return step.run(batch, self._storage.layers)
+                inputs = step.inputs(batch, self._storage.layers)
+                before()
+                return step.run(inputs)
+        before()
+        if self._graphs is not None and (logits := self._graphs.run(batch)) is not None:
+            return logits
         logits = self._call_model(batch, self._storage)
         self._windows = batch.windows
         return logits

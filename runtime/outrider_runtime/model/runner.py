@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 
 from outrider_runtime.model.batch import SequenceRows
 from outrider_runtime.model.kv_pool import KVPool
+
+
+def nothing() -> None:
+    """Does that."""
 
 
 class LayerShapes(NamedTuple):
@@ -44,7 +48,11 @@ class Runner(Protocol):
     """What can be read of its layers; None: nothing, and no `num_layers` either."""
 
     def forward(
-        self, batch: Sequence[SequenceRows], *, num_layers: int | None = None
+        self,
+        batch: Sequence[SequenceRows],
+        *,
+        num_layers: int | None = None,
+        before: Callable[[], None] = nothing,
     ) -> torch.Tensor:
         """Appends the new tokens to their sequences and computes logits.
 
@@ -52,6 +60,8 @@ class Runner(Protocol):
             batch: the new tokens of different sequences, at least one token each.
             num_layers: leave the model after so many layers, for its final norm and output head.
                 The new positions then have no keys in the layers behind.
+            before: called once everything is laid out, when the model is about to run: from then on
+                the interpreter is free for others.
 
         Returns:
             float32 (float64 for a float64 model) [sum of num_logits, vocab_size], in batch order.
@@ -74,6 +84,7 @@ class Runner(Protocol):
         num_steps: int,
         *,
         least_log_probs: Sequence[float] | None = None,
+        before: Callable[[], None] = nothing,
     ) -> GreedySteps | None:
         """As `forward`, then goes on with the token that each sequence's last row scores highest.
 
@@ -85,6 +96,7 @@ class Runner(Protocol):
             num_steps: forwards, at least 1. What each but the last found is in the cache then.
             least_log_probs: asks for log-probabilities, and for an end as soon as each sequence has
                 had a token of less than its own here.
+            before: as `forward`.
 
         Returns:
             What they found; None where a score is not finite, and then nothing was changed.

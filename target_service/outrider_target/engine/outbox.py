@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from outrider_runtime.loop_calls import LoopCalls
 
 from outrider_target.engine.admission import LiveRequests
 from outrider_target.engine.events import Event
@@ -12,7 +12,7 @@ from outrider_target.engine.sequence import RequestState
 class Outbox:
     """Collects events in the engine thread and hands them to the loop; never blocks."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, requests: LiveRequests) -> None:
+    def __init__(self, loop: LoopCalls, requests: LiveRequests) -> None:
         self._loop = loop
         self._requests = requests
         self._events: list[tuple[RequestState, Event]] = []
@@ -25,4 +25,4 @@ class Outbox:
         """Hand over what there is."""
         if self._events:
             events, self._events = self._events, []
-            self._loop.call_soon_threadsafe(self._requests.dispatch, events)
+            self._loop.call_soon(self._requests.dispatch, events)

@@ -78,8 +78,8 @@ class Rounds:
         """Run one round if any sequence is ready.
 
         Args:
-            before: Sends what drafters are told, before the forward: sessions that were opened a
-                moment ago are then drafted for while their prompts are read here.
+            before: Sends what drafters are told, when the model is about to run: sessions that
+                were opened a moment ago are then drafted for while their prompts are read here.
             meanwhile: Takes in what arrived during the forward, before its tokens are committed:
                 drafts that are there already are then neither asked for nor waited for.
 
@@ -105,8 +105,7 @@ class Rounds:
             return 0.0 if plan.faults else self._come_back_at(plan.wait_until)
         num_accepted, num_tokens = self.totals.num_accepted_tokens, self.num_generated_tokens
         self._silences.clear()
-        before()
-        verified, times = self._timed_verify(batch)
+        verified, times = self._timed_verify(batch, before)
         meanwhile()
         for work, own in verified:
             try:
@@ -211,14 +210,16 @@ class Rounds:
             return Silence.NOT_WORTH_VERIFYING
         return sequence.session.silence
 
-    def _timed_verify(self, batch: SequenceOf[Work]) -> tuple[list[tuple[Work, Any]], RoundTimes]:
+    def _timed_verify(
+        self, batch: SequenceOf[Work], before: Callable[[], None]
+    ) -> tuple[list[tuple[Work, Any]], RoundTimes]:
         """Verify, and let the control learn what it took."""
         waiting = len(batch) < len(self._scheduler.running) or bool(self._scheduler.waiting)
         num_steps = 1
         if not waiting:
             num_steps = self._steps_at_once.number(batch, self.control)
         began = time.monotonic()
-        verified = self._verify(batch, num_steps)
+        verified = self._verify(batch, before, num_steps)
         now = time.monotonic()
         last, self._last_verified = self._last_verified, now
         times = RoundTimes(
@@ -236,13 +237,15 @@ class Rounds:
             self._steps_at_once.observe(len(batch), times.forward_seconds / num_steps)
         return verified, times
 
-    def _verify(self, batch: SequenceOf[Work], num_steps: int = 1) -> list[tuple[Work, Any]]:
+    def _verify(
+        self, batch: SequenceOf[Work], before: Callable[[], None], num_steps: int = 1
+    ) -> list[tuple[Work, Any]]:
         """What the round's logits decide. A fault in one request's rows ends that request alone."""
         try:
             if num_steps > 1:
-                decided = self._verifier.verify_steps(batch, num_steps)
+                decided = self._verifier.verify_steps(batch, num_steps, before)
             else:
-                decided = self._verifier.verify(batch)
+                decided = self._verifier.verify(batch, before)
             return list(zip(batch, decided, strict=True))
         except InvalidScores as fault:
             cause: Exception = fault
@@ -255,7 +258,7 @@ class Rounds:
             (work,) = batch
             if work.draft.token_ids:
                 # What is wrong with a row behind a draft token may be wrong with that draft alone.
-                return self._verify([self._scheduler.without_draft(work)])
+                return self._verify([self._scheduler.without_draft(work)], before)
             self.fail(work.sequence.state, cause)
             return []
         # Somebody's rows are at fault: one by one, the others go on.
@@ -263,7 +266,7 @@ class Rounds:
             result
             for work in batch
             if work.sequence.finish is None
-            for result in self._verify([work])
+            for result in self._verify([work], before)
         ]
 
     def _commit(self, work: Work, own: Any, *, num_steps: int) -> None:

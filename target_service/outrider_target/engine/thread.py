@@ -177,8 +177,8 @@ class Engine:
     def _pass_on(self) -> None:
         """What drafters and callers are told, right before a forward.
 
-        Who is woken by it needs the interpreter, which is free while the model computes. Told right
-        after a round, they would be in the way of preparing the next one.
+        Who is woken by it needs the interpreter, which is free while the model computes. Told any
+        sooner, they would be in the way of preparing the round, or keep its forward waiting.
         """
         self._fleet.flush()
         self._flush()

@@ -5,6 +5,7 @@ Knows nothing of drafting or scheduling: what a row is for does not matter to it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
@@ -22,8 +23,12 @@ class Verifier:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
-    def verify(self, batch: SequenceOf[Work]) -> list[Any]:
+    def verify(self, batch: SequenceOf[Work], before: Callable[[], None]) -> list[Any]:
         """One ragged forward, then one selection per selector.
+
+        Args:
+            batch: The round's work.
+            before: Called when the model is about to run.
 
         Returns:
             For each work what its selector made of its rows; None for a prefill chunk.
@@ -34,24 +39,27 @@ class Verifier:
         pool = self._runner.pool
         lengths = [(feed.handle, pool.length(feed.handle)) for work in batch for feed in work.feeds]
         try:
-            return self._forward(batch)
+            return self._forward(batch, before)
         except Exception:  # passed on; the pool must not look as if the rows were there
             for handle, length in lengths:
                 if pool.length(handle) > length:
                     pool.truncate(handle, length)
             raise
 
-    def verify_steps(self, batch: SequenceOf[Work], num_steps: int) -> list[Any]:
+    def verify_steps(
+        self, batch: SequenceOf[Work], num_steps: int, before: Callable[[], None]
+    ) -> list[Any]:
         """As `verify`, several steps in one go, for work that is nothing but plain decoding."""
         feeds = [feed for work in batch for feed in work.feeds]
-        found = self._runner.forward_greedily(feeds, num_steps)
+        found = self._runner.forward_greedily(feeds, num_steps, before=before)
         if found is None:
             # Step by step, it is found out whose scores they are, and what is wrong with them.
-            return self.verify(batch)
+            return self.verify(batch, before)
         return [OwnTokens(token_ids, num_accepted=0) for token_ids in found.token_ids]
 
-    def _forward(self, batch: SequenceOf[Work]) -> list[Any]:
-        logits = self._runner.forward([feed for work in batch for feed in work.feeds])
+    def _forward(self, batch: SequenceOf[Work], before: Callable[[], None]) -> list[Any]:
+        feeds = [feed for work in batch for feed in work.feeds]
+        logits = self._runner.forward(feeds, before=before)
         decided: list[Any] = [None] * len(batch)
         by_selector = _by_selector(batch)
         for selector, members in by_selector.items():

@@ -63,7 +63,7 @@ def choose(
 
     def proves_right(step: CompiledStep) -> bool:
         return same_bits(
-            [run_model, lambda batch, storage: step.run(batch, storage.layers)],
+            [run_model, lambda batch, storage: step.run(step.inputs(batch, storage.layers))],
             storage=storage,
             block_size=block_size,
             token_ids=token_ids,

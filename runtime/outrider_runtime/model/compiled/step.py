@@ -45,31 +45,28 @@ class CompiledStep:
         except RuntimeError as error:
             raise UnusableStep(str(error).splitlines()[0]) from error
 
-    def run(self, batch: RaggedBatch, layers: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Appends the batch's keys and values to the storage and computes logits.
+    def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """Appends a batch's keys and values to the storage and computes logits.
 
         Args:
-            batch: what to compute.
-            layers: of each layer the rows of its KV storage.
+            inputs: see `inputs`.
 
         Returns:
             float32 [wanted rows, vocab].
         """
-        logits = self._step.run(self._inputs(batch, layers))
+        logits = self._step.run(inputs)
         return cast("torch.Tensor", logits)[0]
 
     def run_greedily(
         self,
-        batch: RaggedBatch,
-        layers: Sequence[torch.Tensor],
+        inputs: list[torch.Tensor],
         places: torch.Tensor,
         least_log_probs: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """As `run`, and then goes on with the token that each sequence's last row scored highest.
 
         Args:
-            batch: what to compute; logits are wanted of the last row of each sequence.
-            layers: of each layer the rows of its KV storage.
+            inputs: see `inputs`; logits are wanted of the last row of each sequence.
             places: int64 [further steps, 4, sequences]: of the row of each its position, its slot,
                 its sequence in the batch and its place there.
             least_log_probs: float32 [sequences], see `Runner.forward_greedily`.
@@ -78,11 +75,16 @@ class CompiledStep:
             Of each step the tokens, int64, their scores, float32, and given `least_log_probs` their
             log-probabilities, float32; [steps, sequences].
         """
-        found = self._step.run_greedily(self._inputs(batch, layers), places, least_log_probs)
+        found = self._step.run_greedily(inputs, places, least_log_probs)
         return cast("tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]", found)
 
-    def _inputs(self, batch: RaggedBatch, layers: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """In the order of `compiler.Inputs`."""
+    def inputs(self, batch: RaggedBatch, layers: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What the program is given, in the order of `compiler.Inputs`.
+
+        Args:
+            batch: what to compute.
+            layers: of each layer the rows of its KV storage.
+        """
         pages = batch.pages
         wanted = batch.logits_rows
         if wanted is None:

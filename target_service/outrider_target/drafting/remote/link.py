@@ -20,6 +20,7 @@ import structlog
 from outrider.v1 import draft_pb2, draft_pb2_grpc
 from outrider_runtime.certificates import ChannelCertificates
 from outrider_runtime.draft_protocol import PROTOCOL_VERSION, is_supported
+from outrider_runtime.loop_calls import LoopCalls
 
 from outrider_target.drafting.remote import wire
 from outrider_target.drafting.remote.link_key import LinkKey
@@ -97,6 +98,7 @@ class DraftLink:
         self,
         address: str,
         hello: draft_pb2.Hello,
+        calls: LoopCalls,
         *,
         certificates: ChannelCertificates | None = None,
         certified_name: str | None = None,
@@ -107,6 +109,7 @@ class DraftLink:
         Args:
             address: HOST:PORT.
             hello: What the target says first.
+            calls: Into the loop it lives in.
             certificates: For TLS; None: plaintext.
             certified_name: Name that the drafter's certificate bears, where it is not the host.
             key: By which the drafter knows who it is; None: it asks for none.
@@ -123,6 +126,7 @@ class DraftLink:
         self._certified_name = certified_name
         self._key = key or LinkKey()
         self._loop = asyncio.get_running_loop()
+        self._calls = calls
         self._frames: asyncio.Queue[draft_pb2.SpeculateRequest] = asyncio.Queue()
         self._ending: asyncio.Future[Exception] = self._loop.create_future()
         self._said: tuple[tuple[str, str], ...] | None = None  # with the latest connection
@@ -150,13 +154,11 @@ class DraftLink:
 
     def post(self, updates: Sequence[Update]) -> None:
         """Send a round's updates. Any thread; never blocks."""
-        with contextlib.suppress(RuntimeError):  # the loop has ended: so has the target
-            self._loop.call_soon_threadsafe(self._enqueue, updates)
+        self._calls.call_soon(self._enqueue, updates)
 
     def expel(self, reason: str) -> None:
         """Close the link for a while because the drafter misbehaves. Any thread."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._end_with, Refused(reason))
+        self._calls.call_soon(self._end_with, Refused(reason))
 
     def _end_with(self, why: Exception) -> None:
         if not self._ending.done():
