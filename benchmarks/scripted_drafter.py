@@ -24,6 +24,7 @@ from outrider_runtime.draft_protocol import (
     PROTOCOL_VERSION,
 )
 from outrider_runtime.draft_tree import ROOT, CommitGap, DraftTree
+from outrider_runtime.server import MAY_PING
 
 _DESCRIPTION = draft_pb2.DrafterDescription(kind="scripted", max_sessions=1024)
 _LOG_PROB = -0.05
@@ -130,7 +131,7 @@ class ScriptedDrafter(draft_pb2_grpc.DraftServiceServicer):
 
 
 async def _serve(host: str, port: int, texts: Iterable[list[int]]) -> None:
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[MAY_PING])
     draft_pb2_grpc.add_DraftServiceServicer_to_server(ScriptedDrafter(texts), server)
     bound = server.add_insecure_port(f"{host}:{port}")
     await server.start()

@@ -31,6 +31,9 @@ _log = structlog.get_logger(__name__)
 
 _MAX_MESSAGE_BYTES = 4 << 20
 
+MAY_PING = ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000)
+"""Else a peer that pings an idle connection, as targets do, is taken for an attacker."""
+
 # There is no maximum connection age: it would cut streams that outlive its grace, and nothing here
 # needs clients to reconnect.
 _OPTIONS: tuple[tuple[str, int], ...] = (
@@ -43,7 +46,7 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    MAY_PING,
     ("grpc.http2.max_ping_strikes", 3),
     ("grpc.max_connection_idle_ms", 900_000),
     ("grpc.max_concurrent_streams", 1024),

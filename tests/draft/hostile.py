@@ -25,6 +25,7 @@ from outrider_runtime.draft_protocol import (
     PROTOCOL_VERSION,
 )
 from outrider_runtime.draft_tree import ROOT, CommitGap, DraftTree
+from outrider_runtime.server import MAY_PING
 
 MAX_UINT32 = 2**32 - 1
 MAX_UINT64 = 2**64 - 1
@@ -461,7 +462,7 @@ class Serving:
 @asynccontextmanager
 async def serving(drafter: RandomDrafter | AdversarialDrafter) -> AsyncIterator[Serving]:
     """Serve a drafter on a free loopback port of this event loop."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), MAY_PING])
     draft_pb2_grpc.add_DraftServiceServicer_to_server(drafter, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

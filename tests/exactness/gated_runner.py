@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from exactness.loop_thread import PATIENCE
 from outrider_runtime.model.ragged_runner import RaggedRunner
+from outrider_runtime.model.runner import nothing
 
 
 class Gate:
@@ -55,6 +57,9 @@ class GatedRunner(RaggedRunner):
         self._gate = gate
         super().__init__(*args, **options)
 
-    def forward(self, *args: Any, **options: Any) -> torch.Tensor:
+    def forward(
+        self, *args: Any, before: Callable[[], None] = nothing, **options: Any
+    ) -> torch.Tensor:
+        before()  # drafters are told of the last round while the target stands at the gate
         self._gate.pass_through()
         return super().forward(*args, **options)

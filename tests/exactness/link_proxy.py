@@ -16,6 +16,7 @@ import grpc
 from exactness.cable import Cable, cable
 from exactness.loop_thread import PATIENCE
 from outrider.v1 import draft_pb2, draft_pb2_grpc
+from outrider_runtime.server import MAY_PING
 
 Request = draft_pb2.SpeculateRequest
 Response = draft_pb2.SpeculateResponse
@@ -201,7 +202,7 @@ async def link_proxy(
         make_script: From the number of a link, counted from 0, to what happens on it.
     """
     servicer = _Servicer(upstream, make_script)
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[MAY_PING])
     draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -22,6 +22,7 @@ import torch
 from outrider.v1 import generation_pb2 as pb
 from outrider.v1.generation_pb2_grpc import GenerationServiceStub
 from outrider_runtime.model.batch import SequenceRows
+from outrider_runtime.model.runner import nothing
 from outrider_runtime.server import ServerSettings
 from outrider_target.engine.admission import LiveRequests
 from outrider_target.service import TargetService
@@ -57,7 +58,7 @@ def settings_for(folder: Path, **changes: Any) -> TargetSettings:
 class Gate:
     """Stands before every forward: counts them, holds them up, lets tests raise there."""
 
-    def __init__(self, forward: Callable[[Sequence[SequenceRows]], torch.Tensor]) -> None:
+    def __init__(self, forward: Callable[..., torch.Tensor]) -> None:
         self._forward = forward
         self._changed = threading.Condition()
         self._permits: int | None = None
@@ -70,7 +71,14 @@ class Gate:
         )
         """Called in the engine thread with what a forward gave; what it returns counts."""
 
-    def __call__(self, batch: Sequence[SequenceRows], **options: int) -> torch.Tensor:
+    def __call__(
+        self,
+        batch: Sequence[SequenceRows],
+        *,
+        before: Callable[[], None] = nothing,
+        **options: int,
+    ) -> torch.Tensor:
+        before()  # what callers are told of the last round, they hear while the engine stands here
         with self._changed:
             self._waiting = self._permits == 0
             self._changed.notify_all()
