@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,8 @@ class Leader(Service):
         try:
             return super().stop()
         finally:
+            with suppress(subprocess.TimeoutExpired):
+                self.follower.wait(10)  # it ends by itself, a moment after the leader
             self.follower.kill()
             self.follower.wait()
             assert self.follower.stderr is not None
