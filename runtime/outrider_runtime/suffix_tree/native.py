@@ -99,14 +99,7 @@ class NativeSuffixTree:
     def speculate(
         self, context: Sequence[int], num_tokens: int, *, match_size: int | None = None
     ) -> Speculation:
-        """The continuation of the highest score, over several sizes of matched context.
-
-        Args:
-            context: The last tokens of a text.
-            num_tokens: Most tokens wanted.
-            match_size: How many of the context's last tokens are held; None to find out. For the
-                end of the open text it is `open_match`.
-        """
+        """See `PythonSuffixTree.speculate`."""
         tokens = array(_TOKENS, context)
         room = self._room
         if num_tokens > room.num_tokens:

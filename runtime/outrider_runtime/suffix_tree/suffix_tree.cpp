@@ -430,16 +430,15 @@ std::int64_t suffix_tree_count(SuffixTree* tree, const Token* tokens, std::int64
 }
 
 std::int64_t suffix_tree_longest_match(SuffixTree* tree, const Token* context,
-                                                std::int64_t size) {
+                                       std::int64_t size) {
   return tree->longest_match(context, size);
 }
 
 // Returns the length of the path. `tokens` and `probabilities` hold `num_tokens` each;
 // `match_size` is -1 where it is not known, and what was matched afterwards.
-std::int64_t suffix_tree_speculate(SuffixTree* tree, const Token* context,
-                                            std::int64_t size, std::int64_t num_tokens,
-                                            std::int64_t* match_size, Token* tokens,
-                                            double* probabilities, double* score) {
+std::int64_t suffix_tree_speculate(SuffixTree* tree, const Token* context, std::int64_t size,
+                                   std::int64_t num_tokens, std::int64_t* match_size,
+                                   Token* tokens, double* probabilities, double* score) {
   const Path path = tree->speculate(context, size, num_tokens, *match_size);
   std::copy(path.tokens.begin(), path.tokens.end(), tokens);
   std::copy(path.probabilities.begin(), path.probabilities.end(), probabilities);

@@ -6,11 +6,12 @@ the machine has is taken. Knows nothing of compilers.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from outrider_runtime import cpp
 
 FOLDER = Path(__file__).parent / "built"
 """Beside the sources, so that they travel with the environment."""
@@ -37,8 +38,7 @@ first start."""
 def place(level: Level) -> Path:
     """Where the library for a level lies, or would: another torch or source has another."""
     parts = [torch.__version__.encode(), *map(source, SOURCES + HEADERS)]
-    print_of_parts = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
-    return FOLDER / f"{level.name}-{print_of_parts}.so"
+    return FOLDER / f"{level.name}-{cpp.digest(*parts)}.so"
 
 
 def find() -> Path | None:
